@@ -1,0 +1,56 @@
+# Everything here works on a machine with Python >= 3.11 and make; the rest is fetched by `make setup`.
+.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate lint format lock
+.NOTPARALLEL:
+
+# Schedules of the pool's simulation: `make simulate N=1000000`, `make simulate SEED=12345` repeats one.
+N ?= 100000
+LONG_N ?= 200000
+SEED ?=
+
+python := .venv/bin/python
+
+help:
+	@echo 'make run       set up, start Postgres and the service on http://127.0.0.1:8000 (HOST, PORT, DATABASE_URL)'
+	@echo 'make test      set up and run all tests on the newest SQLAlchemy'
+	@echo 'make test-all  the same, then again on SQLAlchemy 2.0, then the long simulation'
+	@echo 'make simulate  the simulation of the pool: N=100000 schedules, or SEED=… to repeat one'
+	@echo 'make lint      ruff, pyright, import-linter, deptry'
+	@echo 'make format    let ruff format and repair'
+
+setup:
+	@sh scripts/setup.sh
+
+run: setup
+	@exec $(python) -m backend
+
+test: setup
+	@sh scripts/system-packages.sh
+	$(python) -m pytest
+
+test-all: test test-sqlalchemy20 test-long
+
+test-sqlalchemy20:
+	@sh scripts/setup.sh sqlalchemy20
+	@sh scripts/system-packages.sh
+	.venv-sqlalchemy20/bin/python -m pytest
+
+test-long: setup
+	$(python) -m pytest tests/simulation --schedules=$(LONG_N)
+
+simulate: setup
+	$(python) -m pytest tests/simulation --schedules=$(N) $(if $(SEED),--seed=$(SEED))
+
+lint: setup
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/pyright
+	.venv/bin/lint-imports
+	.venv/bin/deptry src
+	cd packages/steadypool && ../../.venv/bin/deptry src
+
+format: setup
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+lock: setup
+	.tools/uv-* lock

@@ -1,0 +1,1 @@
+"""Opening one connection, for every driver, and letting go of it."""

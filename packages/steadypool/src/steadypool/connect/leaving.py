@@ -1,0 +1,142 @@
+"""Letting go of a connection at once, and learning when the server has let go of it too.
+
+A polite close needs an answer, and the reason to abort is often that no answer comes. So an abort closes the
+client's socket and waits for nothing. The server's backend may live on for a while (until it looks at its socket,
+see `client_connection_check_interval`) and counts against the server's limits as long; a `Farewell` tells when it
+is gone: it keeps a second descriptor of the same socket, says "no more from me" and reads until the server closes.
+
+    farewell = take_farewell(connection)
+    abort_asyncpg(connection)
+    if farewell is not None:
+        await farewell.wait(5.0)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steadypool.connect.psycopg_connection import SteadyAsyncConnection
+
+_CHUNK = 65_536
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Farewell:
+    """A second descriptor of a connection's socket, to see the server close its end.
+
+    It keeps the socket open until `wait()` or `close()` ends, so one of them must be called.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Take over `descriptor`, a duplicate that belongs to nobody else."""
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.setblocking(False)
+
+    def begin(self) -> None:
+        """Tell the server that nothing more will come; done by `wait()` unless it was done before."""
+        if self._socket.fileno() != -1:
+            # an error means that the other end is gone already: exactly what is waited for
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+
+    async def wait(self, timeout: float) -> bool:
+        """Wait until the server has closed the connection, at most `timeout` seconds; then close the descriptor.
+
+        Returns:
+            Whether the server let go. If it did not, the connection is reset, so that a server which is busy
+            sending notices too.
+        """
+        if self._socket.fileno() == -1:
+            return True
+        self.begin()
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        descriptor = self._socket.fileno()
+        loop.add_reader(descriptor, self._discard, ended)
+        try:
+            async with asyncio.timeout(timeout):
+                await ended
+        except TimeoutError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            return False
+        finally:
+            loop.remove_reader(descriptor)
+            self.close()
+        return True
+
+    def _discard(self, ended: asyncio.Future[None]) -> None:
+        """Read one chunk of what the server still says; end of file, or a broken connection, ends the wait."""
+        try:
+            data = self._socket.recv(_CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data and not ended.done():
+            ended.set_result(None)
+
+    def close(self) -> None:
+        """Close the descriptor without waiting; safe to call twice."""
+        self._socket.close()
+
+
+def take_farewell(connection: Any) -> Farewell | None:
+    """Prepare to watch a connection end; call it before the abort.
+
+    Args:
+        connection: an asyncpg or psycopg connection.
+
+    Returns:
+        None where the connection has no open socket any more.
+    """
+    descriptor = _descriptor(connection)
+    if descriptor is None or descriptor < 0:
+        return None
+    try:
+        return Farewell(os.dup(descriptor))
+    except OSError:
+        return None  # closed in the meantime, or no descriptor left: then there is nothing to watch with
+
+
+def _descriptor(connection: Any) -> int | None:
+    pgconn = getattr(connection, "pgconn", None)
+    if pgconn is not None:
+        return None if connection.closed else pgconn.socket
+    return socket_descriptor(getattr(connection, "_transport", None))
+
+
+def socket_descriptor(transport: asyncio.BaseTransport | None) -> int | None:
+    """The descriptor under a transport of asyncio or uvloop, TLS or not; None when it is closed."""
+    under = None if transport is None else transport.get_extra_info("socket")
+    descriptor = -1 if under is None else under.fileno()
+    return None if descriptor < 0 else descriptor
+
+
+def abort_asyncpg(connection: Any) -> None:
+    """Close an `asyncpg.Connection`'s socket now; a statement on its way fails in its caller.
+
+    Awaits nothing, may be called from a callback of the loop, and twice.
+    """
+    if connection._loop.is_closed():
+        # a transport of a closed loop cannot be aborted; its socket still can
+        descriptor = socket_descriptor(connection._transport)
+        if descriptor is not None:
+            with socket.socket(fileno=os.dup(descriptor)) as under, contextlib.suppress(OSError):
+                under.shutdown(socket.SHUT_RDWR)
+        connection._aborted = True  # asyncpg's own mark; it would warn about an open connection otherwise
+        return
+    connection.terminate()
+
+
+def abort_psycopg(connection: SteadyAsyncConnection[Any]) -> None:
+    """Close a psycopg connection's socket now; a statement on its way fails in its caller.
+
+    Awaits nothing, may be called from a callback of the loop, and twice.
+    """
+    connection.abort()

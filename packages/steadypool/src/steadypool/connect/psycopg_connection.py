@@ -1,0 +1,151 @@
+"""A psycopg connection that can be let go of in the middle of a statement.
+
+psycopg answers the cancellation of a task with a cancel request and up to ten seconds of waiting for its effect.
+A pool whose every wait has an end cannot use that: here a cancelled statement ends at once, and the connection is
+marked so that nobody uses it again. Whoever owns it aborts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import time
+from typing import Any, TypeVar
+
+from psycopg import AsyncConnection, OperationalError, waiting
+from psycopg.abc import PQGen
+from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.rows import Row
+from psycopg.waiting import Ready, Wait
+
+Result = TypeVar("Result")
+
+_BUSY = 0.005
+"""Seconds after which a connection that never has to wait lets the other tasks run."""
+
+_EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
+
+
+class SteadyAsyncConnection(AsyncConnection[Row]):
+    """`psycopg.AsyncConnection` whose waits end at once, by cancellation or by `abort()`."""
+
+    interrupted: bool = False
+    """Whether a statement was given up half-way, so that the connection can only be aborted."""
+
+    _waiter: asyncio.Future[None] | None = None
+    _watched: int = -1
+    _yielded: float = 0.0
+
+    def abort(self) -> None:
+        """Close the socket now, without a word to the server; a statement on its way raises `OperationalError`.
+
+        Awaits nothing, may be called from a callback of the loop, and twice.
+        """
+        self._closed = True  # what psycopg's own close() sets: no warning when the object goes
+        self._forget_socket()
+        self.pgconn.finish()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(OperationalError("the connection was aborted"))
+
+    async def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
+        """Drive one of psycopg's generators until it ends; see the class for what differs.
+
+        Args:
+            gen: what psycopg wants done.
+            interval: only used with a timeout.
+            timeout: seconds; given by psycopg where running out of them is an ordinary end.
+        """
+        if self.interrupted:
+            raise OperationalError("the connection was given up in the middle of a statement")
+        try:
+            if timeout is not None:
+                return await waiting.wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
+            return await self._drive(gen)
+        except asyncio.CancelledError:
+            self.interrupted = self.interrupted or self._in_the_middle()
+            raise
+
+    def _in_the_middle(self) -> bool:
+        return (
+            self.pgconn.transaction_status in (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN)
+            or self.pgconn.pipeline_status != PipelineStatus.OFF
+        )
+
+    async def _drive(self, gen: PQGen[Result]) -> Result:
+        try:
+            wanted = next(gen)
+            while True:
+                ready = self._ready_now(wanted) if wanted & Wait.W else 0
+                if ready:
+                    await self._let_others_run()
+                wanted = gen.send(Ready(ready or await self._ready(wanted)))
+        except StopIteration as end:
+            result: Result = end.value
+        finally:
+            gen.close()
+        await self._let_others_run()
+        return result
+
+    async def _let_others_run(self) -> None:
+        if time.monotonic() - self._yielded >= _BUSY:
+            await asyncio.sleep(0)
+            self._yielded = time.monotonic()
+
+    def _ready_now(self, wanted: Wait) -> int:
+        """What the socket is ready for, without asking the event loop; it nearly always can be written to."""
+        poll = select.poll()
+        poll.register(self.pgconn.socket, _EVENTS[wanted])
+        ready = 0
+        for _, event in poll.poll(0):
+            # an error or a hang-up counts as readable: reading tells what it is
+            ready |= Ready.W if event & select.POLLOUT else 0
+            ready |= Ready.R if event & ~select.POLLOUT else 0
+        return ready
+
+    async def _ready(self, wanted: Wait) -> int:
+        """Wait until the socket is ready; `abort()` may end it from outside."""
+        if self._closed:
+            raise OperationalError("the connection is closed")
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        ready = 0
+
+        def wake(what: Ready) -> None:
+            nonlocal ready
+            ready |= what
+            if not waiter.done():
+                waiter.set_result(None)
+
+        self._watched = self.pgconn.socket
+        self._waiter = waiter
+        if wanted & Wait.R:
+            loop.add_reader(self._watched, wake, Ready.R)
+        if wanted & Wait.W:
+            loop.add_writer(self._watched, wake, Ready.W)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            self._yielded = time.monotonic()
+            self._forget_socket()
+        return ready
+
+    def _forget_socket(self) -> None:
+        """Take the descriptor from the loop while it is still ours: after the close its number may be another's."""
+        descriptor, self._watched = self._watched, -1
+        if descriptor == -1:
+            return
+        loop = self._loop_of_waiter()
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(descriptor)
+            loop.remove_writer(descriptor)
+
+    def _loop_of_waiter(self) -> asyncio.AbstractEventLoop | None:
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            return None if self._waiter is None else self._waiter.get_loop()
+
+
+SteadyConnection = SteadyAsyncConnection[Any]

@@ -1,0 +1,344 @@
+"""`Database`: the one place that sees all parts.
+
+Two ways to run SQL are here: `session()` for SQLAlchemy's AsyncSession, and `connection()` for a connection of
+one's own with the server's placeholders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, cast
+
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.util import greenlet_spawn
+
+from steadypool import errors
+from steadypool.breaker import BreakerState
+from steadypool.dedicated import Dedicated
+from steadypool.errors import ConfigurationError, PoolSnapshot
+from steadypool.events import Events
+from steadypool.settings import DatabaseSettings
+from steadypool.sqlalchemy import create_async_engine
+from steadypool.sqlalchemy.dialects import milliseconds
+from steadypool.sqlalchemy.engine import engine_for_workload
+from steadypool.sqlalchemy.pool import SteadyPool
+from steadypool.telemetry.counters import Counters, Totals
+
+OnConnect = Callable[[Any], Awaitable[None]]
+"""Called with the driver's own connection each time one was opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A class of work: how long its statements may run (seconds), and how many connections it may hold."""
+
+    name: str
+    statement_timeout: float | None = None
+    max_connections: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseStats:
+    """What a person wants to know, at one moment.
+
+    `utilization` is connections in use over `pool_size`: above 1 the overflow is in use.
+    """
+
+    name: str
+    closed: bool
+    pool: PoolSnapshot
+    utilization: float
+    breaker: BreakerState
+    last_connect_failure: str | None
+    totals: Totals
+    workloads: tuple[Workload, ...]
+
+
+class Database:
+    """A Postgres database as a service uses it.
+
+    Making one connects to nothing, and neither does `open()`: a service may start before its database.
+
+    Args:
+        settings: where it is and how it is used; read from the environment if not given.
+        name: what errors, events and statistics call it.
+        on_connect: awaited with the driver's connection after every connect (types, search_path).
+        engine_arguments: anything else for SQLAlchemy's `create_async_engine` (echo, json_serializer, …).
+
+    Raises:
+        errors.ConfigurationError: DATABASE_URL is missing, or says what cannot work.
+
+    Example:
+        >>> async def main() -> None:
+        ...     async with Database(DatabaseSettings()) as db:
+        ...         async with db.session() as session:
+        ...             session.add(Track(title="…"))
+        ...             await session.commit()
+    """
+
+    def __init__(
+        self,
+        settings: DatabaseSettings | None = None,
+        *,
+        name: str = "main",
+        on_connect: OnConnect | None = None,
+        engine_arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings = settings or DatabaseSettings()
+        self.name = name
+        self.events = Events()
+        self._counters = Counters()
+        self.events.subscribe(self._counters)
+        self._workloads: dict[str, Workload] = {}
+        self._ceilings: dict[str, int] = {}
+        self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
+        self.engine = self._make_engine(engine_arguments or {})
+        if on_connect is not None:
+
+            def run_on_connect(dbapi_connection: Any, _record: Any) -> None:
+                dbapi_connection.run_async(on_connect)
+
+            event.listen(self.engine.sync_engine, "connect", run_on_connect)
+
+    def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
+        s = self.settings
+        return create_async_engine(
+            s.require_url(),
+            pool_size=s.pool_size,
+            max_overflow=s.max_overflow,
+            pool_timeout=s.pool_timeout,
+            pool_recycle=-1 if s.pool_recycle is None else s.pool_recycle,
+            pool_pre_ping={"true": True, "false": False}.get(s.pool_pre_ping.value, s.pool_pre_ping.value),
+            pool_use_lifo=True,
+            connection_timeout=s.connection_timeout,
+            statement_timeout=s.statement_timeout,
+            idle_in_transaction_timeout=s.idle_in_transaction_timeout,
+            ping_after_idle=s.ping_after_idle,
+            max_waiting=s.max_waiting,
+            max_connecting=s.max_connecting,
+            close_grace=s.close_grace,
+            password=s.password,
+            pool_name=self.name,
+            events=self.events,
+            ceilings=self._ceilings,
+            **arguments,
+        )
+
+    @property
+    def pool(self) -> SteadyPool:
+        """The engine's pool."""
+        return cast(SteadyPool, self.engine.pool)
+
+    # -- lifecycle ---------------------------------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Bind to the running event loop. Connects to nothing."""
+        self.pool.core.bind()
+        return self
+
+    async def close(self, grace: float | None = None) -> None:
+        """Refuse new callers, let those inside finish for `grace` seconds (DATABASE_CLOSE_GRACE), cut off the rest."""
+        await self.pool.core.close(grace)
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def warm_up(self, connections: int | None = None) -> int:
+        """Open connections before anybody needs them; returns how many are open.
+
+        Args:
+            connections: how many; `pool_size` by default, and never more.
+
+        Raises:
+            errors.ConnectFailed: none could be opened in time.
+        """
+        wanted = min(connections or self.settings.pool_size, self.settings.pool_size)
+        leases = await asyncio.gather(
+            *(self.pool.core.acquire(name="warm-up") for _ in range(wanted)), return_exceptions=True
+        )
+        opened = 0
+        for lease in leases:
+            if not isinstance(lease, BaseException):
+                lease.release()
+                opened += 1
+        failures = [lease for lease in leases if isinstance(lease, BaseException)]
+        if failures and not opened:
+            raise failures[0]
+        return opened
+
+    # -- workloads ---------------------------------------------------------------------------------------------
+
+    def workload(
+        self, name: str, *, statement_timeout: float | None = None, max_connections: int | None = None
+    ) -> Workload:
+        """Declare a class of work, before the first session of it.
+
+        Args:
+            name: what sessions and errors call it.
+            statement_timeout: seconds that its statements may run; DATABASE_STATEMENT_TIMEOUT if not given.
+            max_connections: the most connections it may hold at a time; no ceiling if not given.
+
+        Raises:
+            errors.ConfigurationError: a value is not above zero.
+
+        Example:
+            >>> db.workload("uploads", statement_timeout=30, max_connections=3)
+        """
+        if statement_timeout is not None and not statement_timeout > 0:
+            raise ConfigurationError(
+                f"workload {name!r}: statement_timeout={statement_timeout!r}: allowed: seconds above 0"
+            )
+        if max_connections is not None and max_connections < 1:
+            raise ConfigurationError(f"workload {name!r}: max_connections={max_connections!r}: allowed: 1 or more")
+        declared = Workload(name, statement_timeout, max_connections)
+        self._workloads[name] = declared
+        self._engines = {key: engine for key, engine in self._engines.items() if key[0] != name}
+        self._ceilings.pop(name, None)
+        if max_connections is not None:
+            self._ceilings[name] = max_connections
+        return declared
+
+    def _declared(self, name: str | None) -> Workload | None:
+        if name is None:
+            return None
+        if name not in self._workloads:
+            known = ", ".join(sorted(self._workloads)) or "none"
+            raise ConfigurationError(
+                f"workload {name!r} was not declared; known: {known}; declare it with db.workload({name!r}, …)"
+            )
+        return self._workloads[name]
+
+    def _engine(self, workload: Workload | None, read_only: bool) -> AsyncEngine:
+        key = (None if workload is None else workload.name, read_only)
+        if key == (None, False):
+            return self.engine
+        if key not in self._engines:
+            self._engines[key] = engine_for_workload(
+                self.engine,
+                workload=key[0],
+                statement_timeout=None if workload is None else workload.statement_timeout,
+                read_only=read_only,
+            )
+        return self._engines[key]
+
+    # -- ways to run SQL ---------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def session(
+        self, *, workload: str | None = None, read_only: bool = False, local: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[AsyncSession]:
+        """An AsyncSession; it holds a connection for each transaction, and what is not committed is rolled back.
+
+        Args:
+            workload: the class of work, declared with `workload()`.
+            read_only: whether its transactions are READ ONLY.
+            local: server settings for each of its transactions, as SET LOCAL would set them.
+
+        Example:
+            >>> async with db.session(local={"app.user": "did:plc:xyz"}) as session:
+            ...     await session.execute(text("select current_setting('app.user')"))
+        """
+        declared = self._declared(workload)
+        settings = dict(local or {})
+        if declared is not None and declared.statement_timeout is not None:
+            settings.setdefault("statement_timeout", milliseconds(declared.statement_timeout))
+        session = AsyncSession(self._engine(declared, read_only), expire_on_commit=False)
+        if settings:
+            _set_local(session, settings)
+        async with session:
+            yield session
+
+    @asynccontextmanager
+    async def connection(self, *, workload: str | None = None) -> AsyncGenerator[Dedicated]:
+        """A connection of one's own until the block ends.
+
+        Raises what `Pool.acquire` raises.
+
+        Example:
+            >>> async with db.connection() as connection, connection.transaction():
+            ...     await connection.execute("insert into tags (name) values ($1)", "ambient")
+        """
+        declared = self._declared(workload)
+        engine = self._engine(declared, read_only=False).sync_engine
+        timeout = declared.statement_timeout if declared is not None else None
+        fairy: Any = await greenlet_spawn(engine.raw_connection)
+        driver_connection = fairy.driver_connection
+        dialect = self.pool.dialect
+        try:
+            await dialect.set_autocommit(driver_connection, True)
+            dedicated = Dedicated(
+                driver_connection,
+                dialect.dialogue(driver_connection),
+                clock=self.pool.core.clock,
+                statement_timeout=timeout or self.settings.statement_timeout,
+                workload=workload,
+                snapshot=self.pool.core.snapshot,
+                touch=lambda: dialect.spoke(driver_connection),
+            )
+            if timeout is not None:
+                await dedicated.execute(f"SET statement_timeout = {milliseconds(timeout)}")
+            yield dedicated
+            if timeout is not None:
+                await dedicated.execute("RESET statement_timeout")
+            if dialect.in_transaction(driver_connection):
+                await dedicated.execute("ROLLBACK")
+            await dialect.set_autocommit(driver_connection, False)
+        except BaseException as error:
+            if _is_spoilt(error) or timeout is not None or dialect.in_transaction(driver_connection):
+                dialect.cut(driver_connection)
+            elif dialect.is_open(driver_connection):
+                await dialect.set_autocommit(driver_connection, False)
+            raise
+        finally:
+            if not dialect.is_open(driver_connection) and fairy.is_valid:
+                fairy.invalidate()
+            elif fairy.is_valid:
+                await greenlet_spawn(fairy.close)
+
+    def stats(self) -> DatabaseStats:
+        """What is going on, as frozen facts."""
+        core = self.pool.core
+        snapshot = core.snapshot()
+        return DatabaseStats(
+            name=self.name,
+            closed=core.closed,
+            pool=snapshot,
+            utilization=snapshot.leased / snapshot.size,
+            breaker=core.breaker.state,
+            last_connect_failure=snapshot.last_connect_failure,
+            totals=self._counters.totals(),
+            workloads=tuple(self._workloads.values()),
+        )
+
+
+def _set_local(session: AsyncSession, settings: Mapping[str, str]) -> None:
+    """One statement at the beginning of each transaction of this session."""
+    calls = ", ".join(f"set_config(:name{i}, :value{i}, true)" for i in range(len(settings)))
+    values = {f"name{i}": name for i, name in enumerate(settings)}
+    values |= {f"value{i}": value for i, value in enumerate(settings.values())}
+
+    def after_begin(_session: Any, transaction: Any, connection: Any) -> None:
+        if not transaction.nested:
+            connection.execute(text(f"SELECT {calls}"), values)
+
+    event.listen(session.sync_session, "after_begin", after_begin)
+
+
+def _is_spoilt(error: BaseException) -> bool:
+    """Whether the connection may still be busy with what the error ended."""
+    return not isinstance(error, Exception) or isinstance(
+        error, errors.StatementTimeout | errors.DeadlineExceeded | errors.ConnectionLost | OSError
+    )

@@ -1,0 +1,134 @@
+"""What happened, as frozen facts. Whoever wants to know subscribes; whoever acts never waits for them.
+
+Every event carries `at`, seconds on the pool's clock. Observers are called in order, on the event loop's thread,
+and must return at once. An observer that raises is reported to the log and does not disturb the pool.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_log = logging.getLogger("steadypool.events")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The base of all events; `pool` is the pool's name."""
+
+    pool: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectStarted(Event):
+    """A connection is being opened."""
+
+    connection: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectSucceeded(Event):
+    """A connection is open, after `seconds`."""
+
+    connection: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectAttemptFailed(Event):
+    """A connection could not be opened, after `seconds`; `final` means that trying again cannot help."""
+
+    connection: int
+    seconds: float
+    error: BaseException
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired(Event):
+    """A caller has a connection, after waiting `seconds`."""
+
+    connection: int
+    seconds: float
+    workload: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireFailed(Event):
+    """A caller went without, after waiting `seconds`."""
+
+    seconds: float
+    error: BaseException
+    workload: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Released(Event):
+    """A caller gave a connection back after holding it for `seconds`; `kept` is whether it stays in the pool."""
+
+    connection: int
+    seconds: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Closed(Event):
+    """A connection is gone; `reason` is one of a few fixed words (overflow, recycled, evicted, …)."""
+
+    connection: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatementTimedOut(Event):
+    """A statement reached its limit of `seconds`; `fingerprint` names it without its values."""
+
+    fingerprint: str
+    seconds: float
+    workload: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolClosedEvent(Event):
+    """The pool is closed; `aborted` connections were still in use when the grace time ended."""
+
+    aborted: int
+
+
+Observer = Callable[[Event], None]
+
+
+class Events:
+    """The list of observers of one pool.
+
+    Example:
+        >>> seen = []
+        >>> events = Events()
+        >>> unsubscribe = events.subscribe(seen.append)
+        >>> events.emit(Closed(pool="main", at=0.0, connection=1, reason="overflow"))
+        >>> unsubscribe(); len(seen)
+        1
+    """
+
+    def __init__(self) -> None:
+        self._observers: list[Observer] = []
+
+    def subscribe(self, observer: Observer) -> Callable[[], None]:
+        """Call `observer` with every event from now on, until the function that this returns is called."""
+        self._observers.append(observer)
+
+        def unsubscribe() -> None:
+            if observer in self._observers:
+                self._observers.remove(observer)
+
+        return unsubscribe
+
+    def emit(self, event: Event) -> None:
+        """Tell every observer."""
+        for observer in tuple(self._observers):
+            try:
+                observer(event)
+            except Exception:  # noqa: BLE001 - an observer's bug must not become the pool's
+                _log.exception("an observer of pool events raised on %r", event)

@@ -1,0 +1,58 @@
+"""`/livez` and `/readyz`: whether to restart an instance, and whether to send it requests.
+
+Ready means: the database is open, and the last attempt to connect did not fail. Being exhausted is still ready: the
+requests that come are queued and bounded, and taking busy instances out one after the other turns load into an outage.
+Live connections are not pinged for this; a database that died silently is noticed by the next request that uses one.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from steadypool.deadline import deadline
+from steadypool.errors import PoolSnapshot, SteadypoolError
+from steadypool.fastapi.managed import DatabaseOrGetter, resolve
+
+PROBE_SECONDS = 0.8
+"""How long `/readyz` waits for a connection where the pool's state says nothing."""
+
+
+class Health:
+    """The two answers of one application."""
+
+    def __init__(self, database: DatabaseOrGetter) -> None:
+        self._database = database
+        self._connected_before = False
+
+    async def live(self, _request: Request) -> Response:
+        """200 as long as the event loop runs."""
+        return _answer(HTTPStatus.OK, "live")
+
+    async def ready(self, _request: Request) -> Response:
+        """200, or 503 with the reason."""
+        database = resolve(self._database)
+        stats = database.stats()
+        if stats.closed:
+            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", "closed")
+        if not self._known_good(stats.pool):
+            try:
+                # Out of time this gives up, but the connect goes on in the pool, and the next question finds it done.
+                with deadline(PROBE_SECONDS):
+                    async with database.connection():
+                        self._connected_before = True
+            except SteadypoolError as error:
+                return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", type(error).__name__)
+        return _answer(HTTPStatus.OK, "ready")
+
+    def _known_good(self, pool: PoolSnapshot) -> bool:
+        if pool.leased + pool.idle > 0:
+            self._connected_before = True
+        return self._connected_before and pool.last_connect_failure is None
+
+
+def _answer(status: HTTPStatus, word: str, reason: str | None = None) -> JSONResponse:
+    body = {"status": word} if reason is None else {"status": word, "reason": reason}
+    return JSONResponse(body, status_code=status, headers={"Cache-Control": "no-store"})

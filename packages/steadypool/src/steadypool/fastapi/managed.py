@@ -1,0 +1,74 @@
+"""What the web layer needs of a database, and how it gets at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from steadypool.errors import PoolSnapshot
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+
+class Settings(Protocol):
+    """The settings that matter here."""
+
+    @property
+    def request_deadline(self) -> float | None:
+        """Seconds that a request may take, or None."""
+        ...
+
+
+class Statistics(Protocol):
+    """The numbers that matter here."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the database was closed."""
+        ...
+
+    @property
+    def pool(self) -> PoolSnapshot:
+        """The pool as it is now."""
+        ...
+
+
+class ManagedDatabase(Protocol):
+    """The part of `steadypool.Database` that a web application uses."""
+
+    @property
+    def settings(self) -> Settings:
+        """What it was made from."""
+        ...
+
+    async def open(self) -> Any:
+        """Begin."""
+        ...
+
+    async def close(self) -> Any:
+        """End, with grace."""
+        ...
+
+    def session(
+        self, *, workload: str | None = None, read_only: bool = False
+    ) -> AbstractAsyncContextManager[AsyncSession]:
+        """Yield a session."""
+        ...
+
+    def connection(self) -> AbstractAsyncContextManager[Any]:
+        """Yield a connection."""
+        ...
+
+    def stats(self) -> Statistics:
+        """Count."""
+        ...
+
+
+DatabaseOrGetter: TypeAlias = ManagedDatabase | Callable[[], ManagedDatabase]
+
+
+def resolve(database: DatabaseOrGetter) -> ManagedDatabase:
+    """The database itself, whichever of the two was given."""
+    return database() if callable(database) else database

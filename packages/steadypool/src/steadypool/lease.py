@@ -1,0 +1,243 @@
+"""The parts a pool is made of: its options, a slot for each connection, a waiter for each caller, and the lease.
+
+A slot is counted from the moment its connect starts until the server has let go of it, so that counting slots is
+counting connections as the server sees them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Generic, Protocol, TypeVar
+
+from steadypool.deadline import Deadline
+from steadypool.sqlstate import Fate
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """How a pool behaves. Times are seconds, amounts are connections unless said otherwise.
+
+    `max_overflow` of None means no upper limit; `recycle` and `ping_after_idle` of None mean never.
+    """
+
+    size: int = 10
+    max_overflow: int | None = 5
+    pool_timeout: float = 10.0
+    connect_timeout: float = 10.0
+    recycle: float | None = 7200.0
+    recycle_jitter: float = 0.1
+    ping_after_idle: float | None = 0.5
+    leave_timeout: float = 2.0
+    """How long cleaning, closing or waiting for the server to let go of one connection may take."""
+    max_waiting: int = 1000
+    """Callers that may wait at the same time."""
+    max_connecting: int = 4
+    close_grace: float = 5.0
+    use_lifo: bool = True
+
+    @property
+    def limit(self) -> float:
+        """The most connections there may ever be, opening and closing ones included."""
+        return math.inf if self.max_overflow is None else self.size + self.max_overflow
+
+    @property
+    def acquire_limit(self) -> float:
+        """Seconds a caller without a deadline waits while connections are being opened."""
+        return max(self.pool_timeout, self.connect_timeout)
+
+
+class Driver(Protocol[C]):
+    """What a pool needs to know about connections; one implementation a driver.
+
+    Every coroutine here runs in a task that the pool owns, bounded by a timeout of the pool, and may be cancelled.
+    """
+
+    async def open(self) -> C:
+        """Open a connection. Raises `errors.ConnectFailed`."""
+        ...
+
+    async def ping(self, connection: C) -> None:
+        """Return if the server answers on this connection, raise if not."""
+        ...
+
+    def needs_reset(self, connection: C) -> bool:
+        """Whether its last user left something behind."""
+        ...
+
+    async def reset(self, connection: C) -> None:
+        """Make it as good as new, or raise."""
+        ...
+
+    def is_open(self, connection: C) -> bool:
+        """Whether it is usable as far as can be told without asking the server."""
+        ...
+
+    def abort(self, connection: C) -> None:
+        """Cut it off now. Never waits, never raises, may be called twice."""
+        ...
+
+    async def close(self, connection: C) -> None:
+        """Say goodbye; after `abort`, just wait until the server has let go."""
+        ...
+
+
+class SlotState(Enum):
+    """Where a connection is in its life. Each slot is in exactly one state; GONE is where it ends."""
+
+    OPENING = "opening"
+    """A task of the pool is connecting; nobody holds it."""
+    IDLE = "idle"
+    """In the pool, ready or in need of a proof."""
+    PROVING = "proving"
+    """A task of the pool asks the server for a sign of life."""
+    LEASED = "leased"
+    """Somebody has it."""
+    RESETTING = "resetting"
+    """Given back unclean; a task of the pool cleans it."""
+    CLOSING = "closing"
+    """Not to be used again, but the server may still have it."""
+    GONE = "gone"
+    """The server has let go; the slot is free."""
+
+
+class Slot(Generic[T]):
+    """The place of one connection in the pool."""
+
+    __slots__ = (
+        "connection",
+        "expires_at",
+        "generation",
+        "lease",
+        "number",
+        "opened_at",
+        "proven_at",
+        "state",
+        "suspect",
+        "task",
+    )
+
+    def __init__(self, number: int, generation: int) -> None:
+        self.number = number
+        self.generation = generation
+        self.state = SlotState.OPENING
+        self.connection: T | None = None
+        self.lease: Lease[T] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.opened_at = 0.0
+        self.proven_at = 0.0
+        self.expires_at = math.inf
+        self.suspect = False
+
+
+class Lease(Generic[T]):
+    """A connection that somebody holds, until `release`.
+
+    Use it as a context manager: leaving the block gives the connection back; leaving it by an exception that is
+    not an ordinary `Exception` (a cancellation) evicts it, because nobody knows in which state it is.
+    """
+
+    __slots__ = ("_release", "acquired_at", "name", "slot", "waited", "workload")
+
+    def __init__(
+        self,
+        slot: Slot[T],
+        release: Callable[[Lease[T], Fate], None],
+        *,
+        acquired_at: float,
+        waited: float,
+        name: str,
+        workload: str | None,
+    ) -> None:
+        self.slot = slot
+        self._release = release
+        self.acquired_at = acquired_at
+        self.waited = waited
+        self.name = name
+        self.workload = workload
+
+    @property
+    def connection(self) -> T:
+        """The connection. Raises RuntimeError once the lease has ended."""
+        if not self.active or self.slot.connection is None:
+            raise RuntimeError("this lease has ended; its connection may be somebody else's by now")
+        return self.slot.connection
+
+    @property
+    def active(self) -> bool:
+        """Whether the connection is still this lease's."""
+        return self.slot.lease is self
+
+    def touch(self, now: float) -> None:
+        """The server answered on this connection at `now`: it need not be asked again soon."""
+        self.slot.proven_at = now
+        self.slot.suspect = False
+
+    def release(self, fate: Fate = Fate.KEEP) -> None:
+        """Give the connection back. Never waits, and a second call does nothing."""
+        if self.active:
+            self._release(self, fate)
+
+    def __enter__(self) -> T:
+        return self.connection
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        interrupted = exc is not None and not isinstance(exc, Exception)
+        self.release(Fate.EVICT if interrupted else Fate.KEEP)
+
+
+class Waiter(Generic[T]):
+    """A caller who waits for a connection.
+
+    It waits until `busy_until` while all connections are in use, and until `connect_until` while connections are
+    being opened; both count from the same start, so the two never add up.
+    """
+
+    __slots__ = ("busy_until", "connect_until", "deadline", "future", "name", "since", "timer", "workload")
+
+    def __init__(
+        self,
+        future: asyncio.Future[Lease[T]],
+        *,
+        since: float,
+        pool_timeout: float,
+        connect_wait: float,
+        deadline: Deadline | None,
+        name: str,
+        workload: str | None,
+    ) -> None:
+        self.future = future
+        self.since = since
+        self.deadline = deadline
+        self.name = name
+        self.workload = workload
+        self.timer: asyncio.TimerHandle | None = None
+        end = math.inf if deadline is None else deadline.at
+        self.busy_until = min(since + pool_timeout, end)
+        self.connect_until = since + connect_wait if deadline is None else deadline.at
+
+    def offer(self, lease: Lease[T]) -> bool:
+        """Hand over a lease; False if the caller has gone in the meantime."""
+        if self.future.done():
+            return False
+        self.future.set_result(lease)
+        return True
+
+    def fail(self, error: BaseException) -> bool:
+        """Let the caller go with an error; False if it has gone already."""
+        if self.future.done():
+            return False
+        self.future.set_exception(error)
+        return True

@@ -1,0 +1,659 @@
+"""Who holds which connection. Knows no SQL, no driver and no clock of its own.
+
+The rules, and where they bind:
+
+- Everything here runs on one event loop and nothing between two awaits can be interrupted. All changes of state
+  happen in plain functions; each ends in `_serve`, the one place where callers and connections meet.
+- Opening, proving, cleaning and closing are done by tasks that the pool owns, never by a caller's task. So a
+  cancelled caller can leave at once, and what it began goes to whoever is next.
+- `release` never awaits: there is no moment at which giving back could be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import os
+import random
+from collections import Counter, deque
+from collections.abc import Coroutine
+from typing import Any, Generic, TypeVar
+
+from steadypool import errors, events, refusal
+from steadypool.breaker import Breaker, BreakerState
+from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool.deadline import current_deadline
+from steadypool.lease import Driver, Lease, PoolOptions, Slot, SlotState, Waiter
+from steadypool.roster import LIVE, SUPPLY, Roster
+from steadypool.sqlstate import Fate
+
+T = TypeVar("T")
+
+
+class Pool(Generic[T]):
+    """A pool of connections of any kind.
+
+    It belongs to the event loop, and the process, in which it is first used.
+
+    Args:
+        driver: how to open, ping, clean, abort and close a connection.
+        options: sizes and times.
+        name: what events and errors call this pool.
+        clock: where the time comes from.
+        rng: where the lifetime jitter comes from.
+        breaker: whether a new connection is worth trying.
+        observers: where events go.
+        ceilings: for a workload, the most connections it may hold at a time.
+
+    Example:
+        >>> async def use(driver: Driver[T]) -> None:
+        ...     pool = Pool(driver, PoolOptions(size=2, max_overflow=0))
+        ...     with await pool.acquire() as connection:
+        ...         ...
+        ...     await pool.close()
+    """
+
+    def __init__(
+        self,
+        driver: Driver[T],
+        options: PoolOptions | None = None,
+        *,
+        name: str = "main",
+        clock: Clock = SYSTEM_CLOCK,
+        rng: random.Random | None = None,
+        breaker: Breaker | None = None,
+        observers: events.Events | None = None,
+        ceilings: dict[str, int] | None = None,
+    ) -> None:
+        self.driver = driver
+        self.options = options or PoolOptions()
+        self.name = name
+        self.clock = clock
+        self.events = observers or events.Events()
+        self.breaker = breaker or Breaker(self.options.max_connecting)
+        self.ceilings = ceilings if ceilings is not None else {}
+        self.last_connect_failure: BaseException | None = None
+        self._rng = rng or random.Random()
+        self._slots = Roster[T]()
+        self._idle: deque[Slot[T]] = deque()
+        # Replacing in the background a connection that may only live for an instant would never end.
+        self._replaces_recycled = self.options.recycle is not None and self.options.recycle >= 1.0
+        self._waiters: dict[Waiter[T], None] = {}
+        self._held: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed: set[asyncio.Future[None]] = set()
+        self._generation = 0
+        self._wanted_idle = 0
+        self._closed = False
+        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._wake_timer: asyncio.TimerHandle | None = None
+        self._recycle_timer: asyncio.TimerHandle | None = None
+
+    # -- what a person can see ---------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def count(self, *states: SlotState) -> int:
+        """How many connections are in one of these states; all there are if none is named."""
+        return self._slots.count(*states) if states else len(self._slots)
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a connection."""
+        return len(self._waiters)
+
+    def snapshot(self) -> errors.PoolSnapshot:
+        """The pool at this moment: counts, and who holds what for how long."""
+        now = self.clock.monotonic()
+        return self._slots.snapshot(self.options, now, self.waiting, self.last_connect_failure)
+
+    def bind(self) -> None:
+        """Belong to the running event loop from now on; otherwise the first use decides."""
+        self._at_home()
+
+    # -- acquire and release -----------------------------------------------------------------------------------
+
+    async def acquire(
+        self, *, name: str | None = None, workload: str | None = None, timeout: float | None = None
+    ) -> Lease[T]:
+        """Get a connection, first come, first served.
+
+        Args:
+            name: who asks, for errors and statistics; the current task's name by default.
+            workload: the class of work, for its ceiling and for statistics.
+            timeout: seconds to wait while all connections are in use; `PoolOptions.pool_timeout` by default.
+                A `deadline()` that ends earlier wins.
+
+        Raises:
+            errors.PoolTimeout: none became free in time.
+            errors.PoolQueueFull: too many callers wait already.
+            errors.ConnectFailed: none could be opened.
+            errors.DeadlineExceeded: the caller's deadline passed.
+            errors.PoolClosed: the pool is closed.
+            errors.WrongEventLoop: the pool belongs to another event loop or process.
+        """
+        loop = self._at_home()
+        if self._closed:
+            raise refusal.closed(self.name)
+        now = self.clock.monotonic()
+        waiter = Waiter[T](
+            loop.create_future(),
+            since=now,
+            pool_timeout=self.options.pool_timeout if timeout is None else timeout,
+            connect_wait=self.options.acquire_limit,
+            deadline=current_deadline(),
+            name=name or _task_name(),
+            workload=workload,
+        )
+        lease = self._take_idle(waiter, now)
+        if lease is not None:
+            return lease
+        if len(self._waiters) >= self.options.max_waiting:
+            error = refusal.queue_full(self.options.max_waiting, waiter.deadline, self.snapshot())
+            self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, workload))
+            raise error
+        self._waiters[waiter] = None
+        self._arm(waiter, waiter.busy_until - now)
+        self.breaker.somebody_came(now=now)
+        self._serve()
+        try:
+            return await waiter.future
+        except asyncio.CancelledError:
+            self._leave(waiter)
+            raise
+
+    def _leave(self, waiter: Waiter[T]) -> None:
+        """The caller was cancelled; a lease that was handed over in the same moment goes to the next."""
+        future = waiter.future
+        if future.done() and not future.cancelled() and future.exception() is None:
+            future.result().release()
+            return
+        self._forget(waiter)
+        self._serve()
+
+    def _take_idle(self, waiter: Waiter[T], now: float) -> Lease[T] | None:
+        """The fast path: a connection that is there and needs no proof, if nobody is before this caller."""
+        if self._waiters or not self._idle or self._at_ceiling(waiter.workload):
+            return None
+        slot = self._idle[-1 if self.options.use_lifo else 0]
+        if self._needs_proof(slot, now) or not self.driver.is_open(self._connection(slot)):
+            return None
+        self._idle.pop() if self.options.use_lifo else self._idle.popleft()
+        return self._lease(slot, waiter, now)
+
+    def _lease(self, slot: Slot[T], waiter: Waiter[T], now: float) -> Lease[T]:
+        lease = Lease(
+            slot,
+            self._released,
+            acquired_at=now,
+            waited=now - waiter.since,
+            name=waiter.name,
+            workload=waiter.workload,
+        )
+        slot.lease = lease
+        self._slots.move(slot, SlotState.LEASED)
+        if waiter.workload is not None:
+            self._held[waiter.workload] += 1
+        self.events.emit(events.Acquired(self.name, now, slot.number, lease.waited, waiter.workload))
+        return lease
+
+    def _released(self, lease: Lease[T], fate: Fate) -> None:
+        slot, now = lease.slot, self.clock.monotonic()
+        slot.lease = None
+        if lease.workload is not None:
+            self._held[lease.workload] -= 1
+        if fate is Fate.EVICT_AND_PROVE:
+            self.suspect_all()
+        kept = fate in (Fate.KEEP, Fate.BACK_OFF, Fate.FORGET_STATEMENT)
+        kept = kept and self.driver.is_open(self._connection(slot))
+        self.events.emit(events.Released(self.name, now, slot.number, now - lease.acquired_at, kept))
+        if not kept:
+            self._retire(slot, "evicted", abrupt=True)
+        elif self._closed or slot.generation != self._generation:
+            self._retire(slot, "disposed")
+        elif self.driver.needs_reset(self._connection(slot)):
+            self._slots.move(slot, SlotState.RESETTING)
+            self._start(slot, self._reset(slot))
+        else:
+            self._settle(slot)
+        self._serve()
+
+    def _settle(self, slot: Slot[T]) -> None:
+        """A clean connection nobody holds: put it where it can be taken from, or let it go."""
+        now = self.clock.monotonic()
+        if now >= slot.expires_at and now > slot.opened_at:
+            self._retire(slot, "recycled")
+            self._wanted_idle += self._replaces_recycled
+        elif len(self._idle) >= self.options.size and not self._someone_can_take():
+            self._retire(slot, "overflow")
+        else:
+            self._slots.move(slot, SlotState.IDLE)
+            self._idle.append(slot)
+            self._arm_recycling()
+
+    # -- where callers and connections meet --------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Bring waiting callers and connections together. Called after every change, and only then."""
+        now = self.clock.monotonic()
+        self._hand_out(now)
+        self._open_more(now)
+        if not self._connect_pending():
+            self._fail_overdue(now)
+        if self._closed:
+            self._tell_changed()
+
+    def _hand_out(self, now: float) -> None:
+        """Give idle connections to those who wait, in the order in which they came."""
+        proofs = self.count(SlotState.PROVING, SlotState.RESETTING)
+        for waiter in tuple(self._waiters) if self._idle else ():
+            if waiter.future.done():  # cancelled, and about to say so itself
+                self._forget(waiter)
+            elif not self._at_ceiling(waiter.workload):
+                slot = self._next_idle()
+                if slot is None:
+                    return
+                if not self._needs_proof(slot, now):
+                    self._forget(waiter)
+                    waiter.offer(self._lease(slot, waiter, now))
+                elif proofs > 0:  # a proof that is under way will do for this caller
+                    proofs -= 1
+                    self._put_back(slot)
+                else:
+                    self._slots.move(slot, SlotState.PROVING)
+                    self._start(slot, self._prove(slot))
+
+    def _next_idle(self) -> Slot[T] | None:
+        """The next idle connection whose socket is open; those found dead on the way are retired."""
+        while self._idle:
+            slot = self._idle.pop() if self.options.use_lifo else self._idle.popleft()
+            if self.driver.is_open(self._connection(slot)):
+                return slot
+            self._retire(slot, "found dead", abrupt=True)
+        return None
+
+    def _put_back(self, slot: Slot[T]) -> None:
+        self._idle.append(slot) if self.options.use_lifo else self._idle.appendleft(slot)
+
+    def _open_more(self, now: float) -> None:
+        """Open as many connections as callers lack, as far as the limit and the breaker allow."""
+        if self._closed:
+            return
+        lacking = self._takers() - self.count(*SUPPLY)
+        spare = min(self._wanted_idle, self.options.size - self.count(*LIVE, SlotState.OPENING))
+        self._wanted_idle = max(0, spare)
+        wanted = max(lacking, self._wanted_idle if not self._waiters else 0)
+        room = self.options.limit - len(self._slots)
+        opening = self.count(SlotState.OPENING)
+        allowance = self.breaker.allowance(now=now, opening=opening, live=self.count(*LIVE))
+        for _ in range(int(min(wanted, room, allowance))):
+            self._wanted_idle = max(0, self._wanted_idle - 1)
+            slot = self._slots.add(self._generation)
+            self._start(slot, self._open(slot))
+        if wanted > 0 and room > 0 and allowance == 0 and not opening:
+            self._wake_at(self.breaker.not_before)
+
+    def _takers(self) -> int:
+        """How many waiting callers could use a connection now; those at their workload's ceiling could not."""
+        if not self.ceilings:
+            return len(self._waiters)
+        left = {workload: top - self._held[workload] for workload, top in self.ceilings.items()}
+        takers = 0
+        for waiter in self._waiters:
+            if waiter.workload in left:
+                if left[waiter.workload] <= 0:
+                    continue
+                left[waiter.workload] -= 1
+            takers += 1
+        return takers
+
+    def _someone_can_take(self) -> bool:
+        return self._takers() > len(self._idle)
+
+    def _at_ceiling(self, workload: str | None) -> bool:
+        ceiling = self.ceilings.get(workload) if workload is not None else None
+        return ceiling is not None and self._held[workload or ""] >= ceiling
+
+    def _needs_proof(self, slot: Slot[T], now: float) -> bool:
+        if slot.suspect:
+            return True
+        limit = self.options.ping_after_idle
+        return limit is not None and now - slot.proven_at >= limit
+
+    # -- how long a caller waits -------------------------------------------------------------------------------
+
+    def _connect_pending(self) -> bool:
+        return self.count(SlotState.OPENING) > 0 or self.breaker.state is BreakerState.OPEN
+
+    def _arm(self, waiter: Waiter[T], seconds: float) -> None:
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        waiter.timer = None
+        if seconds < math.inf:
+            waiter.timer = self._loop().call_later(max(0.0, seconds), self._time_is_up, waiter)
+
+    def _time_is_up(self, waiter: Waiter[T]) -> None:
+        waiter.timer = None
+        now = self.clock.monotonic()
+        until = waiter.busy_until
+        if self._connect_pending():
+            until = max(until, waiter.connect_until)
+        if now < until:
+            self._arm(waiter, until - now)
+        else:
+            self._turn_away(waiter, now)
+            self._serve()
+
+    def _fail_overdue(self, now: float) -> None:
+        """Callers who waited beyond `pool_timeout` for a connect that is no longer under way."""
+        for waiter in list(self._waiters):
+            if now >= waiter.busy_until:
+                self._turn_away(waiter, now)
+
+    def _turn_away(self, waiter: Waiter[T], now: float) -> None:
+        self._forget(waiter)
+        error = refusal.out_of_time(
+            now=now,
+            since=waiter.since,
+            limit=waiter.busy_until - waiter.since,
+            deadline=waiter.deadline,
+            pool=self.snapshot(),
+            cause=self.last_connect_failure,
+        )
+        self._fail(waiter, error, now)
+
+    def _fail(self, waiter: Waiter[T], error: errors.SteadypoolError, now: float) -> None:
+        if waiter.fail(error):
+            self.events.emit(events.AcquireFailed(self.name, now, now - waiter.since, error, waiter.workload))
+
+    def _forget(self, waiter: Waiter[T]) -> None:
+        self._waiters.pop(waiter, None)
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+            waiter.timer = None
+
+    # -- what the pool's own tasks do --------------------------------------------------------------------------
+
+    async def _open(self, slot: Slot[T]) -> None:
+        started = self.clock.monotonic()
+        self.events.emit(events.ConnectStarted(self.name, started, slot.number))
+        try:
+            async with asyncio.timeout(self.options.connect_timeout):
+                connection = await self.driver.open()
+        except asyncio.CancelledError:
+            self._free(slot, "closed while opening")
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises becomes the callers' named error
+            self._open_failed(slot, started, error)
+            return
+        now = self.clock.monotonic()
+        slot.connection = connection
+        slot.opened_at = slot.proven_at = now
+        if self.options.recycle is not None:
+            jitter = self._rng.uniform(0.0, self.options.recycle_jitter)
+            slot.expires_at = now + self.options.recycle * (1.0 - jitter)
+        self.last_connect_failure = None
+        self.breaker.connected()
+        self.events.emit(events.ConnectSucceeded(self.name, now, slot.number, now - started))
+        if self._closed or slot.generation != self._generation:
+            self._retire(slot, "disposed")
+        else:
+            self._settle(slot)
+        self._serve()
+
+    def _open_failed(self, slot: Slot[T], started: float, error: Exception) -> None:
+        now = self.clock.monotonic()
+        failure = error
+        if isinstance(error, TimeoutError) and not isinstance(error, errors.SteadypoolError):
+            failure = errors.ConnectTimeout(
+                f"connecting took longer than {self.options.connect_timeout:.2f}s",
+                errors.Report(errors.Phase.CONNECTING, errors.Elapsed(connecting=now - started)),
+            )
+        self.last_connect_failure = failure
+        final = refusal.is_final(failure)
+        self.breaker.failed(now=now, someone_waits=bool(self._waiters))
+        self.events.emit(
+            events.ConnectAttemptFailed(self.name, now, slot.number, now - started, failure, final)
+        )
+        self._free(slot, "connect failed")
+        self._wanted_idle = 0
+        if final and not self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING):
+            pool = self.snapshot()
+            for waiter in list(self._waiters):
+                self._forget(waiter)
+                waited = now - waiter.since
+                self._fail(waiter, refusal.connect_failed(failure, waited, waiter.deadline, pool), now)
+        self._serve()
+
+    async def _prove(self, slot: Slot[T]) -> None:
+        connection = self._connection(slot)
+        try:
+            async with asyncio.timeout(self._ping_limit()):
+                await self.driver.ping(connection)
+        except asyncio.CancelledError:
+            self._retire_from_task(slot, "closed while proving")
+            raise
+        except Exception:  # noqa: BLE001 - whatever a ping raises means that the connection is not to be used
+            self.suspect_all()
+            self._retire_from_task(slot, "found dead")
+            return
+        slot.suspect = False
+        slot.proven_at = self.clock.monotonic()
+        self._settle(slot)
+        self._serve()
+
+    def _ping_limit(self) -> float:
+        return min(self.options.connect_timeout, self.options.pool_timeout)
+
+    async def _reset(self, slot: Slot[T]) -> None:
+        connection = self._connection(slot)
+        try:
+            async with asyncio.timeout(self.options.leave_timeout):
+                await self.driver.reset(connection)
+        except asyncio.CancelledError:
+            self._retire_from_task(slot, "closed while resetting")
+            raise
+        except Exception:  # noqa: BLE001 - whatever went wrong, a connection that can't be cleaned is not used again
+            self._retire_from_task(slot, "not clean")
+            return
+        slot.proven_at = self.clock.monotonic()
+        if self._closed or slot.generation != self._generation:
+            self._retire(slot, "disposed")
+        else:
+            self._settle(slot)
+        self._serve()
+
+    async def _close(self, slot: Slot[T], reason: str) -> None:
+        connection = self._connection(slot)
+        try:
+            async with asyncio.timeout(self.options.leave_timeout):
+                await self.driver.close(connection)
+        except asyncio.CancelledError:
+            self.driver.abort(connection)
+            raise
+        except Exception:  # noqa: BLE001 - a connection that can't be closed politely is cut off
+            self.driver.abort(connection)
+        finally:
+            self._free(slot, reason)
+            self._serve()
+
+    def _retire_from_task(self, slot: Slot[T], reason: str) -> None:
+        """Retire a slot whose own task is still running: the closing task takes over from it."""
+        slot.task = None
+        self._retire(slot, reason, abrupt=True)
+        self._serve()
+
+    def _retire(self, slot: Slot[T], reason: str, *, abrupt: bool = False) -> None:
+        """Close a connection that nobody holds; its place is free when the server has let go of it."""
+        self._slots.move(slot, SlotState.CLOSING)
+        if abrupt:
+            self.driver.abort(self._connection(slot))
+        self._start(slot, self._close(slot, reason))
+
+    def _free(self, slot: Slot[T], reason: str) -> None:
+        if slot.state is SlotState.GONE:
+            return
+        self._slots.move(slot, SlotState.GONE)
+        slot.connection = None
+        self.events.emit(events.Closed(self.name, self.clock.monotonic(), slot.number, reason))
+
+    # -- upkeep ------------------------------------------------------------------------------------------------
+
+    def suspect_all(self) -> None:
+        """Let every idle connection prove itself before somebody gets it."""
+        for slot in self._slots:
+            slot.suspect = slot.suspect or slot.state in LIVE
+
+    def _wake_at(self, moment: float) -> None:
+        if self._wake_timer is not None:
+            self._wake_timer.cancel()
+        delay = max(0.0, moment - self.clock.monotonic())
+        self._wake_timer = self._loop().call_later(delay, self._woken)
+
+    def _woken(self) -> None:
+        self._wake_timer = None
+        self._serve()
+
+    def _arm_recycling(self) -> None:
+        if self._recycle_timer is None and self._idle and self._replaces_recycled:
+            soonest = min(slot.expires_at for slot in self._idle)
+            delay = max(0.0, soonest - self.clock.monotonic())
+            self._recycle_timer = self._loop().call_later(delay, self._recycle)
+
+    def _recycle(self) -> None:
+        """Replace idle connections that are old enough, so that no caller has to wait for it."""
+        self._recycle_timer = None
+        now = self.clock.monotonic()
+        for slot in [slot for slot in self._idle if now >= slot.expires_at]:
+            self._idle.remove(slot)
+            self._retire(slot, "recycled")
+            self._wanted_idle += 1
+        self._arm_recycling()
+        self._serve()
+
+    def warm_up(self, connections: int | None = None) -> None:
+        """Begin to open connections, `PoolOptions.size` by default, without waiting for anybody to need them."""
+        self._at_home()
+        target = self.options.size if connections is None else min(connections, self.options.size)
+        self._wanted_idle = max(0, target - self.count(*LIVE, SlotState.OPENING))
+        self._serve()
+
+    async def evict(self) -> None:
+        """Close all idle connections at once, and those in use when they come back."""
+        self._generation += 1
+        self._wanted_idle = 0
+        idle, self._idle = list(self._idle), deque()
+        for slot in idle:
+            self._retire(slot, "disposed")
+        self._serve()
+        closing = [slot.task for slot in idle if slot.task is not None]
+        if closing:
+            await asyncio.wait(closing)
+
+    def abort_idle(self) -> None:
+        """Like `evict`, where nothing can be awaited: cut all idle connections off."""
+        self._generation += 1
+        self._wanted_idle = 0
+        while self._idle:
+            slot = self._idle.pop()
+            self.driver.abort(self._connection(slot))
+            self._free(slot, "disposed")
+
+    async def close(self, grace: float | None = None) -> None:
+        """Refuse new callers, let those who hold a connection finish, then cut off what is left, all at once.
+
+        Args:
+            grace: seconds to wait for connections in use; `PoolOptions.close_grace` by default.
+        """
+        self._at_home()
+        self._closed = True
+        self._generation += 1
+        now = self.clock.monotonic()
+        for waiter in list(self._waiters):
+            self._forget(waiter)
+            self._fail(waiter, refusal.closed(self.name), now)
+        for timer in (self._wake_timer, self._recycle_timer):
+            if timer is not None:
+                timer.cancel()
+        self._wake_timer = self._recycle_timer = None
+        for slot in self._slots:
+            if slot.state in (SlotState.OPENING, SlotState.PROVING) and slot.task is not None:
+                slot.task.cancel()
+            elif slot.state is SlotState.IDLE:
+                self._retire(slot, "pool closed")
+        self._idle.clear()
+        aborted = 0
+        try:
+            await self._wait_until_empty(self.options.close_grace if grace is None else grace)
+        finally:
+            aborted = self._abort_all()
+            self.events.emit(events.PoolClosedEvent(self.name, self.clock.monotonic(), aborted))
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.options.leave_timeout)
+
+    async def _wait_until_empty(self, grace: float) -> None:
+        until = self.clock.monotonic() + grace
+        while self._slots and (left := until - self.clock.monotonic()) > 0:
+            future: asyncio.Future[None] = self._loop().create_future()
+            self._changed.add(future)
+            try:
+                await asyncio.wait({future}, timeout=left)
+            finally:
+                self._changed.discard(future)
+                future.cancel()
+
+    def _tell_changed(self) -> None:
+        for future in self._changed:
+            if not future.done():
+                future.set_result(None)
+
+    def _abort_all(self) -> int:
+        aborted = self.count(SlotState.LEASED)
+        for slot in self._slots:
+            slot.lease = None
+            if slot.connection is not None:
+                self.driver.abort(slot.connection)
+            self._free(slot, "aborted at close")
+        for task in self._tasks:
+            task.cancel()
+        return aborted
+
+    # -- small helpers -----------------------------------------------------------------------------------------
+
+    def _connection(self, slot: Slot[T]) -> T:
+        assert slot.connection is not None, "a slot without a connection in use"
+        return slot.connection
+
+    def _start(self, slot: Slot[T], work: Coroutine[Any, Any, None]) -> None:
+        # An empty context: the pool's work must not inherit the deadline of the caller that happened to start it.
+        task = self._loop().create_task(
+            work, name=f"{self.name}-{slot.state.value}-{slot.number}", context=contextvars.Context()
+        )
+        slot.task = task
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        assert self._home is not None, "the pool was never used"
+        return self._home[0]
+
+    def _at_home(self) -> asyncio.AbstractEventLoop:
+        here = (asyncio.get_running_loop(), os.getpid())
+        if self._home is None:
+            self._home = here
+        elif self._home != here:
+            where = "process" if self._home[1] != here[1] else "event loop"
+            raise errors.WrongEventLoop(
+                f"the pool {self.name!r} belongs to another {where}; make one for each {where}, "
+                "or dispose of it there before you use it here"
+            )
+        return here[0]
+
+
+def _task_name() -> str:
+    task = asyncio.current_task()
+    return task.get_name() if task is not None else "no task"

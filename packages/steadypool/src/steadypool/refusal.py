@@ -1,0 +1,109 @@
+"""What a caller is told who does not get a connection. Pure: from what is known to a named error."""
+
+from __future__ import annotations
+
+from steadypool import errors
+from steadypool.deadline import Deadline
+from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report
+
+RETRY_AFTER = 1.0
+"""Seconds after which a refused caller is invited to come back."""
+
+
+def report(phase: Phase, waited: float, deadline: Deadline | None, pool: PoolSnapshot) -> Report:
+    """A report in which the whole time, `waited` seconds, went into one phase."""
+    connecting = phase is Phase.CONNECTING
+    return Report(
+        phase=phase,
+        elapsed=Elapsed(connecting=waited) if connecting else Elapsed(waiting=waited),
+        deadline=None if deadline is None else deadline.seconds,
+        retry_after=RETRY_AFTER,
+        pool=pool,
+    )
+
+
+def out_of_time(
+    *,
+    now: float,
+    since: float,
+    limit: float,
+    deadline: Deadline | None,
+    pool: PoolSnapshot,
+    cause: BaseException | None,
+) -> errors.SteadypoolError:
+    """The error for a caller whose time is up.
+
+    Args:
+        now: the moment, on the pool's clock.
+        since: when the caller came.
+        limit: seconds it was to wait for a busy pool.
+        deadline: the caller's own, or None.
+        pool: the pool at this moment.
+        cause: what the last attempt to connect said, or None if it succeeded.
+    """
+    busy = pool.leased > 0
+    waited = now - since
+    facts = report(Phase.WAITING if busy else Phase.CONNECTING, waited, deadline, pool)
+    error: errors.SteadypoolError
+    if deadline is not None and now >= deadline.at:
+        doing = "waiting for a connection" if busy else "connecting to the database"
+        error = errors.DeadlineExceeded(
+            f"deadline of {deadline.seconds:.2f}s passed after {waited:.2f}s of {doing} ({pool})"
+            + (f"; the last attempt to connect said: {cause}" if cause else ""),
+            facts,
+        )
+    elif busy:
+        error = errors.PoolTimeout(exhausted(limit, pool), facts)
+    elif isinstance(cause, errors.ConnectFailed) and not isinstance(cause, errors.ConnectTimeout):
+        error = errors.ConnectFailed(
+            f"no connection to the database within {waited:.2f}s; the last attempt said: {cause}", facts
+        )
+    else:
+        error = errors.ConnectTimeout(
+            f"the database did not answer within {waited:.2f}s"
+            + (f"; the last attempt said: {cause}" if cause else ""),
+            facts,
+        )
+    error.__cause__ = cause
+    return error
+
+
+def exhausted(timeout: float, pool: PoolSnapshot) -> str:
+    """What SQLAlchemy's QueuePool says, word for word, and then who holds what and what to do."""
+    return (
+        f"QueuePool limit of size {pool.size} overflow {pool.max_overflow} reached, "
+        f"connection timed out, timeout {timeout:0.2f} ({pool}). "
+        "Find out what holds the connections, or raise DATABASE_POOL_SIZE or DATABASE_MAX_OVERFLOW"
+    )
+
+
+def queue_full(max_waiting: int, deadline: Deadline | None, pool: PoolSnapshot) -> errors.PoolQueueFull:
+    """The error for a caller who is turned away because too many wait already."""
+    return errors.PoolQueueFull(
+        f"{pool.waiting} callers wait for a connection already, as many as DATABASE_MAX_WAITING allows "
+        f"({max_waiting}); turned away at once ({pool})",
+        report(Phase.WAITING, 0.0, deadline, pool),
+    )
+
+
+def connect_failed(
+    failure: BaseException, waited: float, deadline: Deadline | None, pool: PoolSnapshot
+) -> errors.ConnectFailed:
+    """The error for a caller whose connect cannot succeed until somebody changes something."""
+    error = errors.ConnectFailed(
+        str(failure) or type(failure).__name__,
+        report(Phase.CONNECTING, waited, deadline, pool),
+        final=is_final(failure),
+    )
+    error.__cause__ = failure
+    return error
+
+
+def is_final(failure: BaseException) -> bool:
+    """Whether connecting again cannot help. What is not a known connect error is a bug, so it is final too."""
+    return not isinstance(failure, errors.ConnectFailed) or failure.final
+
+
+def closed(name: str) -> errors.PoolClosed:
+    """The error for whoever uses a pool after its end."""
+    return errors.PoolClosed(f"the pool {name!r} is closed", Report(phase=Phase.CLOSING))

@@ -1,0 +1,70 @@
+"""The list of a pool's connections and how many are in each state. The only place where a slot changes its state."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from steadypool import errors
+from steadypool.lease import PoolOptions, Slot, SlotState
+
+T = TypeVar("T")
+
+LIVE = frozenset({SlotState.IDLE, SlotState.PROVING, SlotState.LEASED, SlotState.RESETTING})
+"""States in which there is a connection that may be used again."""
+SUPPLY = frozenset({SlotState.PROVING, SlotState.RESETTING, SlotState.OPENING})
+"""States that end in a connection for somebody who waits, if all goes well."""
+
+
+class Roster(Generic[T]):
+    """All slots of a pool, those included that are opening or closing."""
+
+    def __init__(self) -> None:
+        self._slots: dict[int, Slot[T]] = {}
+        self._counts: Counter[SlotState] = Counter()
+        self._numbers = 0
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __iter__(self) -> Iterator[Slot[T]]:
+        return iter(tuple(self._slots.values()))
+
+    def count(self, *states: SlotState) -> int:
+        """How many slots are in one of these states."""
+        return sum(self._counts[state] for state in states)
+
+    def add(self, generation: int) -> Slot[T]:
+        """A new slot, whose connection is about to be opened."""
+        self._numbers += 1
+        slot = Slot[T](self._numbers, generation)
+        self._slots[slot.number] = slot
+        self._counts[slot.state] += 1
+        return slot
+
+    def move(self, slot: Slot[T], state: SlotState) -> None:
+        """Change a slot's state; GONE takes it off the list."""
+        self._counts[slot.state] -= 1
+        slot.state = state
+        if state is SlotState.GONE:
+            del self._slots[slot.number]
+        else:
+            self._counts[state] += 1
+
+    def snapshot(
+        self, options: PoolOptions, now: float, waiting: int, failure: BaseException | None
+    ) -> errors.PoolSnapshot:
+        """Counts, and who holds what for how long."""
+        leases = [slot.lease for slot in self._slots.values() if slot.lease is not None]
+        return errors.PoolSnapshot(
+            size=options.size,
+            max_overflow=-1 if options.max_overflow is None else options.max_overflow,
+            leased=self.count(SlotState.LEASED),
+            idle=self.count(SlotState.IDLE, SlotState.PROVING),
+            opening=self.count(SlotState.OPENING),
+            closing=self.count(SlotState.CLOSING, SlotState.RESETTING),
+            waiting=waiting,
+            holders=tuple(errors.Holder(x.name, now - x.acquired_at, x.workload) for x in leases),
+            last_connect_failure=None if failure is None else str(failure),
+        )

@@ -1,0 +1,30 @@
+"""steadypool for SQLAlchemy: change one import.
+
+```python
+from steadypool.sqlalchemy import create_async_engine   # instead of sqlalchemy.ext.asyncio
+```
+"""
+
+from steadypool.sqlalchemy.engine import create_async_engine
+from steadypool.sqlalchemy.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    ConnectTimeout,
+    DatabaseUnavailable,
+    PoolQueueFull,
+    PoolTimeout,
+    StatementTimeout,
+)
+from steadypool.sqlalchemy.pool import SteadyPool
+
+__all__ = [
+    "ConnectFailed",
+    "ConnectTimeout",
+    "ConnectionLost",
+    "DatabaseUnavailable",
+    "PoolQueueFull",
+    "PoolTimeout",
+    "StatementTimeout",
+    "SteadyPool",
+    "create_async_engine",
+]

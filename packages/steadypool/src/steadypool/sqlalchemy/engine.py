@@ -1,0 +1,154 @@
+"""`create_async_engine`: SQLAlchemy's, with a pool that keeps its promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import sqlalchemy.ext.asyncio as stock
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from steadypool.errors import ConfigurationError
+from steadypool.events import Events
+from steadypool.lease import PoolOptions
+from steadypool.settings import Password
+from steadypool.sqlalchemy.dialects import OURS, TIMEOUT_OPTION, GuardedDialect, Guards
+from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
+from steadypool.sqlalchemy.pool import SteadyPool, current_workload
+
+DEFAULT_CONNECTION_TIMEOUT = 30.0
+"""Seconds that connecting may take where nothing says otherwise: as long as SQLAlchemy's pool waits."""
+
+
+def create_async_engine(
+    url: str | URL,
+    *,
+    connection_timeout: float | None = None,
+    statement_timeout: float | None = None,
+    idle_in_transaction_timeout: float | None = None,
+    ping_after_idle: float = 0.5,
+    max_waiting: int = 1000,
+    max_connecting: int = 4,
+    close_grace: float = 5.0,
+    leave_timeout: float = 2.0,
+    password: Password | None = None,
+    pool_name: str = "main",
+    events: Events | None = None,
+    ceilings: dict[str, int] | None = None,
+    **arguments: Any,
+) -> AsyncEngine:
+    """SQLAlchemy's `create_async_engine`, with steadypool's pool and bounds. Reads no environment variable.
+
+    All of SQLAlchemy's arguments mean what they mean there and have its defaults. With `poolclass` or `pool` the
+    caller's own pool is used, and only the bounds on statements, commit, rollback and close remain.
+
+    Args:
+        url: `postgresql+asyncpg://…` or `postgresql+psycopg://…`; without a driver, asyncpg.
+        connection_timeout: seconds for a whole connect; the driver's `connect_args` value, or 30, by default.
+        statement_timeout: seconds that a statement may run, enforced by the server and, half a second later, by
+            the client; no limit by default.
+        idle_in_transaction_timeout: seconds after which the server ends a transaction that does nothing.
+        ping_after_idle: with `pool_pre_ping=True`, a connection that answered less than this many seconds ago is
+            not asked again. `pool_pre_ping="select1"` asks every time, by SELECT 1.
+        max_waiting: callers that may wait for a connection at the same time.
+        max_connecting: connections that may be opened at the same time.
+        close_grace: seconds that closing waits for connections in use.
+        leave_timeout: seconds that rollback, reset or close of one connection may take.
+        password: asked for a password before each connect.
+        pool_name: what errors and events call the pool.
+        events: where the pool tells what happens.
+        ceilings: for a workload, the most connections it may hold.
+        **arguments: SQLAlchemy's own.
+
+    Raises:
+        errors.ConfigurationError: the URL is not Postgres's, or asks for what its driver cannot do.
+
+    Example:
+        >>> engine = create_async_engine("postgresql+asyncpg://app:secret@db.example/plyr", pool_size=10)
+        >>> engine.pool.status()
+        'Pool size: 10  Connections in pool: 0 Current Overflow: -10 Current Checked out connections: 0'
+    """
+    given = _without_word_for_none(make_url(url))
+    guarded = given.set(drivername=_our_name(given))
+    connect_args = dict(arguments.pop("connect_args", {}))
+    limit = connection_timeout or _driver_timeout(connect_args) or DEFAULT_CONNECTION_TIMEOUT
+    if not {"pool", "poolclass"} & arguments.keys():
+        pre_ping = arguments.pop("pool_pre_ping", False)
+        arguments |= {
+            "poolclass": SteadyPool,
+            "pool_pre_ping": bool(pre_ping),
+            "ping_by_select": pre_ping == "select1",
+            "steady_name": pool_name,
+            "steady_events": events,
+            "steady_ceilings": ceilings,
+            "steady_options": PoolOptions(
+                connect_timeout=limit,
+                ping_after_idle=0.0 if pre_ping == "select1" else ping_after_idle,
+                leave_timeout=leave_timeout,
+                max_waiting=max_waiting,
+                max_connecting=max_connecting,
+                close_grace=close_grace,
+            ),
+        }
+    engine = stock.create_async_engine(guarded, connect_args=connect_args, **arguments)
+    sync_engine = engine.sync_engine
+    # The dialect was found by our name for it; everybody who looks at the URL sees what was asked for.
+    sync_engine.url = given
+    cast(GuardedDialect, sync_engine.dialect).guards = Guards(
+        statement_timeout=statement_timeout,
+        idle_in_transaction_timeout=idle_in_transaction_timeout,
+        connect_timeout=limit,
+        leave_timeout=leave_timeout,
+        password=password,
+    )
+    event.listen(sync_engine, "handle_error", name_error)
+    return engine
+
+
+def engine_for_workload(
+    engine: AsyncEngine, *, workload: str | None, statement_timeout: float | None, read_only: bool
+) -> AsyncEngine:
+    """A view of an engine on the same pool, whose connections are acquired and bounded as a workload's."""
+    options: dict[str, Any] = {}
+    if workload is not None:
+        options[WORKLOAD_OPTION] = workload
+    if statement_timeout is not None:
+        options[TIMEOUT_OPTION] = statement_timeout
+    if read_only:
+        options["postgresql_readonly"] = True
+    view = engine.execution_options(**options)
+    sync_view: Any = view.sync_engine
+
+    def raw_connection() -> Any:
+        token = current_workload.set(workload)
+        try:
+            return engine.sync_engine.raw_connection()
+        finally:
+            current_workload.reset(token)
+
+    sync_view.raw_connection = raw_connection
+    return view
+
+
+def _without_word_for_none(url: URL) -> URL:
+    """`postgres://`, which many providers still print, is `postgresql://`."""
+    return url.set(drivername="postgresql") if url.drivername == "postgres" else url
+
+
+def _our_name(url: URL) -> str:
+    name = OURS.get(url.drivername)
+    if name is None:
+        raise ConfigurationError(
+            f"{url.drivername}:// is not for steadypool; allowed: {', '.join(f'{known}://' for known in OURS)}. "
+            "For other databases use sqlalchemy.ext.asyncio.create_async_engine"
+        )
+    return name
+
+
+def _driver_timeout(connect_args: Mapping[str, Any]) -> float | None:
+    """What the drivers call it: `timeout` for asyncpg, `connect_timeout` for libpq; both in seconds."""
+    for name in ("timeout", "connect_timeout"):
+        if connect_args.get(name):
+            return float(connect_args[name])
+    return None

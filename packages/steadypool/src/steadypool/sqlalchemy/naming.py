@@ -1,0 +1,124 @@
+"""Gives every failure of a statement its name: a `handle_error` listener that acts by the table in sqlstate.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from steadypool import errors
+from steadypool.errors import Elapsed, Phase, Report
+from steadypool.events import StatementTimedOut
+from steadypool.fingerprint import fingerprint
+from steadypool.sqlalchemy.dialects import GuardedDialect, LimitReached
+from steadypool.sqlalchemy.errors import ConnectionLost, StatementTimeout
+from steadypool.sqlalchemy.pool import SteadyPool
+from steadypool.sqlstate import QUERY_CANCELED, Fate, fate_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import ExceptionContext
+
+EARLY = 0.05
+"""Seconds by which the server's clock may end a statement before ours says that it is time."""
+
+WORKLOAD_OPTION = "steadypool_workload"
+"""Execution option: the class of work a statement belongs to."""
+
+
+def name_error(context: ExceptionContext) -> BaseException | None:
+    """What is raised instead of the driver's exception; None where SQLAlchemy's own name is right already."""
+    original = context.original_exception
+    if isinstance(original, errors.SteadypoolError):
+        return None
+    if isinstance(original, LimitReached):
+        return _deadline(context, original) if original.deadline is not None else _timeout(context, original.seconds)
+    sqlstate = sqlstate_of(original)
+    if sqlstate == QUERY_CANCELED:
+        limit = _dialect(context).statement_timeout(context.execution_context)
+        if limit is not None and _elapsed(context) >= limit - EARLY:
+            return _timeout(context, limit)
+        return None
+    gone = fate_of(sqlstate) in (Fate.EVICT, Fate.EVICT_AND_PROVE) if sqlstate else False
+    if context.is_disconnect or gone or isinstance(original, OSError):
+        if not isinstance(original, TimeoutError):
+            context.is_disconnect = True
+            return _lost(context, sqlstate)
+    return None
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """The five characters that the server gave, if it gave any."""
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return state if isinstance(state, str) else None
+
+
+def _dialect(context: ExceptionContext) -> GuardedDialect:
+    return cast(GuardedDialect, context.dialect)
+
+
+def _pool(context: ExceptionContext) -> SteadyPool | None:
+    engine_pool: Any = context.engine.pool if context.engine is not None else None
+    return engine_pool if isinstance(engine_pool, SteadyPool) else None
+
+
+def _elapsed(context: ExceptionContext) -> float:
+    started = getattr(context.execution_context, "steadypool_started", None)
+    return 0.0 if started is None else _dialect(context).guards.clock.monotonic() - started
+
+
+def _report(context: ExceptionContext, *, maybe_executed: bool) -> Report:
+    pool = _pool(context)
+    return Report(
+        phase=Phase.EXECUTING,
+        elapsed=Elapsed(executing=_elapsed(context)),
+        maybe_executed=maybe_executed,
+        pool=None if pool is None else pool.core.snapshot(),
+    )
+
+
+def _workload(context: ExceptionContext) -> str | None:
+    options = context.execution_context.execution_options if context.execution_context is not None else {}
+    return options.get(WORKLOAD_OPTION)
+
+
+def _statement(context: ExceptionContext) -> str:
+    return fingerprint(context.statement) if context.statement else "transaction control"
+
+
+def _timeout(context: ExceptionContext, limit: float) -> StatementTimeout:
+    workload = _workload(context)
+    name = _statement(context)
+    pool = _pool(context)
+    if pool is not None:
+        now = _dialect(context).guards.clock.monotonic()
+        pool.observers.emit(StatementTimedOut(pool.core.name, now, name, limit, workload))
+    what = f" on workload {workload!r}" if workload else ""
+    original = context.original_exception
+    unanswered = isinstance(original, LimitReached)
+    return StatementTimeout(
+        f"statement ended after {_elapsed(context):.2f}s{what}, limit {limit:.2f}s: {name}. "
+        + ("The server did not answer; the connection was dropped. " if unanswered else "")
+        + "Make it faster, or give its workload a longer statement_timeout (DATABASE_STATEMENT_TIMEOUT)",
+        _report(context, maybe_executed=unanswered),
+        statement=context.statement,
+        orig=original,
+        connection_invalidated=context.is_disconnect,
+    )
+
+
+def _deadline(context: ExceptionContext, reached: LimitReached) -> errors.DeadlineExceeded:
+    return errors.DeadlineExceeded(
+        f"deadline passed while executing, {_elapsed(context):.2f}s into: {_statement(context)}",
+        replace(_report(context, maybe_executed=True), deadline=reached.deadline),
+    )
+
+
+def _lost(context: ExceptionContext, sqlstate: str | None) -> ConnectionLost:
+    because = f"the server said {sqlstate}" if sqlstate else "it ended without a word"
+    return ConnectionLost(
+        f"the connection was lost after {_elapsed(context):.2f}s in: {_statement(context)} ({because}). "
+        "Whether the statement took effect is not known; the next one gets another connection",
+        _report(context, maybe_executed=True),
+        statement=context.statement,
+        orig=context.original_exception,
+        connection_invalidated=True,
+    )

@@ -1,0 +1,312 @@
+"""SQLAlchemy's Pool interface over steadypool's pool.
+
+What SQLAlchemy calls a pool keeps its events, its records and its words; who gets which connection, when one is
+opened, proven, recycled or closed, is decided by `steadypool.pool.Pool`. The connection type of that pool is
+`Record`, which is handed out only when it is connected, so SQLAlchemy never connects in a caller's task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import exc, pool
+from sqlalchemy.pool.base import _ConnectionRecord  # pyright: ignore[reportPrivateUsage]
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from steadypool import errors
+from steadypool.events import Events
+from steadypool.lease import Lease, PoolOptions, SlotState
+from steadypool.pool import Pool
+from steadypool.sqlalchemy.errors import as_sqlalchemy
+from steadypool.sqlstate import Fate
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+    from steadypool.sqlalchemy.dialects import GuardedDialect
+
+UNLIMITED = 2**31
+"""What a pool_size of 0, SQLAlchemy's word for "no limit", becomes."""
+
+current_workload: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "steadypool_workload", default=None
+)
+"""The class of work for which a connection is being acquired; set around `Pool.connect` only."""
+
+
+class Record(_ConnectionRecord):
+    """SQLAlchemy's record of one connection, with the lease under which somebody has it."""
+
+    lease: Lease[Record] | None = None
+    farewell: Any = None
+
+    def __init__(self, owner: SteadyPool) -> None:
+        self._owner = owner
+        try:
+            super().__init__(owner)
+        except BaseException:
+            # SQLAlchemy 2.0 leaves the connection behind when an event handler fails or is cancelled.
+            self.cut()
+            raise
+
+    def cut(self) -> None:
+        """Cut the connection off, and keep what tells when the server has let go of it."""
+        if self.dbapi_connection is not None:
+            self.invalidate()
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
+        """As SQLAlchemy's; a hard invalidation cuts the socket at once."""
+        driver_connection = self.driver_connection
+        if not soft and driver_connection is not None:
+            self.farewell = self._owner.dialect.take_farewell(driver_connection)
+        super().invalidate(e, soft)
+
+
+class RecordDriver:
+    """How `steadypool.pool.Pool` opens, proves, cleans and closes SQLAlchemy's records."""
+
+    def __init__(self, owner: SteadyPool) -> None:
+        self._owner = owner
+
+    async def open(self) -> Record:
+        """Connect, in a greenlet of the pool's own task, with all of SQLAlchemy's connect events."""
+        try:
+            return await greenlet_spawn(Record, self._owner)
+        except errors.SteadypoolError:
+            raise
+        except exc.TimeoutError as error:
+            raise errors.ConnectTimeout(str(error)) from error
+        except Exception as error:
+            raise self._owner.dialect.connect_error(error) from error
+
+    async def ping(self, connection: Record) -> None:
+        """One round trip, or an exception."""
+        driver_connection = connection.driver_connection
+        assert driver_connection is not None, "an idle record without a connection"
+        await self._owner.dialect.prove(driver_connection, select=self._owner.ping_by_select)
+
+    def needs_reset(self, connection: Record) -> bool:
+        """Whether a transaction was left open behind SQLAlchemy's back; `pool_reset_on_return=None` allows it."""
+        driver_connection = connection.driver_connection
+        return (
+            driver_connection is not None
+            and self._owner.resets_on_return
+            and self._owner.dialect.in_transaction(driver_connection)
+        )
+
+    async def reset(self, connection: Record) -> None:
+        """Roll back."""
+        await self._owner.dialect.roll_back(connection.driver_connection)
+
+    def is_open(self, connection: Record) -> bool:
+        """Whether the socket is open as far as can be told without asking the server."""
+        driver_connection = connection.driver_connection
+        return driver_connection is not None and self._owner.dialect.is_open(driver_connection)
+
+    def abort(self, connection: Record) -> None:
+        """Cut it off; the event handlers of `invalidate` and `close` are called."""
+        connection.cut()
+
+    async def close(self, connection: Record) -> None:
+        """Close it politely, or, where it was cut off, wait until the server has let go."""
+        if connection.dbapi_connection is not None:
+            await greenlet_spawn(connection.close)
+        farewell, connection.farewell = connection.farewell, None
+        if farewell is not None:
+            await farewell.wait(self._owner.options.leave_timeout)
+
+
+class SteadyPool(pool.Pool):
+    """A `sqlalchemy.pool.Pool` that keeps steadypool's promises; made by `create_async_engine`.
+
+    `size`, `checkedin`, `checkedout`, `overflow`, `timeout` and `status` mean what they mean for QueuePool, and
+    never count connections that are dead.
+    """
+
+    _is_asyncio = True  # pyright: ignore[reportAssignmentType]
+
+    def __init__(
+        self,
+        creator: Any,
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        timeout: float = 30.0,
+        use_lifo: bool = False,
+        steady_options: PoolOptions | None = None,
+        steady_name: str = "main",
+        steady_events: Events | None = None,
+        steady_ceilings: dict[str, int] | None = None,
+        ping_by_select: bool = False,
+        recycle: float = -1,
+        pre_ping: bool = False,
+        **kw: Any,
+    ) -> None:
+        # The core recycles and pings, in the background; SQLAlchemy would do it in the caller.
+        super().__init__(creator, recycle=-1, pre_ping=False, **kw)
+        base = steady_options or PoolOptions()
+        unlimited = pool_size == 0
+        self.options = PoolOptions(
+            size=UNLIMITED if unlimited else pool_size,
+            max_overflow=None if unlimited or max_overflow == -1 else max_overflow,
+            pool_timeout=timeout,
+            connect_timeout=base.connect_timeout,
+            recycle=recycle if recycle >= 0 else None,
+            recycle_jitter=base.recycle_jitter,
+            ping_after_idle=base.ping_after_idle if pre_ping else None,
+            leave_timeout=base.leave_timeout,
+            max_waiting=base.max_waiting,
+            max_connecting=base.max_connecting,
+            close_grace=base.close_grace,
+            use_lifo=use_lifo,
+        )
+        self.ping_by_select = ping_by_select
+        self.ceilings = steady_ceilings if steady_ceilings is not None else {}
+        self._arguments = {
+            **kw,
+            "pool_size": pool_size,
+            "max_overflow": max_overflow,
+            "timeout": timeout,
+            "use_lifo": use_lifo,
+            "steady_options": steady_options,
+            "steady_name": steady_name,
+            "steady_ceilings": self.ceilings,
+            "ping_by_select": ping_by_select,
+            "recycle": recycle,
+            "pre_ping": pre_ping,
+        }
+        self.observers = steady_events or Events()
+        self.core: Pool[Record] = Pool(
+            RecordDriver(self),
+            self.options,
+            name=steady_name,
+            observers=self.observers,
+            ceilings=self.ceilings,
+        )
+        self._home_thread: int | None = None
+        self._home_loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def dialect(self) -> GuardedDialect:
+        """The engine's dialect, which knows the driver."""
+        return cast("GuardedDialect", self._dialect)
+
+    @property
+    def resets_on_return(self) -> bool:
+        """Whether a connection that comes back in a transaction is rolled back."""
+        return self._reset_on_return.name != "reset_none"
+
+    # -- what SQLAlchemy calls ---------------------------------------------------------------------------------
+
+    def _create_connection(self) -> ConnectionPoolEntry:
+        return Record(self)
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        try:
+            lease = await_only(self.core.acquire(workload=current_workload.get()))
+        except errors.SteadypoolError as error:
+            raise as_sqlalchemy(error) from error.__cause__
+        if self._home_loop is None:
+            self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
+        record = lease.connection
+        record.lease = lease
+        # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
+        record.fairy_ref = None
+        return record
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        entry = cast(Record, record)
+        lease, entry.lease = entry.lease, None
+        if lease is None:
+            return
+        gone = entry._is_hard_or_soft_invalidated()  # pyright: ignore[reportPrivateUsage]
+        fate = Fate.EVICT if gone else Fate.KEEP
+        if threading.get_ident() == self._home_thread:
+            proven_at = self.dialect.proven_at(entry.driver_connection)
+            if proven_at is not None:
+                lease.touch(proven_at)
+            lease.release(fate)
+        elif self._home_loop is not None and not self._home_loop.is_closed():
+            # The garbage collector runs in whichever thread happens to allocate.
+            self._home_loop.call_soon_threadsafe(lease.release, fate)
+
+    def _invalidate(
+        self,
+        connection: PoolProxiedConnection,
+        exception: BaseException | None = None,
+        _checkin: bool = True,
+    ) -> None:
+        """One connection was lost: drop it, and let the others prove that they are alive.
+
+        SQLAlchemy would replace them all, each in the task of the caller that meets it.
+        """
+        self.core.suspect_all()
+        if _checkin and connection.is_valid:
+            connection.invalidate(exception)
+
+    def _close_connection(self, connection: DBAPIConnection, *, terminate: bool = False) -> None:
+        if terminate and threading.get_ident() != self._home_thread and self._home_loop is not None:
+            if not self._home_loop.is_closed():
+                self._home_loop.call_soon_threadsafe(self._dialect.do_terminate, connection)
+            return
+        super()._close_connection(connection, terminate=terminate)
+
+    def recreate(self) -> SteadyPool:
+        """A new pool with the same arguments, as `Engine.dispose` needs it."""
+        self.logger.info("Pool recreating")
+        return type(self)(
+            self._creator,
+            **{
+                **self._arguments,
+                "echo": self.echo,
+                "logging_name": self._orig_logging_name,
+                "reset_on_return": self._reset_on_return,
+                "steady_events": self.observers,
+                "_dispatch": self.dispatch,
+                "dialect": self._dialect,
+                "events": None,
+            },
+        )
+
+    def dispose(self) -> None:
+        """Close all idle connections at once; those in use are closed when they come back."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self.core.abort_idle()
+        else:
+            if self.core.count():
+                await_only(self.core.evict())
+        self.logger.info("Pool disposed. %s", self.status())
+
+    # -- what a person can see ---------------------------------------------------------------------------------
+
+    def status(self) -> str:
+        """One line, in QueuePool's words."""
+        return (
+            f"Pool size: {self.size()}  Connections in pool: {self.checkedin()} "
+            f"Current Overflow: {self.overflow()} Current Checked out connections: {self.checkedout()}"
+        )
+
+    def size(self) -> int:
+        """Connections that are kept open; 0 for no limit."""
+        return 0 if self.options.size == UNLIMITED else self.options.size
+
+    def timeout(self) -> float:
+        """Seconds a caller waits while all connections are in use."""
+        return self.options.pool_timeout
+
+    def checkedin(self) -> int:
+        """Connections in the pool that nobody uses."""
+        return self.core.count(SlotState.IDLE, SlotState.PROVING, SlotState.RESETTING)
+
+    def checkedout(self) -> int:
+        """Connections in use."""
+        return self.core.count(SlotState.LEASED)
+
+    def overflow(self) -> int:
+        """Open connections beyond `size`; negative while there are fewer."""
+        return 0 if self.size() == 0 else self.checkedin() + self.checkedout() - self.size()

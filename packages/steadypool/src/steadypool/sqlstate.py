@@ -1,0 +1,78 @@
+"""The one table that says what becomes of a connection after an error.
+
+SQLSTATE codes are those of PostgreSQL's Appendix A, "PostgreSQL Error Codes". Whoever catches a driver's error
+asks `fate_of` and acts on the answer; nobody else decides by code or by text.
+
+| SQLSTATE or condition | fate | because |
+| --- | --- | --- |
+| 57P01 admin_shutdown, 57P02 crash_shutdown, 57P05 idle_session_timeout, 25P03 idle_in_transaction_session_timeout, 08003, 08006, end of file | evict, prove the siblings | this backend is gone, and what ended it may have ended others |
+| 57P03 cannot_connect_now, 53300 too_many_connections, 08P01 with `query_wait_timeout` | back off | the server or the pooler asks for patience; the connection itself is fine |
+| 57014 query_canceled, 40001 serialization_failure, 40P01 deadlock_detected, any other SQL error | keep | the statement failed, not the connection |
+| 25006 read_only_sql_transaction | drain the host | the server became a standby, unless we had asked for read-only ourselves |
+| 26000 invalid_sql_statement_name, 0A000 feature_not_supported (cached plan) | forget the statement | the plan is stale, the connection is not |
+| 28P01 invalid_password, 28000, 3D000 invalid_catalog_name, 42501 at log-in | final | trying again cannot help |
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Fate(Enum):
+    """What to do with a connection after what happened on it."""
+
+    KEEP = "keep"
+    """It is fine: back to the pool."""
+    EVICT = "evict"
+    """It is not to be used again; says nothing about the others."""
+    EVICT_AND_PROVE = "evict and prove the siblings"
+    """It is gone, and the others have to show that they are alive before somebody gets them."""
+    BACK_OFF = "back off"
+    """Keep it, but do not open more for a moment."""
+    DRAIN_HOST = "drain the host"
+    """The server changed its role: replace every connection to it."""
+    FORGET_STATEMENT = "forget the prepared statement"
+    """Keep it, prepare the statement anew."""
+
+
+_FATES: dict[str, Fate] = {
+    "57P01": Fate.EVICT_AND_PROVE,
+    "57P02": Fate.EVICT_AND_PROVE,
+    "57P05": Fate.EVICT,
+    "25P03": Fate.EVICT,
+    "08003": Fate.EVICT_AND_PROVE,
+    "08006": Fate.EVICT_AND_PROVE,
+    "57P03": Fate.BACK_OFF,
+    "53300": Fate.BACK_OFF,
+    "25006": Fate.DRAIN_HOST,
+    "26000": Fate.FORGET_STATEMENT,
+    "0A000": Fate.FORGET_STATEMENT,
+}
+
+_FINAL_AT_CONNECT = frozenset({"28P01", "28000", "3D000", "42501"})
+
+QUERY_CANCELED = "57014"
+"""A statement ended by `statement_timeout` or by a cancel request."""
+
+
+def fate_of(sqlstate: str | None, *, read_only: bool = False) -> Fate:
+    """What becomes of a connection on which the server reported `sqlstate`.
+
+    Args:
+        sqlstate: five characters, or None where the connection ended without a word.
+        read_only: whether we had asked for a read-only transaction ourselves.
+
+    Example:
+        >>> fate_of("57014")
+        <Fate.KEEP: 'keep'>
+    """
+    if sqlstate is None:
+        return Fate.EVICT_AND_PROVE
+    if sqlstate == "25006" and read_only:
+        return Fate.KEEP
+    return _FATES.get(sqlstate, Fate.KEEP)
+
+
+def is_final_at_connect(sqlstate: str | None) -> bool:
+    """Whether connecting again cannot help until somebody changes a setting."""
+    return sqlstate in _FINAL_AT_CONNECT

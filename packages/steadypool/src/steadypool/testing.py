@@ -1,0 +1,159 @@
+"""A pytest plugin: a real Postgres for the session, a fresh database for each test, faults as fixtures.
+
+Switch it on in the top `conftest.py` with `pytest_plugins = ["steadypool.testing"]`. Async fixtures and tests are run
+by anyio's plugin. It needs `steadypool[lab,psycopg]`, pytest and anyio.
+
+| fixture | what it is |
+| --- | --- |
+| `server` | the session's `EmbeddedPostgres`; shared, so a test never stops or restarts it |
+| `database_url` | `postgresql://…` of a database of the test's own, dropped afterwards |
+| `private_server` | an `EmbeddedPostgres` of the test's own, to kill and restart |
+| `proxy` | a `FaultProxy` before `server` |
+| `proxied_url` | `database_url` through `proxy` |
+| `pg` | an `Observer` of the test's database: what the server knows, over a connection that bypasses the proxy |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, LiteralString
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+
+from steadypool.lab import EmbeddedPostgres, FaultProxy
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One row of pg_stat_activity: a connection as the server sees it."""
+
+    pid: int
+    state: str | None
+    query: str
+    application_name: str
+
+
+class Observer:
+    """Looks at one database from outside, over a connection of its own that the database does not count.
+
+    Made by the fixture `pg`, or by `Observer.connect(url)` for a database elsewhere.
+
+    Example:
+        async def test_closes_its_connections(pg, database_url):
+            ...
+            await pg.wait_until(pg.is_quiet)
+    """
+
+    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], database: str) -> None:
+        self._connection = connection
+        self.database = database
+
+    @classmethod
+    async def connect(cls, url: str) -> Observer:
+        """Observe the database of that URL; close it with `close()`."""
+        connection = await psycopg.AsyncConnection.connect(
+            _with_database(url, "postgres"), autocommit=True, application_name="steadypool-observer"
+        )
+        return cls(connection, urlsplit(url).path.lstrip("/"))
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._connection.close()
+
+    async def fetch(self, statement: LiteralString, *arguments: object) -> list[tuple[Any, ...]]:
+        """Run a statement on the server (in the database `postgres`), placeholders `%s`, and return its rows."""
+        cursor = await self._connection.execute(statement, arguments)
+        return await cursor.fetchall() if cursor.description else []
+
+    async def backends(self) -> list[Backend]:
+        """Who is connected to the database, in the order of connecting."""
+        rows = await self.fetch(
+            "select pid, state, query, application_name from pg_stat_activity"
+            " where datname = %s and backend_type = 'client backend' and pid <> pg_backend_pid()"
+            " order by backend_start, pid",
+            self.database,
+        )
+        return [Backend(*row) for row in rows]
+
+    async def is_quiet(self) -> bool:
+        """Whether nobody is connected to the database."""
+        return not await self.backends()
+
+    async def terminate(self, *pids: int) -> None:
+        """End these backends, or all of the database when none is named; they say 57P01 to their clients."""
+        chosen: Sequence[int] = pids or [backend.pid for backend in await self.backends()]
+        await self.fetch("select pg_terminate_backend(pid) from unnest(%s::int[]) pid", list(chosen))
+
+    async def wait_until(self, condition: Callable[[], Awaitable[object]], *, seconds: float = 5.0) -> None:
+        """Ask again and again until the condition holds; fail with what the server shows when it never does."""
+        end = asyncio.get_running_loop().time() + seconds
+        while not await condition():
+            if asyncio.get_running_loop().time() > end:
+                seen = "\n  ".join(map(str, await self.backends())) or "nobody"
+                name = getattr(condition, "__qualname__", repr(condition))
+                pytest.fail(
+                    f"{name} did not hold within {seconds} s; connected to {self.database}:\n  {seen}"
+                )
+            await asyncio.sleep(0.01)
+
+
+def _with_database(url: str, name: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+def _through(url: str, port: int) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition(':')[0]}:{port}"))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedPostgres]:
+    """The Postgres server of this test run; shared, so never stopped or restarted by a test."""
+    server = EmbeddedPostgres.temporary()
+    server.blocking.start()
+    yield server
+    server.blocking.close()
+
+
+@pytest.fixture
+def database_url(server: EmbeddedPostgres) -> Iterator[str]:
+    """The URL, without a driver, of an empty database that only this test uses."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    yield server.blocking.create_database(name)
+    server.blocking.drop_database(name)
+
+
+@pytest.fixture
+async def private_server(anyio_backend: object) -> AsyncIterator[EmbeddedPostgres]:
+    """A Postgres server that only this test uses, to stop, kill and restart at will."""
+    async with EmbeddedPostgres.temporary() as server:
+        yield server
+
+
+@pytest.fixture
+async def proxy(server: EmbeddedPostgres, anyio_backend: object) -> AsyncIterator[FaultProxy]:
+    """A network that can fail, before the shared server."""
+    async with FaultProxy("127.0.0.1", server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied_url(database_url: str, proxy: FaultProxy) -> str:
+    """`database_url` by way of `proxy`."""
+    return _through(database_url, proxy.port)
+
+
+@pytest.fixture
+async def pg(database_url: str, anyio_backend: object) -> AsyncIterator[Observer]:
+    """An observer of the test's database."""
+    observer = await Observer.connect(database_url)
+    yield observer
+    await observer.close()

@@ -1,0 +1,1 @@
+"""plyr: music on atproto. A FastAPI service that lives on steadypool."""

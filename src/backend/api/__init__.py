@@ -1,0 +1,1 @@
+"""The routes, and what they share. No SQL here: services do that."""

@@ -1,0 +1,153 @@
+"""Audio, whole or in parts. The database is asked first and let go; then the file is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, HTTPException, Query, Request, Response
+from starlette.responses import StreamingResponse
+from starlette.types import Send
+
+from backend.api.deps import EarlyViewer, StorageDep
+from backend.api.ranges import Slice, Unsatisfiable, matches, parse_range, range_applies
+from backend.models import Track
+from backend.services import audio
+from backend.services.audio import Refusal
+from backend.services.policy import may_download, may_listen
+from backend.storage.audio import MEDIA_TYPES
+from backend.storage.base import FILE_ID, Storage
+from backend.utilities.database import db_session
+
+router = APIRouter(prefix="/audio", tags=["audio"])
+
+CHUNK = 256 * 1024
+
+# Safari asks for two bytes first, to see whether ranges work; that is nobody listening.
+PROBE = 2
+
+OnlyTrack = Annotated[int | None, Query(alias="track", ge=1, le=2**63 - 1)]
+
+
+class FileResponse(StreamingResponse):
+    """A part of an open-ended file, read in threads; closes the file whichever way it ends."""
+
+    def __init__(self, path: Path, part: Slice, **arguments: Any) -> None:
+        self._parts = _read(path, part)
+        super().__init__(self._parts, **arguments)
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._parts):
+            await super().stream_response(send)
+
+
+async def _read(path: Path, part: Slice) -> AsyncIterator[bytes]:
+    left = part.length
+    with await asyncio.to_thread(path.open, "rb", 0) as file:
+        await asyncio.to_thread(file.seek, part.start)
+        while left:
+            chunk = await asyncio.to_thread(file.read, min(CHUNK, left))
+            if not chunk:
+                raise OSError(f"{path.name} ends before its length")
+            left -= len(chunk)
+            yield chunk
+
+
+@router.api_route("/{file_id}", methods=["GET", "HEAD"])
+async def stream_audio(
+    request: Request, file_id: str, viewer: EarlyViewer, storage: StorageDep, track: OnlyTrack = None
+) -> Response:
+    size = await _size(storage, file_id)
+    part, response_headers = _select(request, file_id, size)
+    plays = request.method == "GET" and part is not None and part.start == 0 and part.length > PROBE
+    async with db_session(read_only=not plays) as session:
+        found = await audio.find(session, file_id, viewer, may_listen, track)
+        if not isinstance(found, Refusal) and plays:
+            await audio.count_play(session, found.id)
+            await session.commit()
+    return _answer(request, storage, _allowed(found, viewer), size, part, response_headers)
+
+
+@router.api_route("/{file_id}/download", methods=["GET", "HEAD"])
+async def download_audio(
+    request: Request, file_id: str, viewer: EarlyViewer, storage: StorageDep, track: OnlyTrack = None
+) -> Response:
+    size = await _size(storage, file_id)
+    part, headers = _select(request, file_id, size)
+    async with db_session(read_only=True) as session:
+        found = _allowed(await audio.find(session, file_id, viewer, may_download, track), viewer)
+    name = f"{found.title}.{found.file_type}"
+    headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
+    return _answer(request, storage, found, size, part, headers)
+
+
+async def _size(storage: Storage, file_id: str) -> int:
+    size = await storage.size(file_id) if FILE_ID.fullmatch(file_id) else None
+    if size is None:
+        raise HTTPException(404, "audio not found")
+    return size
+
+
+def _allowed(found: Track | Refusal, viewer: str | None) -> Track:
+    if found is Refusal.UNKNOWN:
+        raise HTTPException(404, "audio not found")
+    if found is Refusal.FORBIDDEN:
+        if viewer is None:
+            raise HTTPException(401, "sign in first", headers={"WWW-Authenticate": "Bearer"})
+        raise HTTPException(403, "the artist does not permit this")
+    return found
+
+
+def _select(request: Request, file_id: str, size: int) -> tuple[Slice | None, dict[str, str]]:
+    """The part to send (None for none, because the client has it or it is not there) and the headers about it."""
+    etag = f'"{file_id}"'
+    headers = {
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, max-age=3600",
+        "Vary": "Authorization, Cookie",
+    }
+    if matches(request.headers.get("if-none-match"), etag):
+        return None, headers
+    asked = request.headers.get("range") if range_applies(request.headers.get("if-range"), etag) else None
+    try:
+        part = parse_range(asked, size)
+    except Unsatisfiable:
+        headers["Content-Range"] = f"bytes */{size}"
+        return None, headers
+    if part is None:
+        part = Slice(0, size)
+    else:
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+    headers["Content-Length"] = str(part.length)
+    return part, headers
+
+
+def _answer(
+    request: Request,
+    storage: Storage,
+    track: Track,
+    size: int,
+    part: Slice | None,
+    headers: dict[str, str],
+) -> Response:
+    if part is None:
+        if "Content-Range" in headers:
+            return _unsatisfiable(size, headers)
+        return Response(status_code=304, headers=headers)
+    status = 206 if "Content-Range" in headers else 200
+    media_type = MEDIA_TYPES.get(track.file_type, "application/octet-stream")
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=media_type)
+    return FileResponse(
+        storage.path(track.file_id), part, status_code=status, headers=headers, media_type=media_type
+    )
+
+
+def _unsatisfiable(size: int, headers: dict[str, str]) -> Response:
+    body = f'{{"detail":"the range lies outside of the {size} bytes there are"}}'
+    return Response(body, 416, headers, "application/json")

@@ -1,0 +1,114 @@
+"""What routes ask for, as annotated dependencies."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import Depends, HTTPException, Path, Query
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import Request
+
+from backend.config import Settings
+from backend.models import Artist
+from backend.services import artists
+from backend.services.upload_jobs import UploadJobs
+from backend.storage.base import Storage
+from backend.utilities.database import db_session
+
+MAX_PAGE = 1000
+
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+TrackId = Annotated[int, Path(ge=1, le=2**63 - 1)]
+
+
+async def _session(request: Request) -> AsyncIterator[AsyncSession]:
+    async with db_session(read_only=request.method in {"GET", "HEAD"}) as session:
+        yield session
+
+
+SessionDep = Annotated[AsyncSession, Depends(_session, scope="function")]
+"""The request's session; given back before the response is sent. It takes a connection at its first statement."""
+
+
+def _credential(request: Request) -> str | None:
+    """The session cookie if there is one, else the bearer token."""
+    if cookie := request.cookies.get("session_id"):
+        return cookie
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _unauthorized(detail: str) -> HTTPException:
+    return HTTPException(401, detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+def require_credential(request: Request) -> str:
+    """What the request would sign in with, not looked at yet; 401 if there is nothing. Needs no database."""
+    credential = _credential(request)
+    if credential is None:
+        raise _unauthorized("not signed in: send a session cookie or `Authorization: Bearer <token>`")
+    return credential
+
+
+async def _authenticate(session: AsyncSession, credential: str) -> Artist:
+    artist = await artists.authenticate(session, credential)
+    if artist is None:
+        raise _unauthorized("the token is not valid, or has expired")
+    return artist
+
+
+async def _current_artist(request: Request, session: SessionDep) -> Artist:
+    return await _authenticate(session, require_credential(request))
+
+
+async def _early_artist(request: Request) -> Artist:
+    credential = require_credential(request)
+    async with db_session(read_only=True) as session:
+        return await _authenticate(session, credential)
+
+
+async def _viewer(request: Request, session: SessionDep) -> str | None:
+    credential = _credential(request)
+    artist = None if credential is None else await artists.authenticate(session, credential)
+    return None if artist is None else artist.did
+
+
+async def _early_viewer(request: Request) -> str | None:
+    if _credential(request) is None:
+        return None
+    async with db_session(read_only=True) as session:
+        return await _viewer(request, session)
+
+
+CurrentArtist = Annotated[Artist, Depends(_current_artist)]
+"""Who is signed in, looked up in the request's session; 401 for nobody."""
+
+Viewer = Annotated[str | None, Depends(_viewer)]
+"""The DID of who is signed in, or None: for what everybody may ask."""
+
+EarlyArtist = Annotated[Artist, Depends(_early_artist)]
+"""As CurrentArtist, for requests that then move many bytes: its connection is given back at once."""
+
+EarlyViewer = Annotated[str | None, Depends(_early_viewer)]
+"""As Viewer, giving its connection back at once."""
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _storage(request: Request) -> Storage:
+    storage: Storage = request.app.state.storage
+    return storage
+
+
+def _jobs(request: Request) -> UploadJobs:
+    jobs: UploadJobs = request.app.state.jobs
+    return jobs
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+StorageDep = Annotated[Storage, Depends(_storage)]
+JobsDep = Annotated[UploadJobs, Depends(_jobs)]

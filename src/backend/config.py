@@ -1,0 +1,154 @@
+"""The settings tree of the service. Everything about the database is steadypool's own settings, restated nowhere.
+
+Read the first time somebody asks, never at import: `get_settings()`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import field_validator
+from steadypool import DatabaseSettings
+
+MIB = 1024 * 1024
+DAY = 86_400.0
+
+_ENVIRONMENT = SettingsConfigDict(extra="ignore", frozen=True, validate_default=True)
+
+
+class ConfigError(ValueError):
+    """One or more variables cannot work; one line for each."""
+
+
+class ObservabilitySettings(BaseSettings):
+    """What is reported about the service, and where to."""
+
+    model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="LOGFIRE_")
+
+    enabled: bool = Field(default=False, description="Send traces and metrics to Logfire.")
+
+
+class QueueSettings(BaseSettings):
+    """The connection that listens for changes of queues."""
+
+    model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="QUEUE_")
+
+    connect_timeout: float = Field(
+        default=15.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="Seconds for the listener's connect, everything included.",
+    )
+    heartbeat_interval: float = Field(
+        default=5.0, gt=0, le=DAY, allow_inf_nan=False, description="Seconds between two heartbeats."
+    )
+    max_state_bytes: int = Field(
+        default=MIB // 4, ge=1024, le=16 * MIB, description="Largest queue that is kept, as JSON."
+    )
+
+
+class StorageSettings(BaseSettings):
+    """Where audio lies and how much of it is accepted."""
+
+    model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="STORAGE_")
+
+    audio_dir: Path = Field(default=Path(".data/audio"), description="The folder of the audio files.")
+    max_upload_bytes: int = Field(
+        default=512 * MIB, ge=1, le=64 * 1024 * MIB, description="Largest audio file that is accepted."
+    )
+
+
+class ServerSettings(BaseSettings):
+    """Where the service listens. `HOST` and `PORT` are what every platform sets, hence no prefix."""
+
+    model_config = _ENVIRONMENT
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="The address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="The port; 0 takes a free one.")
+    data_dir: Path = Field(
+        default=Path(".data"),
+        description="The folder of the embedded Postgres and the demo token.",
+        validation_alias="PLYR_DATA_DIR",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins whose pages may use the session cookie, separated by commas; "
+        "without any, every origin may call with a bearer token.",
+    )
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(origin.strip() for origin in value.split(",") if origin.strip())
+        return value
+
+
+class UploadSettings(BaseSettings):
+    """The class of work that takes longer than a request of the API."""
+
+    model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="UPLOAD_")
+
+    statement_timeout: float = Field(
+        default=30.0,
+        gt=0,
+        le=DAY,
+        allow_inf_nan=False,
+        description="Seconds that one SQL statement of an upload may run.",
+    )
+
+
+class Settings(BaseModel):
+    """All settings of the service."""
+
+    model_config = ConfigDict(frozen=True)
+
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    observability: ObservabilitySettings = Field(default_factory=ObservabilitySettings)
+    queue: QueueSettings = Field(default_factory=QueueSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
+    uploads: UploadSettings = Field(default_factory=UploadSettings)
+    server: ServerSettings = Field(default_factory=ServerSettings)
+
+
+def load_settings() -> Settings:
+    """Read the environment now.
+
+    Raises:
+        ConfigError: a variable cannot work; says which, its value, and what is allowed.
+        steadypool.errors.ConfigurationError: the same for a `DATABASE_*` variable.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error))) from None
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read from the environment when first asked for."""
+    return load_settings()
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line for each variable; pydantic knows the model by its title and the field by its place."""
+    models: dict[str, type[BaseSettings]] = {
+        model.__name__: model
+        for model in (ObservabilitySettings, QueueSettings, StorageSettings, UploadSettings, ServerSettings)
+    }
+    model = models.get(error.title)
+    prefix = str(model.model_config.get("env_prefix", "")) if model is not None else ""
+    return [
+        f"{_variable(prefix, detail['loc'])}={detail['input']!r}: {detail['msg']}"
+        for detail in error.errors(include_url=False)
+    ]
+
+
+def _variable(prefix: str, location: tuple[int | str, ...]) -> str:
+    name = str(location[0]) if location else ""
+    return name if name.isupper() else f"{prefix}{name}".upper()

@@ -1,0 +1,68 @@
+"""The composition root: puts the application together, and owns nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from steadypool.fastapi import install
+
+from backend.api import audio, auth, page, queue, tracks, uploads
+from backend.config import Settings, get_settings
+from backend.services.upload_jobs import UploadJobs
+from backend.storage.local import LocalStorage
+from backend.utilities.database import build_database, get_database, use_database
+
+EXPOSED_HEADERS = ["ETag", "Retry-After", "Accept-Ranges", "Content-Range", "Content-Disposition"]
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application; nothing is opened before its lifespan begins.
+
+    Args:
+        settings: everything it needs to know; the environment where none are given.
+    """
+    settings = settings or get_settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        database = build_database(settings)
+        with use_database(database):
+            async with database, UploadJobs(database) as jobs:
+                app.state.jobs = jobs
+                yield
+
+    # /docs would load its script from elsewhere; /openapi.json is there.
+    app = FastAPI(
+        title="plyr",
+        summary="music on atproto",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.state.settings = settings
+    app.state.storage = LocalStorage(settings.storage.audio_dir, settings.storage.max_upload_bytes)
+    origins = settings.server.cors_origins
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins or ["*"],
+        allow_credentials=bool(origins),
+        allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "If-Range", "Range"],
+        expose_headers=EXPOSED_HEADERS,
+    )
+    install(app, get_database)
+    app.add_exception_handler(ClientDisconnect, _client_is_gone)
+    # Uploads before tracks: /tracks/uploads/… is not a track's id.
+    for module in (auth, uploads, tracks, audio, queue, page):
+        app.include_router(module.router)
+    return app
+
+
+async def _client_is_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads this answer; without a handler it would be logged as a fault of ours."""
+    return Response(status_code=400)

@@ -1,0 +1,52 @@
+"""Artists, and the tokens by which they are known."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from datetime import datetime
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from backend.models import Artist, DeveloperToken
+
+TOKEN_BYTES = 32
+
+
+def new_token() -> str:
+    """A token nobody can guess: 256 random bits."""
+    return "plyr_" + secrets.token_urlsafe(TOKEN_BYTES)
+
+
+def hash_token(token: str) -> bytes:
+    """What is kept of a token.
+
+    It is looked up by this hash, so what a comparison's time could reveal is about the hash, not the token.
+    """
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+async def authenticate(session: AsyncSession, token: str) -> Artist | None:
+    """The artist whose unexpired token this is."""
+    query = (
+        select(Artist)
+        .join(DeveloperToken, DeveloperToken.did == Artist.did)
+        .where(DeveloperToken.token_hash == hash_token(token))
+        .where(or_(DeveloperToken.expires_at.is_(None), DeveloperToken.expires_at > func.now()))
+    )
+    return await session.scalar(query)
+
+
+def add_artist(session: AsyncSession, *, did: str, handle: str, display_name: str) -> Artist:
+    """A new artist."""
+    artist = Artist(did=did, handle=handle, display_name=display_name)
+    session.add(artist)
+    return artist
+
+
+def add_token(
+    session: AsyncSession, *, did: str, token: str, name: str, expires_at: datetime | None = None
+) -> None:
+    """Let `token` sign in as the artist."""
+    session.add(DeveloperToken(token_hash=hash_token(token), did=did, name=name, expires_at=expires_at))

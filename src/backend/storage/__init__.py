@@ -1,0 +1,1 @@
+"""Audio bytes: where they lie, and whether they are audio."""

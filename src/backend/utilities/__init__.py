@@ -1,0 +1,1 @@
+"""What the seed document names by path; nothing else moves in here."""

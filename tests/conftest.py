@@ -1,0 +1,58 @@
+"""What all tests share: the real Postgres of `steadypool.testing`, and a look at what a test leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+pytest_plugins = ["steadypool.testing"]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every async test is looked at last: the fixture is set up first, so it is torn down after all others."""
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
+            item.fixturenames.insert(0, "no_leaked_tasks")
+
+
+@pytest.fixture
+async def no_leaked_tasks(anyio_backend: str) -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    # Each fixture and test is called from a task of anyio's own runner.
+    left = {
+        task for task in asyncio.all_tasks() - before if "TestRunner." not in task.get_coro().__qualname__
+    }
+    if left:
+        # What was told to end may need a few more turns of the loop.
+        _, left = await asyncio.wait(left, timeout=1.0)
+    assert not left, "the test left tasks behind: " + "; ".join(repr(task) for task in left)
+
+
+class _Errors(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def quiet_event_loop() -> Iterator[None]:
+    """asyncio reports what nobody awaited or retrieved to its log and nowhere else."""
+    errors = _Errors()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(errors)
+    yield
+    logger.removeHandler(errors)
+    assert not errors.messages, "asyncio complained: " + "; ".join(errors.messages)
