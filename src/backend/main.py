@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from steadypool.fastapi import install
 
 from backend.api import audio, auth, page, queue, tracks, uploads
 from backend.config import Settings, get_settings
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.local import LocalStorage
 from backend.utilities.database import build_database, get_database, use_database
+from steadypool.fastapi import install
 
 EXPOSED_HEADERS = ["ETag", "Retry-After", "Accept-Ranges", "Content-Range", "Content-Disposition"]
 
@@ -46,6 +46,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.storage = LocalStorage(settings.storage.audio_dir, settings.storage.max_upload_bytes)
+    # CORS last: what is added later stands outside, and its headers belong on error answers as well.
+    install(app, get_database)
     origins = settings.server.cors_origins
     app.add_middleware(
         CORSMiddleware,
@@ -55,7 +57,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "If-Range", "Range"],
         expose_headers=EXPOSED_HEADERS,
     )
-    install(app, get_database)
     app.add_exception_handler(ClientDisconnect, _client_is_gone)
     # Uploads before tracks: /tracks/uploads/… is not a track's id.
     for module in (auth, uploads, tracks, audio, queue, page):

@@ -58,7 +58,9 @@ async def get_queue(request: Request, session: SessionDep, artist: CurrentArtist
 def _expected(request: Request) -> int:
     header = request.headers.get("if-match")
     if header is None:
-        raise HTTPException(428, 'send If-Match with the revision that you are changing, such as If-Match: "3"')
+        raise HTTPException(
+            428, 'send If-Match with the revision that you are changing, such as If-Match: "3"'
+        )
     match = _REVISION.fullmatch(header.strip())
     if match is None:
         raise HTTPException(400, 'If-Match must be a quoted revision, such as "3"')
@@ -119,9 +121,7 @@ async def _respond(
 ) -> Response:
     named = state.get("track_ids", [])
     views = await tracks.list_by_files(session, named, did)
-    out = QueueOut(
-        state=state, revision=revision, tracks=[track_out(view, request, did) for view in views]
-    )
+    out = QueueOut(state=state, revision=revision, tracks=[track_out(view, request, did) for view in views])
     content = out.model_dump(mode="json")
     if conflict_with is None:
         return JSONResponse(content, headers=_headers(revision))

@@ -6,13 +6,13 @@ import logging
 
 from fastapi import APIRouter, HTTPException, Request
 from sqlalchemy.exc import SQLAlchemyError
-from steadypool.errors import SteadypoolError
 
 from backend.api.deps import MAX_PAGE, CurrentArtist, Limit, SessionDep, StorageDep, TrackId, Viewer
 from backend.api.schemas import DeletedOut, LikeOut, TrackList, TrackOut, track_list, track_out
 from backend.services import files, likes, tracks
 from backend.storage.base import Storage
 from backend.utilities.database import db_session
+from steadypool.errors import SteadypoolError
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/tracks", tags=["tracks"])

@@ -2,42 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection, Engine
+from psycopg.pq import Conninfo
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import NullPool
 
 from backend.migrations import HEAD, LOCK_KEY, LOCK_TIMEOUT
+from steadypool import DatabaseSettings
+from steadypool.connect.dsn import parse_url
 
 
 class MigrationError(RuntimeError):
     """The database could not be brought up to date."""
 
 
-def upgrade(url: URL, *, connect_timeout: float = 10.0) -> bool:
+def upgrade(settings: DatabaseSettings) -> bool:
     """Bring the database to `HEAD`; says whether there was anything to do.
 
     Of several processes that start at once one migrates and the others wait for it: the lock belongs to the
     transaction of the migration itself, so it holds behind a transaction pooler and ends with a crash.
 
     Args:
-        url: the database, for the driver psycopg.
-        connect_timeout: seconds for opening the connection.
+        settings: where the database is; a direct address is preferred to that of a pooler.
 
     Raises:
         MigrationError: another process has held the lock too long, or the database is newer than this program.
         sqlalchemy.exc.OperationalError: the database cannot be reached.
     """
+    arguments = _libpq_arguments(settings)
     engine = sa.create_engine(
-        url,
-        poolclass=NullPool,
-        connect_args={"connect_timeout": max(2, round(connect_timeout))},
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(**arguments), poolclass=NullPool
     )
     with engine.connect() as connection:
         if current_revision(connection) == HEAD:
             return False
     return _upgrade_locked(engine)
+
+
+def _libpq_arguments(settings: DatabaseSettings) -> dict[str, Any]:
+    """How libpq connects to the same database, whichever driver the service itself uses."""
+    target = parse_url(settings.require_direct_url())
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    arguments: dict[str, Any] = {name: value for name, value in target.options.items() if name in known}
+    if "ssl" in target.options:  # asyncpg's word for it
+        arguments.setdefault("sslmode", target.options["ssl"])
+    if target.hosts:
+        arguments["host"] = ",".join(host.name for host in target.hosts)
+        arguments["port"] = ",".join(str(host.port) for host in target.hosts)
+    if target.password is not None:
+        arguments["password"] = target.password.get_secret_value()
+    arguments |= {"user": target.user, "dbname": target.database}
+    arguments["connect_timeout"] = max(2, math.ceil(settings.connection_timeout))  # libpq's own least is 2
+    return arguments
 
 
 def current_revision(connection: Connection) -> str | None:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from sqlalchemy import exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from steadypool import Database
 
 from backend.models import Artist, DeveloperToken
 from backend.services import artists, files, tracks
 from backend.services.tracks import TrackDraft
 from backend.storage.base import Incoming, Storage
 from backend.utilities.database import UPLOADS
+from steadypool import Database
 
 DID = "did:plc:plyrdemoartist2345abcdef"
 HANDLE = "demo.plyr.local"

@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Self
 
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
-from steadypool import Database
-from steadypool.clock import SYSTEM_CLOCK, Backoff, Clock
-from steadypool.errors import SteadypoolError
 
 from backend.services import uploads
 from backend.utilities.database import UPLOADS
+from steadypool import Database
+from steadypool.clock import SYSTEM_CLOCK, Backoff, Clock
+from steadypool.errors import SteadypoolError
 
 log = logging.getLogger(__name__)
 

@@ -54,7 +54,15 @@ def inspect(path: Path) -> Audio:
         found = File(path)
     except MutagenError as error:
         raise NotAudio(_message()) from error
-    except (ValueError, IndexError, KeyError, OverflowError, ArithmeticError, EOFError, struct.error) as error:
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        ArithmeticError,
+        EOFError,
+        struct.error,
+    ) as error:
         # Parsers of foreign bytes trip over damaged files in their own ways; all of them mean the same here.
         raise NotAudio(_message()) from error
     for kind, file_type in kinds.items():

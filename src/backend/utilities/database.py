@@ -7,12 +7,12 @@ without one gets a database made from the environment the first time.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from steadypool import Database
 
 from backend.config import Settings, get_settings
+from steadypool import Database
 
 UPLOADS = "uploads"
 """The workload of everything that may take longer than a request of the API."""
@@ -29,7 +29,7 @@ def build_database(settings: Settings) -> Database:
 
 def get_database() -> Database:
     """The database of this process."""
-    global _current  # noqa: PLW0603 -- one per process is what the seed's get_engine() promises
+    global _current
     if _current is None:
         _current = build_database(get_settings())
     return _current
@@ -38,7 +38,7 @@ def get_database() -> Database:
 @contextmanager
 def use_database(database: Database) -> Iterator[Database]:
     """Make `database` the one of this process while the block runs."""
-    global _current  # noqa: PLW0603
+    global _current
     before, _current = _current, database
     try:
         yield database

@@ -19,7 +19,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from steadypool import errors
 from steadypool.breaker import BreakerState
-from steadypool.dedicated import Dedicated
+from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue
 from steadypool.errors import ConfigurationError, PoolSnapshot
 from steadypool.events import Events
 from steadypool.settings import DatabaseSettings
@@ -28,6 +28,8 @@ from steadypool.sqlalchemy.dialects import milliseconds
 from steadypool.sqlalchemy.engine import engine_for_workload
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.telemetry.counters import Counters, Totals
+
+_DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
 
 OnConnect = Callable[[Any], Awaitable[None]]
 """Called with the driver's own connection each time one was opened."""
@@ -143,7 +145,7 @@ class Database:
 
     async def close(self, grace: float | None = None) -> None:
         """Refuse new callers, let those inside finish for `grace` seconds (DATABASE_CLOSE_GRACE), cut off the rest."""
-        await self.pool.core.close(grace)
+        await self.pool.close(grace)
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -281,7 +283,7 @@ class Database:
             await dialect.set_autocommit(driver_connection, True)
             dedicated = Dedicated(
                 driver_connection,
-                dialect.dialogue(driver_connection),
+                _DIALOGUES[dialect.driver](driver_connection),
                 clock=self.pool.core.clock,
                 statement_timeout=timeout or self.settings.statement_timeout,
                 workload=workload,

@@ -184,6 +184,7 @@ class Keeper:
     def run(self) -> int:
         """Start the server, leave the caller's process tree, and keep watch."""
         log = os.open(self._order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        os.dup2(log, sys.stderr.fileno())
         own = FileLock(self._home / "keeper.lock")
         life = FileLock(self._home / "server.lock")
         for lock in (own, life):
@@ -255,4 +256,5 @@ class Keeper:
 
 
 if __name__ == "__main__":
-    sys.exit(Keeper(json.loads(sys.argv[1])).run())
+    # The directory is named on the command line too, for whoever looks at the list of processes.
+    sys.exit(Keeper(json.load(sys.stdin)).run())

@@ -338,8 +338,8 @@ class PostgresServer:
             "temporary": [str(path) for path in self._cluster.places()] if self._temporary else [],
         }
         subprocess.run(
-            [sys.executable, "-I", "-S", keeper.__file__, json.dumps(order)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-I", "-S", keeper.__file__, str(self._cluster.home)],
+            input=json.dumps(order).encode(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg
 
 from steadypool import errors
 from steadypool.clock import SYSTEM_CLOCK, Clock
-from steadypool.connect.leaving import Farewell, abort_asyncpg, abort_psycopg, take_farewell
+from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
 from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
 
 TIMEOUT_OPTION = "steadypool_statement_timeout"
@@ -56,6 +56,7 @@ class GuardedDialect:
     """What both dialects have in common. Mixed in before SQLAlchemy's class."""
 
     guards: Guards
+    driver: str
 
     def __init__(self, *args: Any, **kw: Any) -> None:
         super().__init__(*args, **kw)
@@ -135,10 +136,6 @@ class GuardedDialect:
         """The server answered on this connection just now."""
         self._proven[driver_connection] = self.guards.clock.monotonic()
 
-    def take_farewell(self, driver_connection: Any) -> Farewell | None:
-        """What tells when the server has let go of a connection that is about to be cut off."""
-        return take_farewell(driver_connection)
-
     def server_settings(self) -> dict[str, str]:
         """What the server enforces itself, even when this process has gone: set as start-up options.
 
@@ -194,10 +191,6 @@ class GuardedDialect:
         """Let the driver begin no transactions of its own."""
         raise NotImplementedError
 
-    def dialogue(self, driver_connection: Any) -> Dialogue:
-        """How a dedicated connection talks to this driver."""
-        raise NotImplementedError
-
 
 class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
     """SQLAlchemy's asyncpg dialect, with bounds."""
@@ -232,10 +225,6 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
     async def set_autocommit(self, driver_connection: Any, value: bool) -> None:
         """asyncpg begins no transactions of its own."""
-
-    def dialogue(self, driver_connection: Any) -> Dialogue:
-        """How a dedicated connection talks to asyncpg."""
-        return AsyncpgDialogue(driver_connection)
 
 
 class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
@@ -288,10 +277,6 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     async def set_autocommit(self, driver_connection: Any, value: bool) -> None:
         """Let psycopg begin no transactions of its own."""
         await driver_connection.set_autocommit(value)
-
-    def dialogue(self, driver_connection: Any) -> Dialogue:
-        """How a dedicated connection talks to psycopg."""
-        return PsycopgDialogue(driver_connection)
 
 
 _IN_TRANSACTION = frozenset({1, 2, 3})

@@ -27,8 +27,8 @@ WORKLOAD_OPTION = "steadypool_workload"
 def name_error(context: ExceptionContext) -> BaseException | None:
     """What is raised instead of the driver's exception; None where SQLAlchemy's own name is right already."""
     original = context.original_exception
-    if isinstance(original, errors.SteadypoolError):
-        return None
+    if isinstance(original, errors.SteadypoolError) or not isinstance(original, Exception):
+        return None  # named already, or a cancellation, which is the caller's own doing
     if isinstance(original, LimitReached):
         return _deadline(context, original) if original.deadline is not None else _timeout(context, original.seconds)
     sqlstate = sqlstate_of(original)

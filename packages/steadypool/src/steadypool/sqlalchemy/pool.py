@@ -17,6 +17,7 @@ from sqlalchemy.pool.base import _ConnectionRecord  # pyright: ignore[reportPriv
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from steadypool import errors
+from steadypool.connect.leaving import Farewell, take_farewell
 from steadypool.events import Events
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
@@ -42,7 +43,7 @@ class Record(_ConnectionRecord):
     """SQLAlchemy's record of one connection, with the lease under which somebody has it."""
 
     lease: Lease[Record] | None = None
-    farewell: Any = None
+    farewell: Farewell | None = None
 
     def __init__(self, owner: SteadyPool) -> None:
         self._owner = owner
@@ -62,7 +63,8 @@ class Record(_ConnectionRecord):
         """As SQLAlchemy's; a hard invalidation cuts the socket at once."""
         driver_connection = self.driver_connection
         if not soft and driver_connection is not None:
-            self.farewell = self._owner.dialect.take_farewell(driver_connection)
+            self.farewell = take_farewell(driver_connection)
+            self._owner.watched.add(self)
         super().invalidate(e, soft)
 
 
@@ -115,9 +117,9 @@ class RecordDriver:
         """Close it politely, or, where it was cut off, wait until the server has let go."""
         if connection.dbapi_connection is not None:
             await greenlet_spawn(connection.close)
-        farewell, connection.farewell = connection.farewell, None
-        if farewell is not None:
-            await farewell.wait(self._owner.options.leave_timeout)
+        if connection.farewell is not None:
+            await connection.farewell.wait(self._owner.options.leave_timeout)
+            self._owner.stop_watching(connection)
 
 
 class SteadyPool(pool.Pool):
@@ -186,6 +188,7 @@ class SteadyPool(pool.Pool):
             observers=self.observers,
             ceilings=self.ceilings,
         )
+        self.watched: set[Record] = set()
         self._home_thread: int | None = None
         self._home_loop: asyncio.AbstractEventLoop | None = None
 
@@ -277,10 +280,29 @@ class SteadyPool(pool.Pool):
             asyncio.get_running_loop()
         except RuntimeError:
             self.core.abort_idle()
+            self._stop_watching_all()
         else:
             if self.core.count():
                 await_only(self.core.evict())
         self.logger.info("Pool disposed. %s", self.status())
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close for good, as `steadypool.pool.Pool.close`; `dispose` would leave a pool that can be used again."""
+        try:
+            await self.core.close(grace)
+        finally:
+            self._stop_watching_all()
+
+    def stop_watching(self, record: Record) -> None:
+        """Nobody waits any more for the server to let go of this connection."""
+        if record.farewell is not None:
+            record.farewell.close()
+            record.farewell = None
+        self.watched.discard(record)
+
+    def _stop_watching_all(self) -> None:
+        for record in tuple(self.watched):
+            self.stop_watching(record)
 
     # -- what a person can see ---------------------------------------------------------------------------------
 

@@ -1,0 +1,207 @@
+"""Starting the service on this machine: port, database, migrations, demo, server; and ending it all again.
+
+What goes wrong on the way is told in one message on stderr, with exit code 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import importlib.util
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, closing, contextmanager
+from urllib.parse import quote
+
+from sqlalchemy.exc import DBAPIError
+
+from backend.config import ConfigError, ServerSettings, Settings, load_settings
+from steadypool.errors import SteadypoolError
+
+# How long requests in flight may take after the first signal; the second ends them at once.
+SHUTDOWN_GRACE = 15
+BACKLOG = 2048
+
+
+class StartError(RuntimeError):
+    """The service cannot start; the message is for the person who started it."""
+
+
+def main() -> int:
+    """Run until a signal; returns the exit code."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    try:
+        settings = load_settings()
+        with closing(_bind(settings.server)) as listener:
+            asyncio.run(_run(settings, listener))
+    except asyncio.CancelledError:
+        pass  # a signal, before there was a server to stop
+    except (StartError, ConfigError, SteadypoolError) as error:
+        return _give_up(str(error))
+    except DBAPIError as error:
+        return _give_up(f"the database refused: {_one_line(error.orig)}")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _give_up(
+                f"the disk is full ({error.filename or error}); free some space, then start again"
+            )
+        return _give_up(str(error))
+    return 0
+
+
+def _give_up(message: str) -> int:
+    print(f"plyr cannot start: {message}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _say(text: str) -> None:
+    print(f"plyr: {text}", flush=True)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+# -- the port ------------------------------------------------------------------------------------------------
+
+
+def _bind(server: ServerSettings) -> socket.socket:
+    """Take the port before anything else: nothing is worse than to learn of it after half a minute."""
+    try:
+        found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise StartError(f"HOST={server.host} is no address of this machine: {error.strerror}") from error
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        with _explain_port(server):
+            listener.bind(address)
+            # Two that only bind do not notice each other. Who connects now is served once everything is up.
+            listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+@contextmanager
+def _explain_port(server: ServerSettings) -> Iterator[None]:
+    where = f"port {server.port} on {server.host}"
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise StartError(
+                f"{where} is taken; end what listens there, or choose another port: "
+                f"PORT={server.port + 1} make run"
+            ) from error
+        if error.errno == errno.EACCES:
+            raise StartError(
+                f"{where} needs more rights; choose one above 1023: PORT=8000 make run"
+            ) from error
+        raise StartError(f"cannot listen on {where}: {error.strerror}; check HOST and PORT") from error
+
+
+# -- from nothing to serving ---------------------------------------------------------------------------------
+
+
+async def _run(settings: Settings, listener: socket.socket) -> None:
+    """Start the parts in order; the stack ends them in the opposite order, however this ends."""
+    from backend.server import Server  # loads the web framework: not before the port is known to be free
+
+    loop = asyncio.get_running_loop()
+    starting = asyncio.current_task()
+    assert starting is not None
+    server: Server | None = None
+
+    def stop() -> None:
+        if server is None:
+            starting.cancel()
+        else:
+            server.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    _warn(settings)
+    async with AsyncExitStack() as stack:
+        settings = await _with_database(settings, stack)
+        await _migrate(settings)
+        token = await _demo(settings)
+        server = Server(settings, grace=SHUTDOWN_GRACE, on_ready=lambda: _tell(listener, token))
+        await server.serve([listener])
+        _say("stopped")
+
+
+def _warn(settings: Settings) -> None:
+    if settings.observability.enabled and importlib.util.find_spec("logfire") is None:
+        print(
+            "plyr: LOGFIRE_ENABLED is on, but the package logfire is not installed; nothing is sent",
+            file=sys.stderr,
+        )
+
+
+async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:
+    """The settings with a database in them: the one that DATABASE_URL names, or the embedded one."""
+    if settings.database.url is not None:
+        return settings
+    from steadypool.lab import EmbeddedPostgres, LabError
+
+    home = settings.server.data_dir / "postgres"
+    try:
+        server = await stack.enter_async_context(EmbeddedPostgres(home, on_progress=_say))
+    except LabError as error:
+        raise StartError(str(error)) from error
+    return settings.model_copy(update={"database": settings.database.replace(url=server.url)})
+
+
+async def _migrate(settings: Settings) -> None:
+    from backend.migrations.upgrade import MigrationError, upgrade
+
+    try:
+        if await asyncio.to_thread(upgrade, settings.database):
+            _say("the database is set up")
+    except MigrationError as error:
+        raise StartError(str(error)) from error
+    except DBAPIError as error:
+        raise StartError(
+            f"the database {settings.database.safe_url} cannot be used: {_one_line(error.orig)}. "
+            "Check DATABASE_URL: host, port, user, password, and that the database exists. "
+            "Without DATABASE_URL plyr starts a Postgres of its own"
+        ) from error
+
+
+async def _demo(settings: Settings) -> str | None:
+    from backend.services.demo import ensure_demo
+    from backend.storage.base import StorageError
+    from backend.storage.local import LocalStorage
+    from backend.utilities.database import build_database
+
+    storage = LocalStorage(settings.storage.audio_dir, settings.storage.max_upload_bytes)
+    async with build_database(settings) as database:
+        try:
+            return await ensure_demo(database, storage, settings.server.data_dir / "demo-token", _say)
+        except StorageError as error:
+            raise StartError(
+                f"the demo tracks cannot be kept in {settings.storage.audio_dir}: {error}"
+            ) from error
+
+
+def _tell(listener: socket.socket, token: str | None) -> None:
+    """Where to click, and how to sign in."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    url = f"http://{shown}:{port}"
+    lines = [f"plyr plays at {url}/"]
+    if token is None:
+        lines.append("This database has artists of its own, so there is no demo token.")
+    else:
+        lines += [
+            f"Signed in as the demo artist: {url}/#token={quote(token)}",
+            f"For the plyrfm command: export PLYR_API_URL={url} and",
+            f"PLYR_TOKEN={token}",
+        ]
+    print("\n" + "\n".join(lines) + "\n\nCtrl-C ends it.", flush=True)

@@ -1,0 +1,501 @@
+"""The rules of the pool (numbered as in DESIGN), checked against the server's books and against the callers' own notes.
+
+`Rules` is told what callers do and listens to the pool's events. It looks at everything after each turn of the loop, and
+more closely whenever the loop rests: then every change has had its consequences, and whoever still waits must have a reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from steadypool import errors, events
+from steadypool.lease import Lease, Slot, SlotState
+from steadypool.pool import Pool
+from steadypool.roster import LIVE, Roster
+from steadypool.sqlstate import Fate
+
+from .schedule import Config
+from .server import Connection, RuleBroken, Server
+from .virtual import VirtualLoop
+
+NEAR = 1e-3
+"""Seconds: two moments closer than this are one."""
+IDLE, LEASED, OPENING = SlotState.IDLE, SlotState.LEASED, SlotState.OPENING
+PROVING, RESETTING, CLOSING = SlotState.PROVING, SlotState.RESETTING, SlotState.CLOSING
+
+
+class Caller:
+    """One who asks for a connection, and what we know of it."""
+
+    __slots__ = (
+        "busy_until", "cancel_asked", "deadline_at", "ended", "latest", "lease", "limit", "name", "settled", "since",
+        "task", "timeout", "workload"
+    )  # fmt: skip
+
+    def __init__(self, name: str, workload: str | None, timeout: float | None, limit: float | None) -> None:
+        self.name = name
+        self.workload = workload
+        self.timeout = timeout
+        self.limit = limit
+        self.since = self.busy_until = self.latest = 0.0
+        self.deadline_at: float | None = None
+        self.lease: Lease[Connection] | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.settled = self.ended = self.cancel_asked = False
+
+
+class Ending:
+    """One call of `close`."""
+
+    __slots__ = ("began", "done", "grace")
+
+    def __init__(self, began: float, grace: float) -> None:
+        self.began = began
+        self.grace = grace
+        self.done = False
+
+
+class RecordingRoster(Roster[Connection]):
+    """The pool's own roster, that also notes when each slot came into its state."""
+
+    def __init__(self, rules: Rules) -> None:
+        super().__init__()
+        self.rules = rules
+        self.version = 0
+        self.since: dict[int, float] = {}
+        self.idle_order: list[int] = []
+
+    def add(self, generation: int) -> Slot[Connection]:
+        self.version += 1
+        slot = super().add(generation)
+        self.since[slot.number] = self.rules.loop.now
+        return slot
+
+    def move(self, slot: Slot[Connection], state: SlotState) -> None:
+        self.version += 1
+        before = slot.state
+        self.rules.transitions.add((before, state))
+        if before is IDLE:
+            if state is LEASED:
+                self.rules.takes_from_idle(slot, self.idle_order)
+            self.idle_order.remove(slot.number)
+        if state is IDLE:
+            self.idle_order.append(slot.number)
+        if state is SlotState.GONE:
+            self.since.pop(slot.number, None)
+        else:
+            self.since[slot.number] = self.rules.loop.now
+        super().move(slot, state)
+
+
+class Rules:
+    """What must hold, always."""
+
+    def __init__(self, config: Config, loop: VirtualLoop) -> None:
+        self.options = config.options
+        self.ceilings = config.ceilings
+        self.loop = loop
+        self.waiting: dict[str, Caller] = {}
+        self.holding: list[Caller] = []
+        self.handed: dict[int, Caller] = {}
+        self.callers: dict[str, Caller] = {}
+        self.held_by: dict[str | None, int] = {}
+        self.transitions: set[tuple[SlotState, SlotState]] = set()
+        self.pairs: set[tuple[SlotState, str]] = set()
+        self.endings: list[Ending] = []
+        self.began_to_close: float | None = None
+        self.connects = [0, 0, 0]
+        self.acquired = self.released = self.pool_closed_events = 0
+        self._seen_version = (-1, -1)
+        self._fault: str | None = None
+
+    def attach(self, pool: Pool[Connection], server: Server, roster: RecordingRoster) -> None:
+        """Begin to watch."""
+        self.pool, self.server, self.roster = pool, server, roster
+        pool.events.subscribe(self._observe)
+
+    def blame(self, fault: str) -> None:
+        """Note a broken rule where an exception would be swallowed; the next look raises it."""
+        self._fault = self._fault or fault
+
+    def seen(self, event: str) -> None:
+        """Note which states an event met, for the table of what was reached."""
+        for state, count in self.roster._counts.items():
+            if count:
+                self.pairs.add((state, event))
+
+    def version(self) -> tuple[int, int]:
+        """Changes whenever something happens."""
+        return self.roster.version, self.server.changes
+
+    # -- what callers do ---------------------------------------------------------------------------------------
+
+    def arrives(self, caller: Caller, deadline_at: float | None) -> None:
+        """A caller is about to ask."""
+        now = self.loop.now
+        timeout = self.options.pool_timeout if caller.timeout is None else caller.timeout
+        patience = max(self.options.pool_timeout, self.options.connect_timeout)
+        caller.since = now
+        caller.deadline_at = deadline_at
+        if deadline_at is None:
+            caller.busy_until = now + timeout
+            caller.latest = now + max(timeout, patience)
+        else:
+            caller.busy_until = min(now + timeout, deadline_at)
+            caller.latest = deadline_at
+        self.callers[caller.name] = caller
+        self.waiting[caller.name] = caller
+
+    def cancels(self, caller: Caller) -> None:
+        """Somebody cancels a caller."""
+        caller.cancel_asked = True
+        self.waiting.pop(caller.name, None)
+
+    def cancelled(self, caller: Caller) -> None:
+        """A caller leaves because it was cancelled."""
+        caller.settled = True
+        if not caller.cancel_asked:
+            raise RuleBroken(f"caller {caller.name} was cancelled by nobody")
+        if caller in self.handed.values():
+            raise RuleBroken("R1: a cancelled caller kept its connection")
+        self.seen("caller cancelled")
+
+    def served(self, caller: Caller, lease: Lease[Connection]) -> None:
+        """A caller has got a connection."""
+        caller.settled = True
+        caller.lease = lease
+        if caller.cancel_asked:
+            raise RuleBroken("a cancelled caller was served")
+        if lease.active:
+            self.holding.append(caller)
+        elif not self.pool.closed:
+            raise RuleBroken("a caller got a lease that had ended")
+
+    def refused(self, caller: Caller, error: errors.SteadypoolError) -> None:
+        """A caller goes without."""
+        caller.settled = True
+        self.waiting.pop(caller.name, None)
+        now = self.loop.now
+        self.seen("refused " + type(error).__name__)
+        if not str(error).strip():
+            raise RuleBroken("R5: an error without a message")
+        if isinstance(error, errors.PoolClosed):
+            if not self.pool.closed:
+                raise RuleBroken("R13: PoolClosed from an open pool")
+            return
+        self._check_refusal(caller, error, now)
+        waited = now - caller.since
+        if error.pool is None or abs(error.elapsed.total - waited) > NEAR:
+            raise RuleBroken(f"R5: {error!r} reports {error.elapsed}, but it was {waited:.3f}s")
+
+    def _check_refusal(self, caller: Caller, error: errors.SteadypoolError, now: float) -> None:
+        name = type(error).__name__
+        if isinstance(error, errors.PoolQueueFull):
+            if now > caller.since + NEAR or len(self.waiting) < self.options.max_waiting:
+                raise RuleBroken("R5: PoolQueueFull though the queue was not full")
+            return
+        if isinstance(error, errors.ConnectFailed) and error.final:
+            if not self.server.last_open_final:
+                raise RuleBroken("R5: a final refusal though the last connect did not fail for good")
+            return
+        if now < caller.busy_until - NEAR:
+            raise RuleBroken(f"R5: {name} {caller.busy_until - now:.3f}s too early")
+        late = caller.deadline_at is not None and now >= caller.deadline_at - NEAR
+        if isinstance(error, errors.DeadlineExceeded) != late and not self._tie(caller):
+            raise RuleBroken(f"R5: {name}, but the deadline was {caller.deadline_at}, it is {now}")
+        if type(error) is errors.PoolTimeout and error.pool is not None and error.pool.leased == 0:
+            raise RuleBroken("R5: PoolTimeout though nobody held a connection")
+        if type(error) is errors.PoolTimeout and self.server.last_open_failed:
+            raise RuleBroken("R5: PoolTimeout though the database could not be reached")
+
+    def _tie(self, caller: Caller) -> bool:
+        end = caller.deadline_at
+        return end is not None and abs(caller.busy_until - end) < NEAR
+
+    def gives_back(self, lease: Lease[Connection], fate: Fate) -> None:
+        """A caller is about to release."""
+        if fate is Fate.EVICT_AND_PROVE and lease.active:
+            self.doubts()
+
+    def doubts(self) -> None:
+        """Every live connection has to prove itself."""
+        for slot in self.roster:
+            if slot.state in LIVE and slot.connection is not None:
+                slot.connection.doubted = True
+
+    def closes(self, grace: float) -> Ending:
+        """Somebody calls `close`."""
+        ending = Ending(self.loop.now, grace)
+        self.endings.append(ending)
+        if self.began_to_close is None:
+            self.began_to_close = ending.began
+        return ending
+
+    def closed(self, ending: Ending) -> None:
+        """`close` has come back, or was cancelled."""
+        ending.done = True
+        self.seen("close ended")
+        if self.pool.count():
+            raise RuleBroken(f"R13: {self.pool.count()} connections are left after close")
+        for connection in self.server.backends.values():
+            if connection.aborted_at is None:
+                raise RuleBroken(f"R13: close left {connection} open")
+
+    # -- what the pool says ------------------------------------------------------------------------------------
+
+    def _observe(self, event: events.Event) -> None:
+        if isinstance(event, events.Acquired):
+            self._acquired(event)
+        elif isinstance(event, events.Released):
+            self.released += 1
+            caller = self.handed.pop(event.connection, None)
+            if caller is None:
+                self.blame("R1: a connection was released that nobody had")
+                return
+            self.held_by[caller.workload] -= 1
+            if event.kept:
+                self.seen("released kept")
+        elif isinstance(event, events.ConnectStarted):
+            self.connects[0] += 1
+        elif isinstance(event, events.ConnectSucceeded):
+            self.connects[1] += 1
+        elif isinstance(event, events.ConnectAttemptFailed):
+            self.connects[2] += 1
+        elif isinstance(event, events.Closed):
+            self.seen("gone " + event.reason)
+        elif isinstance(event, events.PoolClosedEvent):
+            self.pool_closed_events += 1
+
+    def _acquired(self, event: events.Acquired) -> None:
+        self.acquired += 1
+        slot = next(slot for slot in self.roster if slot.number == event.connection)
+        lease, connection, now = slot.lease, slot.connection, self.loop.now
+        if lease is None or connection is None or event.connection in self.handed:
+            self.blame("R1: a connection was handed to two callers, or to none")
+            return
+        caller = self.callers[lease.name]
+        self.handed[event.connection] = caller
+        self._check_turn_of(caller)
+        self.waiting.pop(caller.name, None)
+        workload = caller.workload
+        self.held_by[workload] = self.held_by.get(workload, 0) + 1
+        if workload in self.ceilings and self.held_by[workload] > self.ceilings[workload]:
+            self.blame(f"ceiling: {workload} holds {self.held_by[workload]}")
+        if connection.dirty:
+            self.blame("R8: a connection was handed over unclean")
+        if not connection.open:
+            self.blame("R7: a connection was handed over that was known to be dead")
+        if self._stale(slot, now) and connection.opened_at < now - NEAR:
+            self.blame("R7: a connection was handed over unproven")
+        if self._too_old(connection, now):
+            self.blame("R9: a connection was handed over after the end of its life")
+        if self.pool.closed:
+            self.blame("R13: a closed pool handed a connection over")
+
+    def _check_turn_of(self, caller: Caller) -> None:
+        """Rule 2: nobody who came before, and could have been served, is still waiting."""
+        for other in self.waiting.values():
+            if other is caller:
+                return
+            if self._eligible(other) and any(
+                waiter.name == other.name and not waiter.future.done() for waiter in self.pool._waiters
+            ):
+                self.blame(f"R2: caller {caller.name} was served before caller {other.name}, who came earlier")
+
+    def _eligible(self, caller: Caller) -> bool:
+        top = self.ceilings.get(caller.workload or "")
+        return top is None or self.held_by.get(caller.workload, 0) < top
+
+    def _stale(self, slot: Slot[Connection], now: float) -> bool:
+        """Whether a connection has to prove itself, by the callers' notes or by the pool's own suspicion."""
+        connection, limit = slot.connection, self.options.ping_after_idle
+        if connection is None:
+            return True
+        long_ago = limit is not None and now - connection.answered_at > limit + NEAR
+        return connection.doubted or long_ago
+
+    def _too_old(self, connection: Connection, now: float) -> bool:
+        life = self.options.recycle
+        return life is not None and now > connection.opened_at + life + NEAR
+
+    def takes_from_idle(self, slot: Slot[Connection], order: list[int]) -> None:
+        """Rule 2: last in, first out (or the reverse), among the connections that can be had at once."""
+        place = order.index(slot.number)
+        passed = order[place + 1 :] if self.options.use_lifo else order[:place]
+        now, limit = self.loop.now, self.options.ping_after_idle
+        for number in passed:
+            other = self.roster._slots[number]
+            fresh = limit is None or now - other.proven_at < limit - NEAR
+            usable = fresh and not other.suspect and other.connection is not None and other.connection.open
+            if usable and now < other.expires_at - NEAR:
+                self.blame("R2: an idle connection was taken out of turn")
+
+    # -- after every turn of the loop --------------------------------------------------------------------------
+
+    def after_turn(self) -> None:
+        """What must hold at every moment."""
+        if self._fault is not None:
+            raise RuleBroken(self._fault)
+        version = self.version()
+        if version == self._seen_version:
+            return
+        self._seen_version = version
+        pool, server, roster = self.pool, self.server, self.roster
+        limit = self.options.limit
+        if server.connecting + server.counted > limit or len(roster) > limit:
+            raise RuleBroken(
+                f"R1: {server.connecting} connecting and {server.counted} connected, {limit} allowed"
+            )
+        counts = dict.fromkeys(SlotState, 0)
+        owned = set[int]()
+        for slot in roster._slots.values():
+            counts[slot.state] += 1
+            if slot.connection is not None:
+                owned.add(slot.connection.number)
+        if any(counts[state] != roster.count(state) for state in SlotState):
+            raise RuleBroken(f"R1: the counts are wrong: {counts}, {roster._counts}")
+        if counts[IDLE] != len(pool._idle) or counts[IDLE] > self.options.size:
+            raise RuleBroken(f"R8: {counts[IDLE]} idle ({len(pool._idle)} listed), size {self.options.size}")
+        if len(self.handed) != counts[LEASED] or self.acquired - self.released != counts[LEASED]:
+            raise RuleBroken("events: Acquired and Released do not add up")
+        self._check_lost(owned)
+
+    def _check_lost(self, owned: set[int]) -> None:
+        if len(self.server.backends) > len(owned) or not owned.issuperset(self.server.backends):
+            for number, connection in self.server.backends.items():
+                if number not in owned and not connection.excused and not self.pool.closed:
+                    raise RuleBroken(f"R11: the server still has {connection}, the pool does not count it")
+
+    # -- when the loop rests -----------------------------------------------------------------------------------
+
+    def at_rest(self) -> None:
+        """What must hold once every change has had its consequences."""
+        self.after_turn()
+        now = self.loop.now
+        self._check_limits(now)
+        if len(self.waiting) != self.pool.waiting:
+            raise RuleBroken(f"R4: {len(self.waiting)} callers wait, the pool knows {self.pool.waiting}")
+        if set(self.handed.values()) != set(self.holding):
+            raise RuleBroken("R1: a connection was handed to a caller who never got it")
+        if self.waiting:
+            self._check_waiting(now)
+        if self.endings:
+            self._check_ending(now)
+
+    def _check_limits(self, now: float) -> None:
+        options = self.options
+        for slot in self.roster._slots.values():
+            state, since = slot.state, self.roster.since[slot.number]
+            if state is IDLE:
+                self._check_idle(slot, now)
+                continue
+            if state is LEASED:
+                continue
+            limit = options.leave_timeout
+            if state is OPENING:
+                limit = options.connect_timeout
+            elif state is PROVING:
+                limit = options.connect_timeout
+            if now > since + limit + NEAR:
+                raise RuleBroken(f"R5: connection {slot.number} is {state.value} for {now - since:.3f}s")
+
+    def _check_idle(self, slot: Slot[Connection], now: float) -> None:
+        connection, life = slot.connection, self.options.recycle
+        if connection is None or connection.dirty:
+            raise RuleBroken("R8: an idle connection is not clean")
+        if slot.generation != self.pool._generation:
+            raise RuleBroken("R12: an evicted connection is idle again")
+        if life is None:
+            return
+        if not life * 0.9 - NEAR <= slot.expires_at - connection.opened_at <= life + NEAR:
+            raise RuleBroken(f"R9: a life of {slot.expires_at - connection.opened_at:.3f}s instead of {life}s")
+        if life and abs(slot.expires_at - connection.opened_at - life) < 1e-5:
+            raise RuleBroken("R9: no jitter")
+        # A life of less than a second ends when somebody asks for the connection, a longer one by itself.
+        if life >= 1.0 and now > slot.expires_at + NEAR:
+            raise RuleBroken("R9: an idle connection has outlived itself")
+
+    def _check_waiting(self, now: float) -> None:
+        """Rules 4 and 5: whoever waits has a reason to, and a time left to do it."""
+        pool, server, roster = self.pool, self.server, self.roster
+        for caller in self.waiting.values():
+            if now > caller.latest + NEAR:
+                raise RuleBroken(f"R5: caller {caller.name} waits {now - caller.latest:.3f}s too long")
+            pending = server.connecting or server.last_open_failed or roster.count(PROVING)
+            if now > caller.busy_until + NEAR and not pending:
+                raise RuleBroken(f"R5: caller {caller.name} waits on, and nothing is being opened")
+        takers = self._takers()
+        if not takers:
+            return
+        if roster.count(IDLE):
+            usable = sum(not pool._needs_proof(slot, now) for slot in pool._idle)
+            if usable or roster.count(PROVING) < min(takers, roster.count(IDLE, PROVING)):
+                raise RuleBroken(f"R4: {takers} wait, {roster.count(IDLE)} are idle, {usable} of them usable")
+        self._check_opening(takers, now)
+
+    def _check_opening(self, takers: int, now: float) -> None:
+        pool, roster = self.pool, self.roster
+        opening = roster.count(OPENING)
+        lacking = takers - opening - roster.count(PROVING, RESETTING)
+        if lacking <= 0 or len(roster) >= self.options.limit:
+            return
+        if pool.breaker.allowance(now=now, opening=opening, live=roster.count(*LIVE)):
+            raise RuleBroken(f"R4: {lacking} wait, there is room, and nothing is being opened")
+        if opening:
+            return
+        timer = pool._wake_timer
+        if timer is None or timer.cancelled() or timer.when() > pool.breaker.not_before + NEAR:
+            raise RuleBroken("R4: callers wait for the breaker, and nothing will wake them")
+
+    def _takers(self) -> int:
+        left = {name: top - self.held_by.get(name, 0) for name, top in self.ceilings.items()}
+        takers = 0
+        for caller in self.waiting.values():
+            if caller.workload in left:
+                left[caller.workload] -= 1
+                if left[caller.workload] < 0:
+                    continue
+            takers += 1
+        return takers
+
+    def _check_ending(self, now: float) -> None:
+        roster = self.roster
+        if self.server.connecting or roster.count(OPENING, PROVING, IDLE):
+            raise RuleBroken(f"R13: a closed pool goes on: {self.pool.snapshot()}")
+        if self.waiting:
+            raise RuleBroken("R13: callers wait for a closed pool")
+        first_end = min((e.began + e.grace for e in self.endings), default=now)
+        if now > first_end + NEAR and len(roster):
+            raise RuleBroken("R13: the grace time is over, and connections are left")
+        for ending in self.endings:
+            if not ending.done and not len(roster) and not self.pool._tasks:
+                raise RuleBroken("R13: everything is closed, and close has not noticed")
+            if not ending.done and now > ending.began + ending.grace + self.options.leave_timeout + NEAR:
+                raise RuleBroken("R13: close takes longer than its grace time")
+
+    # -- at the end --------------------------------------------------------------------------------------------
+
+    def after_everybody_left(self) -> None:
+        """Fair weather, nobody holds or waits."""
+        self.at_rest()
+        roster = self.roster
+        if roster.count(LEASED) or self.handed or self.waiting or self.pool.waiting:
+            raise RuleBroken("R1: somebody seems to hold or to wait though everybody has left")
+        if not self.pool.closed and roster.count(IDLE, PROVING) > self.options.size:
+            raise RuleBroken("R8: more idle connections than the pool's size")
+        if any(self.held_by.values()):
+            raise RuleBroken(f"ceiling: {self.held_by} is held though everybody has left")
+
+    def after_close(self) -> None:
+        """The pool is closed and the server had time to notice."""
+        self.at_rest()
+        if self.server.backends or self.server.connecting:
+            raise RuleBroken(f"R1: the server still has {list(self.server.backends.values())}")
+        started, succeeded, failed = self.connects
+        if succeeded + failed > started:
+            raise RuleBroken("events: more connects ended than began")
+        if self.pool_closed_events != 1:
+            raise RuleBroken(f"events: the pool said {self.pool_closed_events} times that it is closed")
+        if any(connection for connection in self.pool._held.values()):
+            raise RuleBroken(f"ceiling: the pool thinks that {dict(self.pool._held)} is held")
