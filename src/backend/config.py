@@ -66,7 +66,7 @@ class StorageSettings(BaseSettings):
 class ServerSettings(BaseSettings):
     """Where the service listens. `HOST` and `PORT` are what every platform sets, hence no prefix."""
 
-    model_config = _ENVIRONMENT
+    model_config = SettingsConfigDict(_ENVIRONMENT, populate_by_name=True)
 
     host: str = Field(default="127.0.0.1", min_length=1, description="The address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="The port; 0 takes a free one.")

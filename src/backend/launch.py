@@ -159,6 +159,8 @@ async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:
 
 
 async def _migrate(settings: Settings) -> None:
+    import psycopg
+
     from backend.migrations.upgrade import MigrationError, upgrade
 
     try:
@@ -166,9 +168,10 @@ async def _migrate(settings: Settings) -> None:
             _say("the database is set up")
     except MigrationError as error:
         raise StartError(str(error)) from error
-    except DBAPIError as error:
+    except (psycopg.Error, DBAPIError) as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
         raise StartError(
-            f"the database {settings.database.safe_url} cannot be used: {_one_line(error.orig)}. "
+            f"the database {settings.database.safe_url} cannot be used: {_one_line(reason)}. "
             "Check DATABASE_URL: host, port, user, password, and that the database exists. "
             "Without DATABASE_URL plyr starts a Postgres of its own"
         ) from error

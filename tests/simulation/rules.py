@@ -206,7 +206,7 @@ class Rules:
             raise RuleBroken(f"R5: {name}, but the deadline was {caller.deadline_at}, it is {now}")
         if type(error) is errors.PoolTimeout and error.pool is not None and error.pool.leased == 0:
             raise RuleBroken("R5: PoolTimeout though nobody held a connection")
-        if type(error) is errors.PoolTimeout and self.server.last_open_failed:
+        if type(error) is errors.PoolTimeout and self.server.last_open_failed and self._eligible(caller):
             raise RuleBroken("R5: PoolTimeout though the database could not be reached")
 
     def _tie(self, caller: Caller) -> bool:
@@ -254,6 +254,11 @@ class Rules:
                 self.blame("R1: a connection was released that nobody had")
                 return
             self.held_by[caller.workload] -= 1
+            if caller in self.holding:  # not given back: the pool is closed and its patience is over
+                self.holding.remove(caller)
+                caller.ended = True
+                if not self.pool.closed:
+                    self.blame("R1: a connection was taken from its holder")
             if event.kept:
                 self.seen("released kept")
         elif isinstance(event, events.ConnectStarted):
@@ -282,6 +287,7 @@ class Rules:
         self.held_by[workload] = self.held_by.get(workload, 0) + 1
         if workload in self.ceilings and self.held_by[workload] > self.ceilings[workload]:
             self.blame(f"ceiling: {workload} holds {self.held_by[workload]}")
+        connection.asked = 0
         if connection.dirty:
             self.blame("R8: a connection was handed over unclean")
         if not connection.open:

@@ -16,6 +16,8 @@ OPEN_KINDS = ("ok", "instant", "refuse", "final", "bug", "says timeout", "hang",
 PING_KINDS = ("ok", "instant", "fail", "hang", "late")
 RESET_KINDS = ("ok", "instant", "fail", "hang", "late")
 CLOSE_KINDS = ("ok", "instant", "raise", "hang")
+MOST_PINGS = 10
+"""So many pings of one connection may be wasted on callers who have gone by the time of the answer."""
 
 
 class RuleBroken(AssertionError):
@@ -42,7 +44,7 @@ class Connection:
     """One connection, seen from both ends."""
 
     __slots__ = (
-        "aborted_at", "answered_at", "dirty", "doubted", "excused", "gone", "number", "open", "opened_at", "silent"
+        "aborted_at", "answered_at", "asked", "dirty", "doubted", "excused", "gone", "number", "open", "opened_at", "silent"
     )  # fmt: skip
 
     def __init__(self, number: int, now: float, gone: asyncio.Future[None]) -> None:
@@ -50,12 +52,14 @@ class Connection:
         self.opened_at = self.answered_at = now
         self.open = True
         """The client's socket is open as far as the client can tell."""
+        self.asked = 0
+        """Pings since somebody last had it."""
         self.silent = False
         """The network swallows everything on it."""
         self.dirty = False
         self.doubted = False
-        self.excused = False
-        """The pool has waited for its end as long as it has to."""
+        self.excused = True
+        """The pool need not count it: not its own yet, or it has waited for its end as long as it has to."""
         self.aborted_at: float | None = None
         self.gone = gone
 
@@ -133,6 +137,8 @@ class Server:
         try:
             connection = await self._attempt(kind, result)
             failed = final = False
+            connection.excused = False  # until now it was counted as connecting
+            self.counted += connection.number in self.backends
             self.report(f"open {kind}")
             return connection
         except asyncio.CancelledError:
@@ -188,8 +194,6 @@ class Server:
     def _open_cut_short(self, kind: str, started: float, result: asyncio.Future[Connection]) -> None:
         if result.done() and not result.cancelled() and result.exception() is None:
             # The server's answer and the end of our patience fell into one moment: it has a client that is gone.
-            result.result().excused = True
-            self._uncount(result.result())
             self.abort(result.result())
         if kind == "gives up" and result.cancelled() and not self.closing():
             self.report("open gives up")
@@ -201,8 +205,9 @@ class Server:
             self.report("open timeout")
 
     async def ping(self, connection: Connection) -> None:
-        if self.loop.now - connection.answered_at < 1e-4 and not connection.doubted:
-            self.blame("R7: a connection was asked again that has just answered")
+        connection.asked += 1
+        if connection.asked > MOST_PINGS:
+            self.blame(f"R7: a connection was asked {connection.asked} times and nobody got it")
         await self._bounded("ping", self.weather.ping, PING_KINDS, connection, self.ping_limit)
         connection.answered_at = self.loop.now
         connection.doubted = False
@@ -256,7 +261,7 @@ class Server:
         connection.open = False
         self.changes += 1
         linger = 30.0 if connection.silent else self.weather.linger
-        if linger:
+        if linger and connection.number in self.backends:
             self.loop.call_later(linger, self._let_go, connection)
         else:
             self._let_go(connection)
@@ -286,7 +291,7 @@ class Server:
                 self._judge_short_close(connection)
             else:
                 self.report("close timeout")
-            self._excuse(connection)
+            self.excuse(connection)
             raise
         self.report(f"close {kind}")
 
@@ -306,7 +311,6 @@ class Server:
         self.numbers += 1
         connection = Connection(self.numbers, self.loop.now, self.loop.create_future())
         self.backends[connection.number] = connection
-        self.counted += 1
         self.changes += 1
         return connection
 
@@ -317,11 +321,9 @@ class Server:
         if not connection.gone.done():
             connection.gone.set_result(None)
 
-    def _excuse(self, connection: Connection) -> None:
+    def excuse(self, connection: Connection) -> None:
+        """The pool need not count this connection any longer."""
         if not connection.excused:
             connection.excused = True
-            self._uncount(connection)
-
-    def _uncount(self, connection: Connection) -> None:
-        self.counted -= connection.number in self.backends
-        self.changes += 1
+            self.counted -= connection.number in self.backends
+            self.changes += 1

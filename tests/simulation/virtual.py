@@ -89,7 +89,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         while scheduled and scheduled[0]._cancelled:
             self._timer_cancelled_count -= 1
             heapq.heappop(scheduled)._scheduled = False
-        if not ready and not self._stopping:
+        if not ready and not self._stopping and not (scheduled and scheduled[0]._when <= self._now + TOGETHER):
             if self._on_rest is not None:
                 self._on_rest()
             if not ready:

@@ -91,11 +91,12 @@ class World:
     def _clear_away(self) -> None:
         """After a broken rule: end what is still running, so that nothing complains later."""
         self.loop.set_exception_handler(lambda loop, context: None)
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
-        self.loop.call_later(60.0, self.loop.stop)
-        with suppress(AssertionError):
-            self.loop.run_forever()
+        for _ in range(5):
+            for task in asyncio.all_tasks(self.loop):
+                task.cancel()
+            self.loop.call_later(60.0, self.loop.stop)
+            with suppress(AssertionError):
+                self.loop.run_forever()
 
     async def _main(self) -> None:
         self.finished: asyncio.Future[None] = self.loop.create_future()
@@ -286,6 +287,10 @@ class World:
         self.pool.warm_up(None if a % 2 else b % 4)
 
     def _do_abort_idle(self, a: int, b: int) -> None:
+        # Meant for when no loop runs any more: nobody can wait until the server has let go.
+        for slot in self.pool._idle:
+            assert slot.connection is not None
+            self.server.excuse(slot.connection)
         self.pool.abort_idle()
 
     def _do_close(self, a: int, b: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 from psycopg.pq import Conninfo
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
 from backend.migrations import HEAD, LOCK_KEY, LOCK_TIMEOUT
@@ -32,15 +32,16 @@ def upgrade(settings: DatabaseSettings) -> bool:
 
     Raises:
         MigrationError: another process has held the lock too long, or the database is newer than this program.
-        sqlalchemy.exc.OperationalError: the database cannot be reached.
+        psycopg.Error: the database cannot be reached, or refuses; from SQLAlchemy as sqlalchemy.exc.DBAPIError.
     """
     arguments = _libpq_arguments(settings)
+    # Most starts end here, so they pay for nothing more than one connection.
+    with psycopg.connect(**arguments) as connection:
+        if _revision(connection) == HEAD:
+            return False
     engine = sa.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(**arguments), poolclass=NullPool
     )
-    with engine.connect() as connection:
-        if current_revision(connection) == HEAD:
-            return False
     return _upgrade_locked(engine)
 
 
@@ -61,12 +62,12 @@ def _libpq_arguments(settings: DatabaseSettings) -> dict[str, Any]:
     return arguments
 
 
-def current_revision(connection: Connection) -> str | None:
+def _revision(connection: psycopg.Connection[Any]) -> str | None:
     """The revision that the database is at, or None before the first migration."""
-    if connection.scalar(sa.text("SELECT to_regclass('alembic_version')")) is None:
+    if connection.execute("SELECT to_regclass('alembic_version')").fetchone() == (None,):
         return None
-    revision: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
-    return revision
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else row[0]
 
 
 def _upgrade_locked(engine: Engine) -> bool:
@@ -88,7 +89,9 @@ def _upgrade_locked(engine: Engine) -> bool:
                 f"another process has been migrating this database for {LOCK_TIMEOUT:g} s; "
                 "see pg_stat_activity for it, or try again"
             ) from error
-        before = current_revision(connection)
+        driver_connection = connection.connection.driver_connection
+        assert isinstance(driver_connection, psycopg.Connection)
+        before = _revision(driver_connection)
         if before == HEAD:  # the process that held the lock has done it
             return False
         config.attributes["connection"] = connection

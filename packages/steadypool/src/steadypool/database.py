@@ -19,12 +19,12 @@ from sqlalchemy.util import greenlet_spawn
 
 from steadypool import errors
 from steadypool.breaker import BreakerState
+from steadypool.connect.guards import milliseconds, session_guards
 from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue
 from steadypool.errors import ConfigurationError, PoolSnapshot
 from steadypool.events import Events
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.sqlalchemy.dialects import milliseconds
 from steadypool.sqlalchemy.engine import engine_for_workload
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.telemetry.counters import Counters, Totals
@@ -119,7 +119,7 @@ class Database:
             pool_use_lifo=True,
             connection_timeout=s.connection_timeout,
             statement_timeout=s.statement_timeout,
-            idle_in_transaction_timeout=s.idle_in_transaction_timeout,
+            server_settings=session_guards(s),
             ping_after_idle=s.ping_after_idle,
             max_waiting=s.max_waiting,
             max_connecting=s.max_connecting,
@@ -204,7 +204,9 @@ class Database:
                 f"workload {name!r}: statement_timeout={statement_timeout!r}: allowed: seconds above 0"
             )
         if max_connections is not None and max_connections < 1:
-            raise ConfigurationError(f"workload {name!r}: max_connections={max_connections!r}: allowed: 1 or more")
+            raise ConfigurationError(
+                f"workload {name!r}: max_connections={max_connections!r}: allowed: 1 or more"
+            )
         declared = Workload(name, statement_timeout, max_connections)
         self._workloads[name] = declared
         self._engines = {key: engine for key, engine in self._engines.items() if key[0] != name}

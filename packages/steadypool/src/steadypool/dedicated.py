@@ -32,6 +32,7 @@ class NamedRow(tuple[Any, ...]):
     _names: tuple[str, ...]
 
     def __new__(cls, names: tuple[str, ...], values: Sequence[Any]) -> NamedRow:
+        """A row of `values` under `names`."""
         row = super().__new__(cls, values)
         row._names = names
         return row

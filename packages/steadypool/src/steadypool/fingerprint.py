@@ -16,7 +16,8 @@ LONGEST = 120
 _TOKEN = re.compile(
     r"""
       (?P<comment> --[^\n]* | /\*.*?(?:\*/|\Z) )
-    | (?P<string>  (?:\b[eEbBxXnN]|\b[uU]&)?'(?:[^'\\]|''|\\.)*(?:'|\Z) | (?P<tag>\$(?:[A-Za-z_]\w*)?\$).*?(?:(?P=tag)|\Z) )
+    | (?P<string>  (?:\b[eEbBxXnN]|\b[uU]&)?'(?:[^'\\]|''|\\.)*(?:'|\Z)
+                 | (?P<tag>\$(?:[A-Za-z_]\w*)?\$).*?(?:(?P=tag)|\Z) )
     | (?P<name>    "(?:[^"]|"")*(?:"|\Z) | [^\W\d]\w* )
     | (?P<marker>  \$\d+(?:::[\w ]+?(?:\[\])?(?=[\s,)]|\Z))? | %\([^)]*\)s | %s | \b\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\b )
     | (?P<space>   \s+ )
@@ -40,7 +41,7 @@ def fingerprint(statement: str) -> str:
 
     Example:
         >>> fingerprint("select *  from t where id in (1, 2) and name = 'x' -- why")
-        '[84b1e6ca] select * from t where id in (?) and name = ?'
+        '[96f69e8b] select * from t where id in (?) and name = ?'
     """
     text = _FOLDED.sub("?", _TOKEN.sub(_replacement, statement))
     text = re.sub(r"\s+", " ", text).strip()

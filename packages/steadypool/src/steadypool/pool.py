@@ -85,10 +85,11 @@ class Pool(Generic[T]):
         self._changed: set[asyncio.Future[None]] = set()
         self._generation = 0
         self._wanted_idle = 0
-        self._closed = False
+        self._closed = self._said_closed = False
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
         self._recycle_timer: asyncio.TimerHandle | None = None
+        self._recycle_at = math.inf
 
     # -- what a person can see ---------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ class Pool(Generic[T]):
         lease = self._take_idle(waiter, now)
         if lease is not None:
             return lease
-        if len(self._waiters) >= self.options.max_waiting:
+        if len(self._waiters) >= self.options.max_waiting and self._remaining() >= self.options.max_waiting:
             error = refusal.queue_full(self.options.max_waiting, waiter.deadline, self.snapshot())
             self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, workload))
             raise error
@@ -180,7 +181,9 @@ class Pool(Generic[T]):
         if self._waiters or not self._idle or self._at_ceiling(waiter.workload):
             return None
         slot = self._idle[-1 if self.options.use_lifo else 0]
-        if self._needs_proof(slot, now) or not self.driver.is_open(self._connection(slot)):
+        if self._needs_proof(slot, now) or self._is_old(slot, now):
+            return None
+        if not self.driver.is_open(self._connection(slot)):
             return None
         self._idle.pop() if self.options.use_lifo else self._idle.popleft()
         return self._lease(slot, waiter, now)
@@ -203,43 +206,49 @@ class Pool(Generic[T]):
 
     def _released(self, lease: Lease[T], fate: Fate) -> None:
         slot, now = lease.slot, self.clock.monotonic()
-        slot.lease = None
-        if lease.workload is not None:
-            self._held[lease.workload] -= 1
         if fate is Fate.EVICT_AND_PROVE:
             self.suspect_all()
         kept = fate in (Fate.KEEP, Fate.BACK_OFF, Fate.FORGET_STATEMENT)
         kept = kept and self.driver.is_open(self._connection(slot))
-        self.events.emit(events.Released(self.name, now, slot.number, now - lease.acquired_at, kept))
+        self._end_lease(lease, now, kept=kept)
         if not kept:
             self._retire(slot, "evicted", abrupt=True)
-        elif self._closed or slot.generation != self._generation:
-            self._retire(slot, "disposed")
-        elif self.driver.needs_reset(self._connection(slot)):
+        elif not self._outdated(slot) and self.driver.needs_reset(self._connection(slot)):
             self._slots.move(slot, SlotState.RESETTING)
             self._start(slot, self._reset(slot))
         else:
-            self._settle(slot)
-        self._serve()
+            self._settle(slot, now)
+        self._serve(now)
 
-    def _settle(self, slot: Slot[T]) -> None:
+    def _end_lease(self, lease: Lease[T], now: float, *, kept: bool) -> None:
+        lease.slot.lease = None
+        if lease.workload is not None:
+            self._held[lease.workload] -= 1
+        held = now - lease.acquired_at
+        self.events.emit(events.Released(self.name, now, lease.slot.number, held, kept))
+
+    def _settle(self, slot: Slot[T], now: float) -> None:
         """A clean connection nobody holds: put it where it can be taken from, or let it go."""
-        now = self.clock.monotonic()
-        if now >= slot.expires_at and now > slot.opened_at:
+        if self._outdated(slot):
+            self._retire(slot, "disposed")
+        elif self._is_old(slot, now):
             self._retire(slot, "recycled")
             self._wanted_idle += self._replaces_recycled
-        elif len(self._idle) >= self.options.size and not self._someone_can_take():
+        elif len(self._idle) >= self.options.size and not self._someone_takes(slot, now):
             self._retire(slot, "overflow")
         else:
             self._slots.move(slot, SlotState.IDLE)
             self._idle.append(slot)
-            self._arm_recycling()
+            self._recycle_by(slot.expires_at)
 
     # -- where callers and connections meet --------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        """Bring waiting callers and connections together. Called after every change, and only then."""
-        now = self.clock.monotonic()
+    def _serve(self, now: float | None = None) -> None:
+        """Bring waiting callers and connections together. Called after every change, and only then.
+
+        `now` is the moment of the change, where it matters: a connection proven at that moment needs no proof.
+        """
+        now = self.clock.monotonic() if now is None else now
         self._hand_out(now)
         self._open_more(now)
         if not self._connect_pending():
@@ -249,12 +258,12 @@ class Pool(Generic[T]):
 
     def _hand_out(self, now: float) -> None:
         """Give idle connections to those who wait, in the order in which they came."""
-        proofs = self.count(SlotState.PROVING, SlotState.RESETTING)
+        proofs = self.count(SlotState.PROVING)
         for waiter in tuple(self._waiters) if self._idle else ():
             if waiter.future.done():  # cancelled, and about to say so itself
                 self._forget(waiter)
             elif not self._at_ceiling(waiter.workload):
-                slot = self._next_idle()
+                slot = self._next_idle(now)
                 if slot is None:
                     return
                 if not self._needs_proof(slot, now):
@@ -267,14 +276,26 @@ class Pool(Generic[T]):
                     self._slots.move(slot, SlotState.PROVING)
                     self._start(slot, self._prove(slot))
 
-    def _next_idle(self) -> Slot[T] | None:
-        """The next idle connection whose socket is open; those found dead on the way are retired."""
-        while self._idle:
-            slot = self._idle.pop() if self.options.use_lifo else self._idle.popleft()
-            if self.driver.is_open(self._connection(slot)):
+    def _next_idle(self, now: float) -> Slot[T] | None:
+        """The next idle connection that needs no proof, or the next that does.
+
+        Those that need none go first, so that they reach the callers who came first: a proof takes time, and
+        whoever came later must not get a ready connection meanwhile. Those found dead or old are retired.
+        """
+        first = None
+        for slot in tuple(reversed(self._idle) if self.options.use_lifo else self._idle):
+            dead = not self.driver.is_open(self._connection(slot))
+            if dead or self._is_old(slot, now):
+                self._idle.remove(slot)
+                self._retire(slot, "found dead" if dead else "recycled", abrupt=dead)
+            elif not self._needs_proof(slot, now):
+                self._idle.remove(slot)
                 return slot
-            self._retire(slot, "found dead", abrupt=True)
-        return None
+            else:
+                first = first or slot
+        if first is not None:
+            self._idle.remove(first)
+        return first
 
     def _put_back(self, slot: Slot[T]) -> None:
         self._idle.append(slot) if self.options.use_lifo else self._idle.appendleft(slot)
@@ -297,13 +318,19 @@ class Pool(Generic[T]):
         if wanted > 0 and room > 0 and allowance == 0 and not opening:
             self._wake_at(self.breaker.not_before)
 
+    def _remaining(self) -> int:
+        """How many waiting callers were not cancelled in this very moment."""
+        return sum(not waiter.future.done() for waiter in self._waiters)
+
     def _takers(self) -> int:
         """How many waiting callers could use a connection now; those at their workload's ceiling could not."""
         if not self.ceilings:
-            return len(self._waiters)
+            return self._remaining()
         left = {workload: top - self._held[workload] for workload, top in self.ceilings.items()}
         takers = 0
         for waiter in self._waiters:
+            if waiter.future.done():
+                continue
             if waiter.workload in left:
                 if left[waiter.workload] <= 0:
                     continue
@@ -311,8 +338,16 @@ class Pool(Generic[T]):
             takers += 1
         return takers
 
-    def _someone_can_take(self) -> bool:
-        return self._takers() > len(self._idle)
+    def _someone_takes(self, slot: Slot[T], now: float) -> bool:
+        """Whether this one, on top of the idle ones, would be handed out at once."""
+        ready = sum(not self._needs_proof(other, now) for other in self._idle)
+        return not self._needs_proof(slot, now) and self._takers() > ready
+
+    def _outdated(self, slot: Slot[T]) -> bool:
+        return self._closed or slot.generation != self._generation
+
+    def _is_old(self, slot: Slot[T], now: float) -> bool:
+        return now >= slot.expires_at and now > slot.opened_at
 
     def _at_ceiling(self, workload: str | None) -> bool:
         ceiling = self.ceilings.get(workload) if workload is not None else None
@@ -322,7 +357,7 @@ class Pool(Generic[T]):
         if slot.suspect:
             return True
         limit = self.options.ping_after_idle
-        return limit is not None and now - slot.proven_at >= limit
+        return limit is not None and now - slot.proven_at > limit
 
     # -- how long a caller waits -------------------------------------------------------------------------------
 
@@ -340,7 +375,7 @@ class Pool(Generic[T]):
         waiter.timer = None
         now = self.clock.monotonic()
         until = waiter.busy_until
-        if self._connect_pending():
+        if self._connect_pending() and not self._at_ceiling(waiter.workload):
             until = max(until, waiter.connect_until)
         if now < until:
             self._arm(waiter, until - now)
@@ -363,6 +398,7 @@ class Pool(Generic[T]):
             deadline=waiter.deadline,
             pool=self.snapshot(),
             cause=self.last_connect_failure,
+            ceiling=waiter.workload if self._at_ceiling(waiter.workload) else None,
         )
         self._fail(waiter, error, now)
 
@@ -385,10 +421,16 @@ class Pool(Generic[T]):
             async with asyncio.timeout(self.options.connect_timeout):
                 connection = await self.driver.open()
         except asyncio.CancelledError:
-            self._free(slot, "closed while opening")
-            raise
+            if _being_cancelled():
+                raise  # by `close`; `_ended` frees the slot
+            error = errors.ConnectFailed("the driver gave up connecting without saying why")
+            self._open_failed(slot, started, error)
+            return
         except Exception as error:  # noqa: BLE001 - whatever the driver raises becomes the callers' named error
             self._open_failed(slot, started, error)
+            return
+        if slot.state is SlotState.GONE:  # a driver that takes no notice of being cancelled
+            self.driver.abort(connection)
             return
         now = self.clock.monotonic()
         slot.connection = connection
@@ -399,11 +441,8 @@ class Pool(Generic[T]):
         self.last_connect_failure = None
         self.breaker.connected()
         self.events.emit(events.ConnectSucceeded(self.name, now, slot.number, now - started))
-        if self._closed or slot.generation != self._generation:
-            self._retire(slot, "disposed")
-        else:
-            self._settle(slot)
-        self._serve()
+        self._settle(slot, now)
+        self._serve(now)
 
     def _open_failed(self, slot: Slot[T], started: float, error: Exception) -> None:
         now = self.clock.monotonic()
@@ -434,17 +473,19 @@ class Pool(Generic[T]):
         try:
             async with asyncio.timeout(self._ping_limit()):
                 await self.driver.ping(connection)
-        except asyncio.CancelledError:
-            self._retire_from_task(slot, "closed while proving")
-            raise
         except Exception:  # noqa: BLE001 - whatever a ping raises means that the connection is not to be used
             self.suspect_all()
-            self._retire_from_task(slot, "found dead")
+            self._retire(slot, "found dead", abrupt=True)
+            self._serve()
             return
         slot.suspect = False
-        slot.proven_at = self.clock.monotonic()
-        self._settle(slot)
-        self._serve()
+        self._answered(slot)
+
+    def _answered(self, slot: Slot[T]) -> None:
+        """The server has answered on a clean connection."""
+        slot.proven_at = now = self.clock.monotonic()
+        self._settle(slot, now)
+        self._serve(now)
 
     def _ping_limit(self) -> float:
         return min(self.options.connect_timeout, self.options.pool_timeout)
@@ -454,24 +495,17 @@ class Pool(Generic[T]):
         try:
             async with asyncio.timeout(self.options.leave_timeout):
                 await self.driver.reset(connection)
-        except asyncio.CancelledError:
-            self._retire_from_task(slot, "closed while resetting")
-            raise
         except Exception:  # noqa: BLE001 - whatever went wrong, a connection that can't be cleaned is not used again
-            self._retire_from_task(slot, "not clean")
+            self._retire(slot, "not clean", abrupt=True)
+            self._serve()
             return
-        slot.proven_at = self.clock.monotonic()
-        if self._closed or slot.generation != self._generation:
-            self._retire(slot, "disposed")
-        else:
-            self._settle(slot)
-        self._serve()
+        self._answered(slot)
 
     async def _close(self, slot: Slot[T], reason: str) -> None:
         connection = self._connection(slot)
         try:
             async with asyncio.timeout(self.options.leave_timeout):
-                await self.driver.close(connection)
+                await self._part(connection)
         except asyncio.CancelledError:
             self.driver.abort(connection)
             raise
@@ -481,14 +515,17 @@ class Pool(Generic[T]):
             self._free(slot, reason)
             self._serve()
 
-    def _retire_from_task(self, slot: Slot[T], reason: str) -> None:
-        """Retire a slot whose own task is still running: the closing task takes over from it."""
-        slot.task = None
-        self._retire(slot, reason, abrupt=True)
-        self._serve()
+    async def _part(self, connection: T) -> None:
+        try:
+            await self.driver.close(connection)
+        except Exception:  # noqa: BLE001 - whatever a goodbye raises, the server may still have the connection
+            self.driver.abort(connection)
+            await self.driver.close(connection)
 
     def _retire(self, slot: Slot[T], reason: str, *, abrupt: bool = False) -> None:
         """Close a connection that nobody holds; its place is free when the server has let go of it."""
+        if slot.state is SlotState.GONE:
+            return
         self._slots.move(slot, SlotState.CLOSING)
         if abrupt:
             self.driver.abort(self._connection(slot))
@@ -518,21 +555,25 @@ class Pool(Generic[T]):
         self._wake_timer = None
         self._serve()
 
-    def _arm_recycling(self) -> None:
-        if self._recycle_timer is None and self._idle and self._replaces_recycled:
-            soonest = min(slot.expires_at for slot in self._idle)
-            delay = max(0.0, soonest - self.clock.monotonic())
-            self._recycle_timer = self._loop().call_later(delay, self._recycle)
+    def _recycle_by(self, moment: float) -> None:
+        """Look for old connections at that moment, if nobody was going to look earlier."""
+        if moment >= self._recycle_at or not self._replaces_recycled:
+            return
+        if self._recycle_timer is not None:
+            self._recycle_timer.cancel()
+        self._recycle_at = moment
+        delay = max(0.0, moment - self.clock.monotonic())
+        self._recycle_timer = self._loop().call_later(delay, self._recycle)
 
     def _recycle(self) -> None:
         """Replace idle connections that are old enough, so that no caller has to wait for it."""
-        self._recycle_timer = None
+        self._recycle_timer, self._recycle_at = None, math.inf
         now = self.clock.monotonic()
         for slot in [slot for slot in self._idle if now >= slot.expires_at]:
             self._idle.remove(slot)
             self._retire(slot, "recycled")
             self._wanted_idle += 1
-        self._arm_recycling()
+        self._recycle_by(min((slot.expires_at for slot in self._idle), default=math.inf))
         self._serve()
 
     def warm_up(self, connections: int | None = None) -> None:
@@ -586,12 +627,10 @@ class Pool(Generic[T]):
             elif slot.state is SlotState.IDLE:
                 self._retire(slot, "pool closed")
         self._idle.clear()
-        aborted = 0
         try:
             await self._wait_until_empty(self.options.close_grace if grace is None else grace)
         finally:
-            aborted = self._abort_all()
-            self.events.emit(events.PoolClosedEvent(self.name, self.clock.monotonic(), aborted))
+            self._abort_all()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self.options.leave_timeout)
 
@@ -611,16 +650,20 @@ class Pool(Generic[T]):
             if not future.done():
                 future.set_result(None)
 
-    def _abort_all(self) -> int:
-        aborted = self.count(SlotState.LEASED)
+    def _abort_all(self) -> None:
+        now, aborted = self.clock.monotonic(), self.count(SlotState.LEASED)
         for slot in self._slots:
-            slot.lease = None
+            if slot.lease is not None:
+                self._end_lease(slot.lease, now, kept=False)
             if slot.connection is not None:
                 self.driver.abort(slot.connection)
             self._free(slot, "aborted at close")
         for task in self._tasks:
             task.cancel()
-        return aborted
+        self._tell_changed()
+        if not self._said_closed:
+            self._said_closed = True
+            self.events.emit(events.PoolClosedEvent(self.name, now, aborted))
 
     # -- small helpers -----------------------------------------------------------------------------------------
 
@@ -635,7 +678,18 @@ class Pool(Generic[T]):
         )
         slot.task = task
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda ended: self._ended(slot, ended))
+
+    def _ended(self, slot: Slot[T], task: asyncio.Task[None]) -> None:
+        """A task of the pool is done. One that was cancelled, perhaps before its first step, left its slot as it was."""
+        self._tasks.discard(task)
+        if slot.task is not task or not task.cancelled():
+            return
+        if slot.state is SlotState.OPENING:
+            self._free(slot, "closed while opening")
+        elif slot.state in SUPPLY:
+            self._retire(slot, "interrupted", abrupt=True)
+        self._serve()
 
     def _loop(self) -> asyncio.AbstractEventLoop:
         assert self._home is not None, "the pool was never used"
@@ -652,6 +706,12 @@ class Pool(Generic[T]):
                 "or dispose of it there before you use it here"
             )
         return here[0]
+
+
+def _being_cancelled() -> bool:
+    """Whether somebody cancelled this task, as opposed to a CancelledError that came from within."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _task_name() -> str:

@@ -30,6 +30,7 @@ def out_of_time(
     deadline: Deadline | None,
     pool: PoolSnapshot,
     cause: BaseException | None,
+    ceiling: str | None = None,
 ) -> errors.SteadypoolError:
     """The error for a caller whose time is up.
 
@@ -40,8 +41,9 @@ def out_of_time(
         deadline: the caller's own, or None.
         pool: the pool at this moment.
         cause: what the last attempt to connect said, or None if it succeeded.
+        ceiling: the caller's workload, if that holds as many connections as it may.
     """
-    busy = pool.leased > 0
+    busy = ceiling is not None or is_busy(pool, cause)
     waited = now - since
     facts = report(Phase.WAITING if busy else Phase.CONNECTING, waited, deadline, pool)
     error: errors.SteadypoolError
@@ -53,7 +55,8 @@ def out_of_time(
             facts,
         )
     elif busy:
-        error = errors.PoolTimeout(exhausted(limit, pool), facts)
+        said = exhausted(limit, pool) if ceiling is None else at_ceiling(ceiling, limit, pool)
+        error = errors.PoolTimeout(said, facts)
     elif isinstance(cause, errors.ConnectFailed) and not isinstance(cause, errors.ConnectTimeout):
         error = errors.ConnectFailed(
             f"no connection to the database within {waited:.2f}s; the last attempt said: {cause}", facts
@@ -66,6 +69,23 @@ def out_of_time(
         )
     error.__cause__ = cause
     return error
+
+
+def is_busy(pool: PoolSnapshot, cause: BaseException | None) -> bool:
+    """Whether callers wait for those who hold the connections, rather than for the database to let more of them in."""
+    if cause is not None or not pool.leased:
+        return False
+    there = pool.leased + pool.idle + pool.opening + pool.closing
+    full = pool.max_overflow >= 0 and there >= pool.size + pool.max_overflow
+    return full or not pool.opening
+
+
+def at_ceiling(workload: str, timeout: float, pool: PoolSnapshot) -> str:
+    """What is said where the pool has room, but not for this workload."""
+    return (
+        f"the workload {workload!r} holds as many connections as it may, connection timed out, "
+        f"timeout {timeout:0.2f} ({pool}). Find out what holds them, or raise its max_connections"
+    )
 
 
 def exhausted(timeout: float, pool: PoolSnapshot) -> str:

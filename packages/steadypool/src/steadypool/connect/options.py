@@ -334,6 +334,8 @@ def asyncpg_arguments(
         ConfigurationError: asyncpg cannot honour one of the target's options.
     """
     options = checked_options(target, ASYNCPG)
+    if any(host.name.startswith("@") for host in target.hosts):
+        raise ConfigurationError(f"{target}: asyncpg cannot reach an abstract socket; {_USE_PSYCOPG}")
     if options.get("sslrootcert") == "system":
         options["sslrootcert"] = trusted_certificates()
     if options.get("channel_binding") == "require" and options.get("sslmode", "prefer") in (
@@ -348,9 +350,9 @@ def asyncpg_arguments(
     }
     tls = {name: options[name] for name in _ASYNCPG_DSN if name in options}
     if tls:
-        arguments["dsn"] = "postgresql:///?" + urlencode(tls)
+        arguments["dsn"] = "postgresql://?" + urlencode(tls)
     if target.hosts:
-        arguments["host"] = [host.socket_path if host.is_socket else host.name for host in target.hosts]
+        arguments["host"] = [host.name for host in target.hosts]
         arguments["port"] = [host.port for host in target.hosts]
     settings = dict(guards or {})
     name = options.get("application_name", options.get("fallback_application_name"))

@@ -85,6 +85,10 @@ class FileLock:
         os.ftruncate(self.fd, 0)
         os.pwrite(self.fd, text.encode(), 0)
 
+    def read(self) -> str:
+        """What the one who holds it has written."""
+        return os.pread(self.fd, 100, 0).decode(errors="replace")
+
     @staticmethod
     def is_held(path: Path) -> bool:
         """Whether somebody holds the lock exclusively."""
@@ -250,8 +254,10 @@ class Keeper:
 
     def _end(self) -> None:
         self._stopping.set()
-        if self._server is not None:
-            stop_server(self._server.pid, self._home / "server.lock")
+        # A server that was stopped on purpose may be started again, and finds what it has left.
+        if self._server is None or self._server.poll() is not None:
+            return
+        stop_server(self._server.pid, self._home / "server.lock")
         remove(self._order["temporary"])
 
 

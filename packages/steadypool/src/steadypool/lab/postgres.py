@@ -87,11 +87,13 @@ class EmbeddedPostgres:
 
     async def start(self) -> None:
         """Hold the directory and start the server unless it runs; a second time on the same port."""
+        held = self.blocking.is_holding
         try:
             await _to_the_end(self.blocking.start)
         except asyncio.CancelledError:
             # Whoever is cancelled here never learns that there is something to stop.
-            await _to_the_end(self.blocking.close)
+            if not held:
+                await _to_the_end(self.blocking.close)
             raise
 
     async def stop(self, mode: StopMode = "fast") -> None:

@@ -34,6 +34,15 @@ DEFAULT_SETTINGS: Mapping[str, str] = {
     "log_line_prefix": "%m [%p] ",
 }
 
+_OWN_SETTINGS = {
+    "data_directory",
+    "listen_addresses",
+    "logging_collector",
+    "port",
+    "unix_socket_directories",
+    "unix_socket_permissions",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Postmaster:
@@ -74,6 +83,9 @@ class PostgresServer:
         on_progress: Callable[[str], None] | None = None,
         temporary: bool = False,
     ) -> None:
+        reserved = sorted(_OWN_SETTINGS & (settings or {}).keys())
+        if reserved:
+            raise LabError(f"these settings are the lab's own and cannot be chosen: {', '.join(reserved)}")
         self._cluster = Cluster(data_dir)
         self._wanted_port = port
         self._settings = {**DEFAULT_SETTINGS, **(settings or {})}
@@ -97,6 +109,11 @@ class PostgresServer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._cluster.home} port {self._port}>"
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether this object holds the data directory: it has been started and not been stopped."""
+        return self._holding is not None
 
     @property
     def port(self) -> int:
@@ -149,16 +166,7 @@ class PostgresServer:
         Raises:
             LabError: it could not be started; the message says why and what to do.
         """
-        with explained("starting Postgres", self._cluster.home):
-            self._cluster.open()
-            with self._control() as control:
-                joined = self._join()
-                try:
-                    self._start_or_adopt(control)
-                except BaseException:
-                    if joined:
-                        self._leave("fast")
-                    raise
+        self._hold_and_start(None)
 
     def stop(self, mode: StopMode = "fast") -> None:
         """Let go of the data directory; the last holder stops the server. Bounded: fast, immediate, then SIGKILL."""
@@ -179,20 +187,16 @@ class PostgresServer:
 
     def kill(self) -> None:
         """SIGKILL the postmaster and all of its children, as the kernel does when memory runs out."""
-        pid = self.pid
-        if pid is not None:
-            kill_server(pid)
-        if not wait_for(lambda: not self.is_running, keeper.KILL_SECONDS):
-            raise LabError("a process of the server has outlived its SIGKILL")
+        with explained("killing Postgres", self._cluster.home):
+            pid = self.pid
+            if pid is not None:
+                kill_server(pid)
+            if not wait_for(lambda: not self.is_running, keeper.KILL_SECONDS):
+                raise LabError("a process of the server has outlived its SIGKILL")
 
     def restart(self, mode: StopMode = "fast") -> None:
         """Stop the server, whoever else holds it, and start it again on the same port."""
-        with explained("restarting Postgres", self._cluster.home):
-            self._cluster.open()
-            with self._control() as control:
-                self._join()
-                self._end_server(mode)
-                self._start_or_adopt(control)
+        self._hold_and_start(mode)
 
     def create_database(self, name: str, *, template: str = "template1") -> str:
         """Create a database and return its URL."""
@@ -205,6 +209,21 @@ class PostgresServer:
 
     # Holding
 
+    def _hold_and_start(self, stop_first: StopMode | None) -> None:
+        with explained("starting Postgres", self._cluster.home):
+            self._cluster.open()
+            with self._control() as control:
+                joined = self._holding is None
+                held = self._join()
+                try:
+                    if stop_first is not None:
+                        self._end_server(stop_first)
+                    self._start_or_adopt(control, held)
+                except BaseException:
+                    if joined:
+                        self._leave("fast")
+                    raise
+
     def _lock_path(self, name: str) -> Path:
         return self._cluster.home / f"{name}.lock"
 
@@ -215,40 +234,45 @@ class PostgresServer:
         try:
             if not lock.acquire(shared=False, seconds=CONTROL_SECONDS):
                 raise LabError(
-                    f"another process has been starting or stopping the server in {self._cluster.home} for more than "
-                    f"{CONTROL_SECONDS:.0f} s. See which one (fuser {self._lock_path('control')}), end it, start again."
+                    f"process {lock.read()} has been starting or stopping the server in {self._cluster.home} for more "
+                    f"than {CONTROL_SECONDS:.0f} s. See what is wrong with it, end it, and start again."
                 )
+            lock.write(str(os.getpid()))
             yield lock.fd
         finally:
             lock.close()
 
-    def _join(self) -> bool:
+    def _join(self) -> FileLock:
         if self._holding is not None:
-            return False
+            return self._holding
         lock = FileLock(self._lock_path("holders"))
         # The keeper holds it exclusively for an instant when it looks whether anybody is left.
         if not lock.acquire(shared=True, seconds=keeper.KILL_SECONDS):
             lock.close()
             raise LabError(f"{self._lock_path('holders')} is locked by something that is no holder")
         self._holding = lock
-        return True
+        return lock
 
     def _leave(self, mode: StopMode) -> None:
         if self._holding is None:
             return
-        lock, self._holding = self._holding, None
         try:
-            if lock.acquire(shared=False, seconds=0):
+            if self._alone(self._holding):
                 self._end_server(mode)
         finally:
-            lock.close()
+            self._holding.close()
+            self._holding = None
 
-    def _alone(self) -> bool:
+    def _alone(self, holding: FileLock) -> bool:
         """Whether nobody else holds the directory; we hold it shared before and after."""
-        assert self._holding is not None
-        alone = self._holding.acquire(shared=False, seconds=0)
-        self._holding.acquire(shared=True, seconds=keeper.KILL_SECONDS)
-        return alone
+        # A shared lock is given up before the exclusive one is tried, and the keeper may get in between, for an
+        # instant. Only once, though: next it waits for control, which we have.
+        for _ in range(2):
+            alone = holding.acquire(shared=False, seconds=0)
+            holding.acquire(shared=True, seconds=keeper.KILL_SECONDS)
+            if alone:
+                return True
+        return False
 
     def _end_server(self, mode: StopMode) -> None:
         pid = self.pid
@@ -259,8 +283,8 @@ class PostgresServer:
 
     # Starting
 
-    def _start_or_adopt(self, control: int) -> None:
-        if self.is_running and not FileLock.is_held(self._lock_path("keeper")) and self._alone():
+    def _start_or_adopt(self, control: int, held: FileLock) -> None:
+        if self.is_running and not FileLock.is_held(self._lock_path("keeper")) and self._alone(held):
             self._progress("ending the server that a killed run has left behind")
             self._end_server("fast")
         if self.is_running and self._adopt():
@@ -360,7 +384,7 @@ class PostgresServer:
         settings |= {
             "listen_addresses": HOST,
             "port": str(port),
-            "unix_socket_directories": str(socket_dir),
+            "unix_socket_directories": _quoted(str(socket_dir)),
             "unix_socket_permissions": "0700",
             "logging_collector": "off",
         }

@@ -9,38 +9,46 @@ from __future__ import annotations
 import functools
 import select
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import URL, util
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg
 
 from steadypool import errors
 from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool.connect.dsn import parse_url
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
+from steadypool.connect.options import (
+    ASYNCPG,
+    PSYCOPG,
+    asyncpg_arguments,
+    psycopg_arguments,
+    sqlalchemy_options,
+)
 from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
+from steadypool.settings import Password
 
 TIMEOUT_OPTION = "steadypool_statement_timeout"
 """Execution option: seconds that a statement may run; the engine's own limit if absent."""
 
 
-def milliseconds(seconds: float) -> str:
-    """Seconds as Postgres settings take them; never 0, which would mean no limit."""
-    return str(max(1, round(seconds * 1000)))
-
-
 @dataclass
 class Guards:
-    """What an engine's dialect enforces. Seconds; None for no limit."""
+    """What an engine's dialect enforces. Seconds; None for no limit.
+
+    `server_settings` are what the server enforces itself, even when this process has gone; start-up options.
+    """
 
     statement_timeout: float | None = None
-    idle_in_transaction_timeout: float | None = None
     connect_timeout: float = 30.0
     leave_timeout: float = 2.0
-    password: Any = None
-    clock: Clock = field(default_factory=lambda: SYSTEM_CLOCK)
+    password: Password | None = None
+    server_settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    clock: Clock = SYSTEM_CLOCK
 
 
 class LimitReached(TimeoutError):
@@ -55,12 +63,11 @@ class LimitReached(TimeoutError):
 class GuardedDialect:
     """What both dialects have in common. Mixed in before SQLAlchemy's class."""
 
-    guards: Guards
     driver: str
 
-    def __init__(self, *args: Any, **kw: Any) -> None:
-        super().__init__(*args, **kw)
-        self.guards = Guards()
+    def __init__(self, steadypool_guards: Guards | None = None, **kw: Any) -> None:
+        super().__init__(**kw)
+        self.guards = steadypool_guards or Guards()
         self._proven: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
 
     # -- bounds ------------------------------------------------------------------------------------------------
@@ -77,7 +84,9 @@ class GuardedDialect:
                 raise
             raise LimitReached(limit, None if deadline is None else deadline.seconds) from error
 
-    def _execute_bounded(self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any) -> None:
+    def _execute_bounded(
+        self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any
+    ) -> None:
         server = self.statement_timeout(context)
         if context is not None:
             context.steadypool_started = self.guards.clock.monotonic()
@@ -86,7 +95,7 @@ class GuardedDialect:
 
     def statement_timeout(self, context: Any) -> float | None:
         """Seconds that this statement may run on the server, or None."""
-        options = context.execution_options if context is not None else {}
+        options: Mapping[str, Any] = context.execution_options if context is not None else {}
         return options.get(TIMEOUT_OPTION, self.guards.statement_timeout)
 
     def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
@@ -136,19 +145,6 @@ class GuardedDialect:
         """The server answered on this connection just now."""
         self._proven[driver_connection] = self.guards.clock.monotonic()
 
-    def server_settings(self) -> dict[str, str]:
-        """What the server enforces itself, even when this process has gone: set as start-up options.
-
-        `client_connection_check_interval` lets a backend notice in the middle of a statement that its client has
-        gone; without it an aborted statement runs on for its whole length.
-        """
-        settings = {"client_connection_check_interval": "1000"}
-        if self.guards.statement_timeout is not None:
-            settings["statement_timeout"] = milliseconds(self.guards.statement_timeout)
-        if self.guards.idle_in_transaction_timeout is not None:
-            settings["idle_in_transaction_session_timeout"] = milliseconds(self.guards.idle_in_transaction_timeout)
-        return settings
-
     # -- what differs between drivers --------------------------------------------------------------------------
 
     def connect_error(self, error: Exception) -> errors.ConnectFailed:
@@ -159,13 +155,8 @@ class GuardedDialect:
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
         """As SQLAlchemy's, bounded as a whole."""
-        self.add_server_settings(cparams)
-        connect = functools.partial(super().connect, *cargs, **cparams)  # type: ignore[misc]
-        return self._bounded(self.guards.connect_timeout, connect)
-
-    def add_server_settings(self, arguments: dict[str, Any]) -> None:
-        """Put `server_settings` into the driver's connect arguments; what the caller set there wins."""
-        raise NotImplementedError
+        connect: Callable[..., Any] = super().connect  # type: ignore[misc]
+        return self._bounded(self.guards.connect_timeout, functools.partial(connect, *cargs, **cparams))
 
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
@@ -197,9 +188,12 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
     supports_statement_cache = True
 
-    def add_server_settings(self, arguments: dict[str, Any]) -> None:
-        """asyncpg has a dict for them."""
-        arguments["server_settings"] = self.server_settings() | dict(arguments.get("server_settings") or {})
+    def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
+        """libpq's options in the URL are carried out too; one that asyncpg cannot honour is refused."""
+        target = parse_url(url.render_as_string(hide_password=False))
+        adapter: dict[str, Any] = dict(sqlalchemy_options(target, ASYNCPG))
+        util.coerce_kw_type(adapter, "prepared_statement_cache_size", int)
+        return [], asyncpg_arguments(target, guards=self.guards.server_settings) | adapter
 
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
@@ -233,6 +227,12 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     supports_statement_cache = True
     has_terminate = True
 
+    def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
+        """libpq knows its own options; a name that it does not know is refused."""
+        target = parse_url(url.render_as_string(hide_password=False))
+        arguments = psycopg_arguments(target, guards=self.guards.server_settings)
+        return [], arguments | sqlalchemy_options(target, PSYCOPG)
+
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
         """As SQLAlchemy's, with a connection class whose waits end at once."""
         from steadypool.connect.psycopg_connection import SteadyAsyncConnection
@@ -245,18 +245,15 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         """There is no other for async."""
         return cls
 
-    def add_server_settings(self, arguments: dict[str, Any]) -> None:
-        """libpq has a command line for them; what stands later wins."""
-        ours = " ".join(f"-c {name}={value}" for name, value in self.server_settings().items())
-        arguments["options"] = f"{ours} {arguments.get('options') or ''}".strip()
-
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
         abort_psycopg(driver_connection)
 
     def is_open(self, driver_connection: Any) -> bool:
         """libpq reads only when asked: something to read on an idle connection is an end of file or a last word."""
-        return not (driver_connection.closed or driver_connection.interrupted) and not _readable(driver_connection)
+        return not (driver_connection.closed or driver_connection.interrupted) and not _readable(
+            driver_connection
+        )
 
     def in_transaction(self, driver_connection: Any) -> bool:
         """Whether the server has a transaction open on it."""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import sqlalchemy.ext.asyncio as stock
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from steadypool.connect.guards import milliseconds
 from steadypool.errors import ConfigurationError
 from steadypool.events import Events
 from steadypool.lease import PoolOptions
 from steadypool.settings import Password
-from steadypool.sqlalchemy.dialects import OURS, TIMEOUT_OPTION, GuardedDialect, Guards
+from steadypool.sqlalchemy.dialects import OURS, TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
 
 DEFAULT_CONNECTION_TIMEOUT = 30.0
 """Seconds that connecting may take where nothing says otherwise: as long as SQLAlchemy's pool waits."""
+
+NOTICE_VANISHED_CLIENT = {"client_connection_check_interval": "1000"}
+"""Milliseconds after which a backend notices in the middle of a statement that its client has gone. Without it an
+aborted statement runs on for its whole length."""
 
 
 def create_async_engine(
@@ -26,7 +31,7 @@ def create_async_engine(
     *,
     connection_timeout: float | None = None,
     statement_timeout: float | None = None,
-    idle_in_transaction_timeout: float | None = None,
+    server_settings: Mapping[str, str] | None = None,
     ping_after_idle: float = 0.5,
     max_waiting: int = 1000,
     max_connecting: int = 4,
@@ -48,7 +53,7 @@ def create_async_engine(
         connection_timeout: seconds for a whole connect; the driver's `connect_args` value, or 30, by default.
         statement_timeout: seconds that a statement may run, enforced by the server and, half a second later, by
             the client; no limit by default.
-        idle_in_transaction_timeout: seconds after which the server ends a transaction that does nothing.
+        server_settings: Postgres settings for every session, as start-up options; what the URL says wins.
         ping_after_idle: with `pool_pre_ping=True`, a connection that answered less than this many seconds ago is
             not asked again. `pool_pre_ping="select1"` asks every time, by SELECT 1.
         max_waiting: callers that may wait for a connection at the same time.
@@ -91,17 +96,20 @@ def create_async_engine(
                 close_grace=close_grace,
             ),
         }
-    engine = stock.create_async_engine(guarded, connect_args=connect_args, **arguments)
-    sync_engine = engine.sync_engine
-    # The dialect was found by our name for it; everybody who looks at the URL sees what was asked for.
-    sync_engine.url = given
-    cast(GuardedDialect, sync_engine.dialect).guards = Guards(
+    limits = {} if statement_timeout is None else {"statement_timeout": milliseconds(statement_timeout)}
+    guards = Guards(
         statement_timeout=statement_timeout,
-        idle_in_transaction_timeout=idle_in_transaction_timeout,
         connect_timeout=limit,
         leave_timeout=leave_timeout,
         password=password,
+        server_settings={**NOTICE_VANISHED_CLIENT, **limits, **(server_settings or {})},
     )
+    engine = stock.create_async_engine(
+        guarded, connect_args=connect_args, steadypool_guards=guards, **arguments
+    )
+    sync_engine = engine.sync_engine
+    # The dialect was found by our name for it; everybody who looks at the URL sees what was asked for.
+    sync_engine.url = given
     event.listen(sync_engine, "handle_error", name_error)
     return engine
 

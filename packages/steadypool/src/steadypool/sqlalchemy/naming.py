@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,7 +31,11 @@ def name_error(context: ExceptionContext) -> BaseException | None:
     if isinstance(original, errors.SteadypoolError) or not isinstance(original, Exception):
         return None  # named already, or a cancellation, which is the caller's own doing
     if isinstance(original, LimitReached):
-        return _deadline(context, original) if original.deadline is not None else _timeout(context, original.seconds)
+        return (
+            _deadline(context, original)
+            if original.deadline is not None
+            else _timeout(context, original.seconds)
+        )
     sqlstate = sqlstate_of(original)
     if sqlstate == QUERY_CANCELED:
         limit = _dialect(context).statement_timeout(context.execution_context)
@@ -38,10 +43,10 @@ def name_error(context: ExceptionContext) -> BaseException | None:
             return _timeout(context, limit)
         return None
     gone = fate_of(sqlstate) in (Fate.EVICT, Fate.EVICT_AND_PROVE) if sqlstate else False
-    if context.is_disconnect or gone or isinstance(original, OSError):
-        if not isinstance(original, TimeoutError):
-            context.is_disconnect = True
-            return _lost(context, sqlstate)
+    broken = isinstance(original, OSError) and not isinstance(original, TimeoutError)
+    if context.is_disconnect or gone or broken:
+        context.is_disconnect = True
+        return _lost(context, sqlstate)
     return None
 
 
@@ -76,7 +81,9 @@ def _report(context: ExceptionContext, *, maybe_executed: bool) -> Report:
 
 
 def _workload(context: ExceptionContext) -> str | None:
-    options = context.execution_context.execution_options if context.execution_context is not None else {}
+    options: Mapping[str, Any] = (
+        context.execution_context.execution_options if context.execution_context is not None else {}
+    )
     return options.get(WORKLOAD_OPTION)
 
 

@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import exc, pool
-from sqlalchemy.pool.base import _ConnectionRecord  # pyright: ignore[reportPrivateUsage]
+from sqlalchemy.pool.base import ResetStyle, _ConnectionRecord  # pyright: ignore[reportPrivateUsage]
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from steadypool import errors
@@ -167,7 +167,7 @@ class SteadyPool(pool.Pool):
         )
         self.ping_by_select = ping_by_select
         self.ceilings = steady_ceilings if steady_ceilings is not None else {}
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             **kw,
             "pool_size": pool_size,
             "max_overflow": max_overflow,
@@ -200,7 +200,7 @@ class SteadyPool(pool.Pool):
     @property
     def resets_on_return(self) -> bool:
         """Whether a connection that comes back in a transaction is rolled back."""
-        return self._reset_on_return.name != "reset_none"
+        return self._reset_on_return is not ResetStyle.reset_none
 
     # -- what SQLAlchemy calls ---------------------------------------------------------------------------------
 
@@ -260,19 +260,16 @@ class SteadyPool(pool.Pool):
     def recreate(self) -> SteadyPool:
         """A new pool with the same arguments, as `Engine.dispose` needs it."""
         self.logger.info("Pool recreating")
-        return type(self)(
-            self._creator,
-            **{
-                **self._arguments,
-                "echo": self.echo,
-                "logging_name": self._orig_logging_name,
-                "reset_on_return": self._reset_on_return,
-                "steady_events": self.observers,
-                "_dispatch": self.dispatch,
-                "dialect": self._dialect,
-                "events": None,
-            },
-        )
+        changed: dict[str, Any] = {
+            "echo": self.echo,
+            "logging_name": self._orig_logging_name,
+            "reset_on_return": self._reset_on_return,
+            "steady_events": self.observers,
+            "_dispatch": self.dispatch,
+            "dialect": self._dialect,
+            "events": None,
+        }
+        return type(self)(self._creator, **{**self._arguments, **changed})
 
     def dispose(self) -> None:
         """Close all idle connections at once; those in use are closed when they come back."""

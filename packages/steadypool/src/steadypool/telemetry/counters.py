@@ -72,7 +72,9 @@ class Counters:
     def totals(self) -> Totals:
         """The counts so far."""
         known = {field.name for field in fields(Totals)}
-        return Totals(**{name: value for name, value in (self._sums | self._seconds).items() if name in known})
+        return Totals(
+            **{name: value for name, value in (self._sums | self._seconds).items() if name in known}
+        )
 
 
 def _cause(error: BaseException) -> str:

@@ -1,0 +1,134 @@
+"""What a failed connect means: whether trying again can help, and what to tell people. No text is interpreted.
+
+Servers and libpq speak the language of their locale, so only codes and types count: the SQLSTATE, `errno`, the
+class of an exception. Where neither tells, the failure is taken for a passing one; another try is the smaller harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from steadypool.errors import ConfigurationError
+from steadypool.sqlstate import is_final_at_connect
+
+INVALID_PASSWORD = "28P01"
+
+_GUARDS_REFUSED = frozenset({"08P01", "42704", "22023", "0A000"})
+_STOPS_AT_THE_FIRST_HOST = ("28", "3D", "42", "22", "0A", "08P")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectOutcome:
+    """What became of an attempt.
+
+    `final` means that trying again cannot help until somebody changes something. `sqlstate` is the server's code,
+    None where the server said nothing. `summary` is for people, on one line, without a secret, never empty.
+    """
+
+    final: bool
+    sqlstate: str | None
+    summary: str
+
+    @property
+    def refuses_guards(self) -> bool:
+        """Whether the server, or a pooler before it, may have refused a setting that came with the start-up."""
+        return self.sqlstate in _GUARDS_REFUSED
+
+    @property
+    def concerns_all_hosts(self) -> bool:
+        """Whether the next host would say the same: it is about who asks for what, not about the host."""
+        return self.sqlstate is not None and self.sqlstate.startswith(_STOPS_AT_THE_FIRST_HOST)
+
+
+class ServerRefused(Exception):
+    """The server answered the log-in with an error; its code survives here whatever its language."""
+
+    def __init__(self, message: str, sqlstate: str | None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.sqlstate = sqlstate
+
+
+class BindingRefused(Exception):
+    """The server did not prove that it knows the password over this very TLS channel."""
+
+
+class CertificateNotProven(ssl.SSLError):
+    """The server showed a certificate that no log-in has proven yet."""
+
+
+_FINAL_TYPES = (
+    BindingRefused,
+    CertificateNotProven,
+    ssl.SSLCertVerificationError,
+    ConfigurationError,
+    PermissionError,
+)
+_FINAL_NAMES = frozenset(
+    {
+        # asyncpg's and psycopg's classes by name: one of them may not be installed
+        "asyncpg.exceptions._base.ClientConfigurationError",
+        "asyncpg.exceptions._base.InterfaceError",
+        "asyncpg.exceptions._base.UnsupportedClientFeatureError",
+        "psycopg.ProgrammingError",
+        "psycopg.NotSupportedError",
+        "psycopg.errors.ProgrammingError",
+        "psycopg.errors.NotSupportedError",
+    }
+)
+
+
+def classify_connect_error(error: BaseException) -> ConnectOutcome:
+    """Tell what a driver's exception during connect means, whichever driver it was.
+
+    Example:
+        >>> classify_connect_error(ConnectionRefusedError(111, "Connection refused"))
+        ConnectOutcome(final=False, sqlstate=None, summary='Connection refused')
+    """
+    for cause in _chain(error):
+        sqlstate = getattr(cause, "sqlstate", None)
+        if isinstance(sqlstate, str):
+            return ConnectOutcome(
+                is_final_at_connect(sqlstate) or sqlstate in _ALSO_FINAL, sqlstate, _summary(cause)
+            )
+    final = isinstance(error, _FINAL_TYPES) or _name(error) in _FINAL_NAMES
+    return ConnectOutcome(final, None, _summary(error))
+
+
+_ALSO_FINAL = frozenset({"42704", "22023", "0A000"})
+"""An unknown setting, a value it cannot have, a feature the server lacks: asked for by us, so asked for again."""
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def _name(error: BaseException) -> str:
+    return f"{type(error).__module__}.{type(error).__qualname__}"
+
+
+def _summary(error: BaseException) -> str:
+    """One line, never empty, without the server's DETAIL."""
+    if isinstance(error, socket.gaierror):
+        return f"the name cannot be resolved ({error.strerror or error})"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not trusted ({error.verify_message or error.reason})"
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not str(error):
+        return "no answer in time"
+    text = (
+        getattr(error, "message", None)
+        or (error.strerror if isinstance(error, OSError) else None)
+        or str(error)
+    )
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        text = os.strerror(error.errno) if error.errno > 0 else text
+    line = " ".join(str(text).split())
+    return line or type(error).__name__

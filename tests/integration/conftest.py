@@ -1,0 +1,134 @@
+"""plyr itself, served by uvicorn on a real socket in the test's own event loop, on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import json
+import os
+import socket
+import wave
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from backend.config import ServerSettings, Settings, StorageSettings
+from backend.migrations.upgrade import upgrade
+from backend.server import Server
+from backend.services import artists
+from backend.utilities.database import db_session, get_database
+from steadypool import Database, DatabaseSettings
+from steadypool.lab import EmbeddedPostgres
+
+MAX_UPLOAD = 300_000
+
+_numbers = itertools.count(1)
+
+
+def tone(seconds: float = 0.2, pitch: int = 100) -> bytes:
+    """A small WAV file; every pitch has other bytes."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(
+            b"".join((i * pitch % 20_000).to_bytes(2, "little") for i in range(int(8000 * seconds)))
+        )
+    return buffer.getvalue()
+
+
+@dataclass
+class Plyr:
+    """A running service, and an artist who is signed in."""
+
+    url: str
+    settings: Settings
+    token: str
+    client: httpx.AsyncClient
+    anonymous: httpx.AsyncClient
+
+    @property
+    def database(self) -> Database:
+        return get_database()
+
+    @property
+    def audio_files(self) -> list[Path]:
+        """What storage holds, leftovers of uploads included."""
+        return [path for path in self.settings.storage.audio_dir.rglob("*") if path.is_file()]
+
+    async def add_artist(self, handle: str) -> str:
+        """Another artist's token."""
+        token = artists.new_token()
+        async with db_session() as session:
+            artists.add_artist(session, did=f"did:plc:{handle}", handle=handle, display_name=handle.title())
+            await session.flush()
+            artists.add_token(session, did=f"did:plc:{handle}", token=token, name="test")
+            await session.commit()
+        return token
+
+    async def upload(self, audio: bytes, *, token: str | None = None, **fields: Any) -> int:
+        """Upload, and wait for the track's id."""
+        headers = {"Authorization": f"Bearer {token or self.token}"}
+        data = {"title": "A title"} | fields
+        answer = await self.client.post(
+            "/tracks/", data=data, files={"file": ("a.wav", audio)}, headers=headers
+        )
+        assert answer.status_code == 202, answer.text
+        events = await self.progress(answer.json()["upload_id"], headers)
+        assert events[-1]["status"] == "completed", events
+        return events[-1]["track_id"]
+
+    async def progress(self, upload_id: str, headers: dict[str, str] | None = None) -> list[dict[str, Any]]:
+        answer = await self.client.get(f"/tracks/uploads/{upload_id}/progress", headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+
+
+@pytest.fixture(scope="session")
+def plyr_template(server: EmbeddedPostgres) -> Iterator[str]:
+    """The name of a database that is migrated and empty; databases of tests are copies of it."""
+    name = f"plyr_template_{os.getpid()}"
+    upgrade(DatabaseSettings(url=server.blocking.create_database(name)))
+    yield name
+    server.blocking.drop_database(name)
+
+
+@pytest.fixture
+def plyr_url(server: EmbeddedPostgres, plyr_template: str) -> Iterator[str]:
+    name = f"plyr_{os.getpid()}_{next(_numbers)}"
+    yield server.blocking.create_database(name, template=plyr_template)
+    server.blocking.drop_database(name)
+
+
+@pytest.fixture
+def plyr_settings(plyr_url: str, tmp_path: Path) -> Settings:
+    return Settings(
+        database=DatabaseSettings(url=plyr_url),
+        storage=StorageSettings(audio_dir=tmp_path / "audio", max_upload_bytes=MAX_UPLOAD),
+        server=ServerSettings(data_dir=tmp_path),
+    )
+
+
+@pytest.fixture
+async def plyr(plyr_settings: Settings, anyio_backend: str) -> AsyncIterator[Plyr]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    ready = asyncio.Event()
+    server = Server(plyr_settings, grace=5, on_ready=ready.set)
+    serving = asyncio.create_task(server.serve([listener]))
+    started = asyncio.create_task(ready.wait())
+    await asyncio.wait({serving, started}, return_when=asyncio.FIRST_COMPLETED)
+    assert ready.is_set(), serving
+    async with httpx.AsyncClient(base_url=url) as client, httpx.AsyncClient(base_url=url) as anonymous:
+        running = Plyr(url, plyr_settings, "", client, anonymous)
+        running.token = await running.add_artist("alice")
+        client.headers["Authorization"] = f"Bearer {running.token}"
+        yield running
+    server.stop()
+    await serving
