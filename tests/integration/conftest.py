@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from backend.config import ServerSettings, Settings, StorageSettings
 from backend.migrations.upgrade import upgrade
 from backend.server import Server

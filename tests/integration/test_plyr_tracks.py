@@ -7,9 +7,10 @@ import re
 from typing import Any
 
 import pytest
+from sqlalchemy import text
+
 from backend.services import artists
 from backend.utilities.database import db_session
-from sqlalchemy import text
 
 from .conftest import Plyr, tone
 
@@ -34,7 +35,7 @@ async def test_nobody_is_signed_in_without_a_token(plyr: Plyr) -> None:
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("header", ["Bearer wrong", "Bearer ", "Basic eDp5", "Bearer \x7f", "Bearer ä"])
+@pytest.mark.parametrize("header", ["Bearer wrong", "Bearer", "Basic eDp5", "Bearer a b", "Bearer ä"])
 async def test_a_wrong_token_is_refused(plyr: Plyr, header: str) -> None:
     answer = await plyr.anonymous.get("/auth/me", headers={b"Authorization": header.encode()})
     assert answer.status_code == 401
@@ -85,7 +86,16 @@ async def test_a_track_says_everything_that_was_uploaded(plyr: Plyr) -> None:
 
 async def test_what_may_be_absent_is_never_null(plyr: Plyr) -> None:
     track = (await plyr.client.get(f"/tracks/{await plyr.upload(tone())}")).json()
-    names = ("file_type", "artist", "tags", "play_count", "like_count", "visibility", "gated", "audio_storage")
+    names = (
+        "file_type",
+        "artist",
+        "tags",
+        "play_count",
+        "like_count",
+        "visibility",
+        "gated",
+        "audio_storage",
+    )
     assert not [name for name in names if track.get(name, "") is None]
 
 

@@ -108,6 +108,7 @@ class Rules:
         self.connects = [0, 0, 0]
         self.acquired = self.released = self.pool_closed_events = 0
         self._seen_version = (-1, -1)
+        self._unreachable = set[BaseException]()
         self._fault: str | None = None
 
     def attach(self, pool: Pool[Connection], server: Server, roster: RecordingRoster) -> None:
@@ -206,7 +207,7 @@ class Rules:
             raise RuleBroken(f"R5: {name}, but the deadline was {caller.deadline_at}, it is {now}")
         if type(error) is errors.PoolTimeout and error.pool is not None and error.pool.leased == 0:
             raise RuleBroken("R5: PoolTimeout though nobody held a connection")
-        if type(error) is errors.PoolTimeout and self.server.last_open_failed and self._eligible(caller):
+        if type(error) is errors.PoolTimeout and error in self._unreachable:
             raise RuleBroken("R5: PoolTimeout though the database could not be reached")
 
     def _tie(self, caller: Caller) -> bool:
@@ -267,6 +268,10 @@ class Rules:
             self.connects[1] += 1
         elif isinstance(event, events.ConnectAttemptFailed):
             self.connects[2] += 1
+        elif isinstance(event, events.AcquireFailed):
+            # Noted now: between this moment and the caller's next step the world may change.
+            if self.server.last_open_failed and self._has_room(event.workload):
+                self._unreachable.add(event.error)
         elif isinstance(event, events.Closed):
             self.seen("gone " + event.reason)
         elif isinstance(event, events.PoolClosedEvent):
@@ -304,14 +309,14 @@ class Rules:
         for other in self.waiting.values():
             if other is caller:
                 return
-            if self._eligible(other) and any(
+            if self._has_room(other.workload) and any(
                 waiter.name == other.name and not waiter.future.done() for waiter in self.pool._waiters
             ):
                 self.blame(f"R2: caller {caller.name} was served before caller {other.name}, who came earlier")
 
-    def _eligible(self, caller: Caller) -> bool:
-        top = self.ceilings.get(caller.workload or "")
-        return top is None or self.held_by.get(caller.workload, 0) < top
+    def _has_room(self, workload: str | None) -> bool:
+        top = self.ceilings.get(workload or "")
+        return top is None or self.held_by.get(workload, 0) < top
 
     def _stale(self, slot: Slot[Connection], now: float) -> bool:
         """Whether a connection has to prove itself, by the callers' notes or by the pool's own suspicion."""
@@ -416,7 +421,7 @@ class Rules:
             return
         if not life * 0.9 - NEAR <= slot.expires_at - connection.opened_at <= life + NEAR:
             raise RuleBroken(f"R9: a life of {slot.expires_at - connection.opened_at:.3f}s instead of {life}s")
-        if life and abs(slot.expires_at - connection.opened_at - life) < 1e-5:
+        if life and abs(slot.expires_at - slot.opened_at - life) < 1e-9:
             raise RuleBroken("R9: no jitter")
         # A life of less than a second ends when somebody asks for the connection, a longer one by itself.
         if life >= 1.0 and now > slot.expires_at + NEAR:

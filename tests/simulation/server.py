@@ -44,7 +44,8 @@ class Connection:
     """One connection, seen from both ends."""
 
     __slots__ = (
-        "aborted_at", "answered_at", "asked", "dirty", "doubted", "excused", "gone", "number", "open", "opened_at", "silent"
+        "aborted_at", "answered_at", "asked", "dirty", "doubted", "end", "excused", "gone", "number", "open",
+        "opened_at", "silent"
     )  # fmt: skip
 
     def __init__(self, number: int, now: float, gone: asyncio.Future[None]) -> None:
@@ -61,6 +62,7 @@ class Connection:
         self.excused = True
         """The pool need not count it: not its own yet, or it has waited for its end as long as it has to."""
         self.aborted_at: float | None = None
+        self.end: asyncio.TimerHandle | None = None
         self.gone = gone
 
     def __repr__(self) -> str:
@@ -172,8 +174,11 @@ class Server:
                 raise errors.ConnectFailed("gave up after a long silence")
             return self._accept()
         delay = self.connect_timeout if kind == "late" else self.weather.latency
-        self.loop.call_later(delay, self._answer, result, kind)
-        return await result
+        answer = self.loop.call_later(delay, self._answer, result, kind)
+        try:
+            return await result
+        finally:
+            answer.cancel()
 
     def _answer(self, result: asyncio.Future[Connection], kind: str) -> None:
         if result.done():
@@ -262,7 +267,7 @@ class Server:
         self.changes += 1
         linger = 30.0 if connection.silent else self.weather.linger
         if linger and connection.number in self.backends:
-            self.loop.call_later(linger, self._let_go, connection)
+            connection.end = self.loop.call_later(linger, self._let_go, connection)
         else:
             self._let_go(connection)
 
@@ -318,6 +323,8 @@ class Server:
         if self.backends.pop(connection.number, None) is not None and not connection.excused:
             self.counted -= 1
         self.changes += 1
+        if connection.end is not None:
+            connection.end.cancel()
         if not connection.gone.done():
             connection.gone.set_result(None)
 

@@ -67,9 +67,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Virtual seconds, without letting any pass."""
         return self._now
 
-    def timers(self) -> int:
-        """How many timers are armed."""
-        return sum(not handle.cancelled() for handle in self._scheduled)
+    def timers(self) -> list[asyncio.TimerHandle]:
+        """The timers that are armed."""
+        return [handle for handle in self._scheduled if not handle.cancelled()]
 
     def run(self, main: Coroutine[Any, Any, Any]) -> Any:
         """Run to completion and close the loop."""
@@ -89,8 +89,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         while scheduled and scheduled[0]._cancelled:
             self._timer_cancelled_count -= 1
             heapq.heappop(scheduled)._scheduled = False
-        if not ready and not self._stopping and not (scheduled and scheduled[0]._when <= self._now + TOGETHER):
-            if self._on_rest is not None:
+        if not ready and not self._stopping:
+            due = bool(scheduled) and scheduled[0]._when <= self._now + TOGETHER
+            if self._on_rest is not None and not due:
                 self._on_rest()
             if not ready:
                 self._jump()
@@ -109,9 +110,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not self._scheduled:
             raise Deadlock("somebody waits for something that will never happen")
         first = self._scheduled[0]._when
-        if first > self._now:
+        if first > self._now + TOGETHER:
             self._turns = 0
-            self._now = first
+        self._now = max(self._now, first)
 
     def _collect_due(self) -> None:
         """Move the timers that are due to the ready queue; never one before its time."""

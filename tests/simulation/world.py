@@ -336,8 +336,8 @@ class World:
         mine = asyncio.current_task()
         if others := [t for t in asyncio.all_tasks() if t is not mine and not t.done()]:
             raise RuleBroken(f"tasks are left over: {others}")
-        if self.loop.timers():
-            raise RuleBroken("timers are left over")
+        if timers := self.loop.timers():
+            raise RuleBroken(f"timers are left over: {timers}")
 
 
 def run(schedule: Schedule, pool_class: type[Pool[Any]] = Pool) -> World:

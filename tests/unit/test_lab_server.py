@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from steadypool.lab import LabError, PostgresServer
 from steadypool.lab.account import Account
-from steadypool.lab.cluster import telling_lines
+from steadypool.lab.diagnosis import disk_full, explained, postgres_failed, telling_lines
 from steadypool.lab.keeper import FileLock, children_of, kill_server, wait_for
 from steadypool.lab.ports import free_port, is_free, listen
 
@@ -117,6 +118,46 @@ def test_of_a_log_the_telling_lines_are_kept() -> None:
     assert telling_lines("a\n\nb\n") == ["a", "b"]
     assert telling_lines("") == []
     assert len(telling_lines("ERROR: x\n" * 20)) == 5
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "FATAL:  could not write to file: No space left on device",
+        "FATAL:  could not extend file: wrote only 4096 of 8192 bytes\nHINT:  Check free disk space.",
+        "initdb: error: Disk quota exceeded",
+    ],
+)
+def test_a_full_disk_is_recognised(tmp_path: Path, said: str) -> None:
+    error = postgres_failed("creating the database", tmp_path, said, "advice")
+    assert "the disk is full" in str(error)
+    assert "advice" not in str(error)
+    with pytest.raises(LabError, match=r"writing failed: the disk is full \(\d+ MB free at /"):
+        with explained("writing", tmp_path / "not" / "there"):
+            Path("/dev/full").write_text("x")
+    assert str(tmp_path) in str(disk_full("writing", tmp_path / "missing"))
+
+
+def test_the_advice_to_start_over_is_for_damaged_data_only(tmp_path: Path) -> None:
+    damaged = postgres_failed(
+        "starting", tmp_path, 'FATAL:  could not read file "global/pg_control"', "move it"
+    )
+    assert str(damaged).endswith("move it")
+    setting = postgres_failed(
+        "starting", tmp_path, 'FATAL:  invalid value for parameter "work_mem"', "move it"
+    )
+    assert str(setting).endswith('"work_mem"')
+    assert "did not say why" in str(postgres_failed("starting", tmp_path, "", "move it"))
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.EACCES, "Run this as"), (errno.EROFS, "can be written"), (errno.EIO, "error.")],
+)
+def test_what_the_system_refuses_is_explained(tmp_path: Path, number: int, hint: str) -> None:
+    with pytest.raises(LabError, match=rf"^reading failed: {tmp_path}: .*{hint}"):
+        with explained("reading", tmp_path):
+            raise OSError(number, os.strerror(number))
 
 
 def test_before_the_first_start_there_is_no_port(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def _clip(digits: str, size: int) -> int | None:
     """The number, or `size` where it has so many digits that it can only be larger."""
     if not digits:
         return None
-    return size if len(digits.lstrip("0")) > 20 else int(digits)
+    significant = digits.lstrip("0") or "0"
+    return size if len(significant) > 20 else int(significant)
 
 
 def _is_less(left: str, right: str) -> bool:

@@ -56,6 +56,13 @@ class UploadJobs:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
+    async def resumed(self) -> None:
+        """Wait until everything that an earlier process left unfinished is taken up and done."""
+        assert self._resuming is not None
+        await asyncio.wait({self._resuming})
+        if tasks := set(self._tasks.values()):
+            await asyncio.wait(tasks)
+
     def start(self, upload_id: uuid.UUID) -> asyncio.Task[None]:
         """Publish an upload, unless that is going on already."""
         task = self._tasks.get(upload_id)

@@ -7,19 +7,20 @@ one's own with the server's placeholders.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
-from sqlalchemy import event, text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
 from steadypool import errors
 from steadypool.breaker import BreakerState
-from steadypool.connect.guards import milliseconds, session_guards
+from steadypool.connect.guards import milliseconds, session_guards, socket_guards
 from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue
 from steadypool.errors import ConfigurationError, PoolSnapshot
 from steadypool.events import Events
@@ -30,6 +31,14 @@ from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.telemetry.counters import Counters, Totals
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
+
+SAFE_BEHIND_POOLERS: dict[str, Any] = {
+    "prepared_statement_name_func": lambda: f"__asyncpg_{uuid.uuid4()}__",
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+}
+"""For asyncpg: a pooler may hand each transaction to another backend, where a statement that was prepared earlier
+is unknown, or is somebody else's. A name is never used twice and no statement is kept."""
 
 OnConnect = Callable[[Any], Awaitable[None]]
 """Called with the driver's own connection each time one was opened."""
@@ -109,8 +118,14 @@ class Database:
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
+        url = make_url(s.require_url())
+        if url.get_backend_name() in ("postgresql", "postgres") and not url.drivername.endswith("psycopg"):
+            arguments = {
+                **arguments,
+                "connect_args": SAFE_BEHIND_POOLERS | dict(arguments.get("connect_args", {})),
+            }
         return create_async_engine(
-            s.require_url(),
+            url,
             pool_size=s.pool_size,
             max_overflow=s.max_overflow,
             pool_timeout=s.pool_timeout,
@@ -120,6 +135,7 @@ class Database:
             connection_timeout=s.connection_timeout,
             statement_timeout=s.statement_timeout,
             server_settings=session_guards(s),
+            socket_options=socket_guards(s),
             ping_after_idle=s.ping_after_idle,
             max_waiting=s.max_waiting,
             max_connecting=s.max_connecting,

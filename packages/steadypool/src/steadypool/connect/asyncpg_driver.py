@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
-from steadypool.connect.attempt import Attempt, NotTheRole, open_with
+from steadypool.connect.attempt import Attempt, GuardsRefused, NotTheRole, guarded, open_with
 from steadypool.connect.channel_binding import PROVEN, Login, ProvenCertificates, pin, prove, unpin
 from steadypool.connect.dsn import ConnectTarget, Host
 from steadypool.connect.options import ASYNCPG, asyncpg_arguments, checked_options
@@ -28,6 +28,7 @@ async def open_asyncpg(
     guards: Mapping[str, str] | None = None,
     socket_options: Mapping[str, str] | None = None,
     password: Password | None = None,
+    on_guards_refused: GuardsRefused | None = None,
     proven: ProvenCertificates = PROVEN,
     clock: Clock = SYSTEM_CLOCK,
     **arguments: Any,
@@ -41,6 +42,9 @@ async def open_asyncpg(
         socket_options: libpq's `keepalives*` and `tcp_user_timeout` for the socket; the target's own win.
         password: in place of the target's; a function is asked before every connect, and once more when the
             server refuses what it gave.
+        on_guards_refused: called with what the server said when it, or a pooler before it, refuses the guards; the
+            connection is then opened without them, and the caller sets them in another way. Without this function
+            such a refusal is an error.
         proven: where it is remembered which certificates are proven (`channel_binding=require`).
         clock: what measures the time for the report.
         **arguments: for `asyncpg.connect`, such as `statement_cache_size`; they win over the target's.
@@ -55,8 +59,13 @@ async def open_asyncpg(
     options = {**(socket_options or {}), **checked_options(target, ASYNCPG)}
 
     async def open_one(host: Host | None, role: str, secret: str | None) -> Any:
-        given = asyncpg_arguments(_only(target, host, role), password=secret, guards=guards)
-        given |= {**arguments, "timeout": None}
+        async def log_in(guards: Mapping[str, str]) -> Any:
+            given = asyncpg_arguments(_only(target, host, role), password=secret, guards=guards)
+            return await let_in(host, role, {**given, **arguments, "timeout": None})
+
+        return await guarded(log_in, guards or {}, on_guards_refused)
+
+    async def let_in(host: Host | None, role: str, given: dict[str, Any]) -> Any:
         login = Login(target.user, given.get("password"), target.database)
         binding = options.get("channel_binding") == "require"
         if binding and (host is None or host.is_socket):

@@ -24,6 +24,10 @@ Address = tuple[int, tuple[str | int | bytes, ...]]
 """A family and what `connect` takes for it."""
 
 
+GuardsRefused = Callable[[ConnectOutcome], None]
+"""Told that a session starts without its guards, and what the server said to them."""
+
+
 class NotTheRole(Exception):
     """The host is fine, but not what `target_session_attrs` asks for."""
 
@@ -214,6 +218,26 @@ async def _first_host(
 
 def _give_up(attempt: Attempt, error: Exception) -> NoReturn:
     raise attempt.failed(classify_connect_error(error)) from error
+
+
+async def guarded(
+    log_in: Callable[[Mapping[str, str]], Awaitable[Connection]],
+    guards: Mapping[str, str],
+    on_refused: GuardsRefused | None,
+) -> Connection:
+    """Log in with the guards; where they are refused, without them, if somebody is there to be told.
+
+    Poolers know few settings at start-up, old servers not all of ours. Who is told sets them in another way.
+    """
+    try:
+        return await log_in(guards)
+    except Exception as error:
+        outcome = classify_connect_error(error)
+        if not guards or on_refused is None or not outcome.refuses_guards:
+            raise
+    connection = await log_in({})
+    on_refused(outcome)
+    return connection
 
 
 async def resolve_password(password: Password) -> str:

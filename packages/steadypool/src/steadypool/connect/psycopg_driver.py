@@ -22,7 +22,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import make_conninfo
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
-from steadypool.connect.attempt import Attempt, NotTheRole, open_with
+from steadypool.connect.attempt import Attempt, GuardsRefused, guarded, open_with
 from steadypool.connect.dsn import ConnectTarget, Host
 from steadypool.connect.options import psycopg_arguments
 from steadypool.connect.outcome import ServerRefused
@@ -41,6 +41,7 @@ async def open_psycopg(
     guards: Mapping[str, str] | None = None,
     socket_options: Mapping[str, str] | None = None,
     password: Password | None = None,
+    on_guards_refused: GuardsRefused | None = None,
     clock: Clock = SYSTEM_CLOCK,
     autocommit: bool = False,
     prepare_threshold: int | None = 5,
@@ -58,6 +59,9 @@ async def open_psycopg(
         socket_options: libpq's `keepalives*` and `tcp_user_timeout`; the target's own win.
         password: in place of the target's; a function is asked before every connect, and once more when the
             server refuses what it gave.
+        on_guards_refused: called with what the server said when it, or a pooler before it, refuses the guards; the
+            connection is then opened without them, and the caller sets them in another way. Without this function
+            such a refusal is an error.
         clock: what measures the time for the report.
         autocommit: as psycopg's own.
         prepare_threshold: as psycopg's own.
@@ -71,17 +75,21 @@ async def open_psycopg(
         ConnectFailed: refused, unreachable, or not to be trusted; `final` says whether to try again.
         ConfigurationError: psycopg cannot honour one of the target's options.
     """
-    given = psycopg_arguments(target, guards=guards)  # refuses before anything is opened
+    psycopg_arguments(target)  # refuses before anything is opened
     attempt = Attempt(target, timeout, clock)
-    own = {**(socket_options or {}), **given, **{name: str(value) for name, value in parameters.items()}}
-    for name in ("host", "hostaddr", "port", "connect_timeout"):
-        own.pop(name, None)  # ours to do
 
     async def open_one(host: Host | None, role: str, secret: str | None) -> SteadyAsyncConnection[Any]:
-        where = {} if host is None else await _where(attempt, host, own)
-        arguments = {**own, **where, _ROLE: role} | ({} if secret is None else {"password": secret})
-        attempt.doing(f"waiting for {host or 'the default host'} to let us in")
-        return SteadyAsyncConnection(await _log_in(make_conninfo("", **arguments), role))
+        async def log_in(guards: Mapping[str, str]) -> SteadyAsyncConnection[Any]:
+            own = {**(socket_options or {}), **psycopg_arguments(target, guards=guards)}
+            own |= {name: str(value) for name, value in parameters.items()}
+            for name in ("host", "hostaddr", "port", "connect_timeout"):
+                own.pop(name, None)  # ours to do
+            where = {} if host is None else await _where(attempt, host, own)
+            arguments = {**own, **where, _ROLE: role} | ({} if secret is None else {"password": secret})
+            attempt.doing(f"waiting for {host or 'the default host'} to let us in")
+            return SteadyAsyncConnection(await _log_in(make_conninfo("", **arguments)))
+
+        return await guarded(log_in, guards or {}, on_guards_refused)
 
     connection = await open_with(attempt, password, open_one)
     try:
@@ -113,19 +121,19 @@ async def _where(attempt: Attempt, host: Host, options: Mapping[str, str]) -> di
     return where | {"hostaddr": chosen}
 
 
-async def _log_in(conninfo: str, role: str) -> pq.abc.PGconn:
+async def _log_in(conninfo: str) -> pq.abc.PGconn:
     """Drive libpq until the connection is open; leaves no socket behind when it is not."""
     pgconn = pq.PGconn.connect_start(conninfo.encode())
     try:
         _set_verbosity(pgconn, _VERBOSE)
         while True:
             if pgconn.status == pq.ConnStatus.BAD:
-                raise _refusal(pgconn, role)
+                raise _refusal(pgconn)
             polled = pgconn.connect_poll()
             if polled == pq.PollingStatus.OK:
                 break
             if polled == pq.PollingStatus.FAILED:
-                raise _refusal(pgconn, role)
+                raise _refusal(pgconn)
             await _socket_ready(pgconn.socket, polled == pq.PollingStatus.WRITING)
         _set_verbosity(pgconn, _DEFAULT)
         pgconn.nonblocking = 1
@@ -151,20 +159,13 @@ async def _socket_ready(descriptor: int, writing: bool) -> None:
         (loop.remove_writer if writing else loop.remove_reader)(descriptor)
 
 
-def _refusal(pgconn: pq.abc.PGconn, role: str) -> Exception:
+def _refusal(pgconn: pq.abc.PGconn) -> Exception:
     text = pgconn.get_error_message("utf-8").strip()
     code = _CODE.search(text)
     if code is not None:
         # the line about the server's source, which comes with verbosity, helps nobody
         return ServerRefused(text[code.end() :].partition("\nLOCATION:")[0], code[1])
-    if role != "any" and pgconn.server_version and _let_in(pgconn):
-        return NotTheRole(text)
     return psycopg.OperationalError(text)
-
-
-def _let_in(pgconn: pq.abc.PGconn) -> bool:
-    """Whether the log-in itself had succeeded: the backend's number comes after it."""
-    return bool(pgconn.backend_pid)
 
 
 # -- libpq's verbosity, which psycopg does not pass on ---------------------------------------------------------

@@ -11,53 +11,24 @@ The directory that the caller names is the home of everything that belongs to on
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from steadypool.lab.account import Account, server_account, shared_root
 from steadypool.lab.binaries import Binaries, binaries_for
+from steadypool.lab.diagnosis import explained, postgres_failed
 from steadypool.lab.errors import LabError
 
 SUPERUSER = "postgres"
 INITDB_SECONDS = 300.0
 _OURS = {"cluster", "cluster.new", "password", "port", "settings", "server.log", "server.log.old"}
 _SUN_PATH = 100  # of 103 (macOS) or 107 (Linux) bytes, less what Postgres adds for the lock file
-
-
-@contextmanager
-def explained(doing: str, path: Path) -> Generator[None]:
-    """Turn what the file system refuses into a `LabError` that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(doing, path) from error
-        hint = {
-            errno.EACCES: " Run this as the account that the directory belongs to, or choose another directory.",
-            errno.EPERM: " Run this as the account that the directory belongs to, or choose another directory.",
-            errno.EROFS: " Choose a directory on a file system that can be written.",
-            errno.EEXIST: " Something on the way is a file and not a directory.",
-            errno.ENOTDIR: " Something on the way is a file and not a directory.",
-        }.get(error.errno or 0, "")
-        raise LabError(f"{doing} failed: {error.filename or path}: {error.strerror}.{hint}") from error
-
-
-def disk_full(doing: str, path: Path) -> LabError:
-    """The error for a full disk, with the numbers."""
-    place = next((step for step in (path, *path.parents) if step.exists()), path)
-    free = shutil.disk_usage(place).free // (1024 * 1024)
-    return LabError(
-        f"{doing} failed: the disk is full ({free} MB free at {place}). An empty database takes about 40 MB, a running "
-        "one at least another 32 MB for its log. Free some space, or choose another directory, and start again."
-    )
 
 
 class Cluster:
@@ -276,15 +247,8 @@ class Cluster:
 
     def explain(self, doing: str, output: str) -> LabError:
         """The error for what a program of Postgres said before it gave up."""
-        if "No space left on device" in output or shutil.disk_usage(self.home.resolve()).free < 1024 * 1024:
-            return disk_full(doing, self.inner.resolve() if self.inner.exists() else self.home)
-        lines = telling_lines(output)
-        if not lines:
-            return LabError(f"{doing} failed and Postgres did not say why; see {self.log}")
-        return LabError(
-            f"{doing} in {self.home} failed. Postgres says:\n  "
-            + "\n  ".join(lines)
-            + f"\n{self._start_over}"
+        return postgres_failed(
+            doing, self.inner.resolve() if self.inner.exists() else self.home, output, self._start_over
         )
 
     def _write(self, name: str, text: str, mode: int) -> None:
@@ -312,14 +276,6 @@ class Cluster:
         """The directories that hold all of it."""
         linked = [self.inner.resolve()] if self.inner.is_symlink() else []
         return [*linked, self.home]
-
-
-def telling_lines(output: str) -> list[str]:
-    """Of what Postgres said, the last lines that tell a person what is wrong."""
-    wanted = ("FATAL:", "PANIC:", "ERROR:", "HINT:", "DETAIL:", "error:")
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    chosen = [line for line in lines if any(word in line for word in wanted)] or lines
-    return chosen[-5:]
 
 
 def clean_environment() -> dict[str, str]:

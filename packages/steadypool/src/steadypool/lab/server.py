@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Literal, Self
 
 from steadypool.lab import keeper
-from steadypool.lab.cluster import SUPERUSER, Cluster, clean_environment, explained
+from steadypool.lab.cluster import SUPERUSER, Cluster, clean_environment
+from steadypool.lab.diagnosis import explained
 from steadypool.lab.errors import LabError
 from steadypool.lab.keeper import FileLock, kill_server, stop_server, wait_for
 from steadypool.lab.ports import HOST, free_port, is_free

@@ -10,7 +10,7 @@ import functools
 import select
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import URL, util
@@ -20,15 +20,17 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg
 
 from steadypool import errors
 from steadypool.clock import SYSTEM_CLOCK, Clock
-from steadypool.connect.dsn import parse_url
+from steadypool.connect.dsn import ConnectTarget, Host, parse_url
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
 from steadypool.connect.options import (
     ASYNCPG,
     PSYCOPG,
+    SQLALCHEMY_OPTIONS,
     asyncpg_arguments,
     psycopg_arguments,
     sqlalchemy_options,
 )
+from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
 from steadypool.settings import Password
 
@@ -48,6 +50,7 @@ class Guards:
     leave_timeout: float = 2.0
     password: Password | None = None
     server_settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    socket_options: Mapping[str, str] = field(default_factory=dict[str, str])
     clock: Clock = SYSTEM_CLOCK
 
 
@@ -148,15 +151,60 @@ class GuardedDialect:
     # -- what differs between drivers --------------------------------------------------------------------------
 
     def connect_error(self, error: Exception) -> errors.ConnectFailed:
-        """What an exception during connect means."""
+        """The name of an exception in a connect that is not steadypool's own: from an event handler or a creator."""
+        outcome = classify_connect_error(error)
+        report = errors.Report(phase=errors.Phase.CONNECTING)
         if isinstance(error, TimeoutError):
-            return errors.ConnectTimeout(f"connecting took longer than {self.guards.connect_timeout}s")
-        return errors.ConnectFailed(f"{type(error).__name__}: {error}")
+            limit = self.guards.connect_timeout
+            return errors.ConnectTimeout(f"not connected within {limit:g} s: {outcome.summary}", report)
+        return errors.ConnectFailed(f"cannot connect: {outcome.summary}", report, final=outcome.final)
+
+    def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
+        """The driver's arguments for a URL. libpq's options in it are carried out, or refused, by either driver."""
+        self._target = parse_url(url.render_as_string(hide_password=False))
+        self._adapter_arguments = self.adapter_arguments(self._target)
+        self._url_arguments = self.driver_arguments(self._target)
+        return [], self._url_arguments | self._adapter_arguments
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
-        """As SQLAlchemy's, bounded as a whole."""
+        """As SQLAlchemy's, bounded as a whole; what connect_args and `do_connect` handlers changed wins."""
         connect: Callable[..., Any] = super().connect  # type: ignore[misc]
+        if not cargs and "async_creator_fn" not in cparams:
+            adapter = {name: cparams.pop(name) for name in self.adapter_names if name in cparams}
+            changed = {
+                name: value
+                for name, value in cparams.items()
+                if name not in self._url_arguments or self._url_arguments[name] != value
+            }
+            cparams = {"async_creator_fn": functools.partial(self._open, changed), **adapter}
         return self._bounded(self.guards.connect_timeout, functools.partial(connect, *cargs, **cparams))
+
+    async def _open(self, changed: dict[str, Any]) -> Any:
+        target = self._target
+        password: Password | None = changed.pop("password", self.guards.password)
+        if "host" in changed or "port" in changed:
+            known = target.hosts[0] if target.hosts else Host("localhost")
+            place = Host(str(changed.pop("host", known.name)), int(changed.pop("port", known.port)))
+            target = replace(target, hosts=(place,))
+        if "user" in changed:
+            target = replace(target, user=changed.pop("user"))
+        return await self.open_raw(target, password, changed)
+
+    adapter_names: frozenset[str]
+
+    def adapter_arguments(self, target: ConnectTarget) -> dict[str, Any]:
+        """What the URL says to SQLAlchemy's adapter of the driver."""
+        raise NotImplementedError
+
+    def driver_arguments(self, target: ConnectTarget) -> dict[str, Any]:
+        """What the URL says to the driver. Raises ConfigurationError where it cannot do what is asked."""
+        raise NotImplementedError
+
+    async def open_raw(
+        self, target: ConnectTarget, password: Password | None, changed: dict[str, Any]
+    ) -> Any:
+        """Open the driver's own connection."""
+        raise NotImplementedError
 
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
@@ -188,12 +236,53 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
     supports_statement_cache = True
 
-    def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
-        """libpq's options in the URL are carried out too; one that asyncpg cannot honour is refused."""
-        target = parse_url(url.render_as_string(hide_password=False))
-        adapter: dict[str, Any] = dict(sqlalchemy_options(target, ASYNCPG))
-        util.coerce_kw_type(adapter, "prepared_statement_cache_size", int)
-        return [], asyncpg_arguments(target, guards=self.guards.server_settings) | adapter
+    adapter_names = frozenset(SQLALCHEMY_OPTIONS[ASYNCPG])
+
+    def adapter_arguments(self, target: ConnectTarget) -> dict[str, Any]:
+        """The size of the adapter's statement cache."""
+        arguments: dict[str, Any] = dict(sqlalchemy_options(target, ASYNCPG))
+        util.coerce_kw_type(arguments, "prepared_statement_cache_size", int)
+        return arguments
+
+    def driver_arguments(self, target: ConnectTarget) -> dict[str, Any]:
+        """What the URL says to asyncpg."""
+        return asyncpg_arguments(target)
+
+    async def open_raw(
+        self, target: ConnectTarget, password: Password | None, changed: dict[str, Any]
+    ) -> Any:
+        """Open an `asyncpg.Connection`."""
+        from steadypool.connect.asyncpg_driver import open_asyncpg  # asyncpg may not be installed
+
+        settings: dict[str, str] = {
+            **self.guards.server_settings,
+            **(changed.pop("server_settings", None) or {}),
+        }
+        if self.guards.statement_timeout is not None:
+            changed.setdefault("command_timeout", self.guards.statement_timeout + CLIENT_GRACE)
+        return await open_asyncpg(
+            target,
+            timeout=self.guards.connect_timeout,
+            guards=settings,
+            socket_options=self.guards.socket_options,
+            password=password,
+            **changed,
+        )
+
+    def _execute_bounded(
+        self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any
+    ) -> None:
+        """asyncpg has a limit of its own, set once a connection; a workload's other limit replaces it for a while."""
+        seconds, connection = self.statement_timeout(context), cursor._connection
+        if seconds is None or seconds == self.guards.statement_timeout:
+            super()._execute_bounded(call, cursor, args, context)
+            return
+        configuration = connection._config
+        connection._config = configuration._replace(command_timeout=seconds + CLIENT_GRACE)
+        try:
+            super()._execute_bounded(call, cursor, args, context)
+        finally:
+            connection._config = configuration
 
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
@@ -208,8 +297,11 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         return not driver_connection.is_closed() and driver_connection.is_in_transaction()
 
     async def prove(self, driver_connection: Any, *, select: bool) -> None:
-        """One round trip by the simple protocol, which poolers in every mode let through."""
-        await driver_connection.execute("SELECT 1" if select else "")
+        """One round trip by the simple protocol, which poolers in every mode let through.
+
+        Never an empty statement: asyncpg 0.32 fails on the answer, since it has no command tag.
+        """
+        await driver_connection.execute("SELECT 1")
         self.spoke(driver_connection)
 
     async def roll_back(self, driver_connection: Any) -> None:
@@ -227,18 +319,38 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     supports_statement_cache = True
     has_terminate = True
 
-    def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
-        """libpq knows its own options; a name that it does not know is refused."""
-        target = parse_url(url.render_as_string(hide_password=False))
-        arguments = psycopg_arguments(target, guards=self.guards.server_settings)
-        return [], arguments | sqlalchemy_options(target, PSYCOPG)
+    adapter_names = frozenset(SQLALCHEMY_OPTIONS[PSYCOPG])
 
-    def connect(self, *cargs: Any, **cparams: Any) -> Any:
-        """As SQLAlchemy's, with a connection class whose waits end at once."""
-        from steadypool.connect.psycopg_connection import SteadyAsyncConnection
+    def adapter_arguments(self, target: ConnectTarget) -> dict[str, Any]:
+        """The adapter of psycopg has none."""
+        return dict(sqlalchemy_options(target, PSYCOPG))
 
-        cparams.setdefault("async_creator_fn", SteadyAsyncConnection.connect)
-        return super().connect(*cargs, **cparams)
+    def driver_arguments(self, target: ConnectTarget) -> dict[str, Any]:
+        """What the URL says to libpq, and the types that SQLAlchemy adapts."""
+        arguments: dict[str, Any] = dict(psycopg_arguments(target))
+        if self._psycopg_adapters_map:
+            arguments["context"] = self._psycopg_adapters_map
+        if self.client_encoding is not None:
+            arguments["client_encoding"] = self.client_encoding
+        return arguments
+
+    async def open_raw(
+        self, target: ConnectTarget, password: Password | None, changed: dict[str, Any]
+    ) -> Any:
+        """Open a psycopg connection whose waits end at once."""
+        from steadypool.connect.psycopg_driver import open_psycopg  # psycopg may not be installed
+
+        for name in ("context", "client_encoding"):
+            if name in self._url_arguments:
+                changed.setdefault(name, self._url_arguments[name])
+        return await open_psycopg(
+            target,
+            timeout=self.guards.connect_timeout,
+            guards=self.guards.server_settings,
+            socket_options=self.guards.socket_options,
+            password=password,
+            **changed,
+        )
 
     @classmethod
     def get_async_dialect_cls(cls, url: Any) -> Any:
@@ -247,13 +359,16 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
 
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
-        abort_psycopg(driver_connection)
+        if hasattr(driver_connection, "abort"):
+            abort_psycopg(driver_connection)
+        else:  # a caller's own creator made it
+            driver_connection.pgconn.finish()
 
     def is_open(self, driver_connection: Any) -> bool:
         """libpq reads only when asked: something to read on an idle connection is an end of file or a last word."""
-        return not (driver_connection.closed or driver_connection.interrupted) and not _readable(
-            driver_connection
-        )
+        return not (
+            driver_connection.closed or getattr(driver_connection, "interrupted", False)
+        ) and not _readable(driver_connection)
 
     def in_transaction(self, driver_connection: Any) -> bool:
         """Whether the server has a transaction open on it."""

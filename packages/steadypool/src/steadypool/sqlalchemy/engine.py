@@ -32,6 +32,7 @@ def create_async_engine(
     connection_timeout: float | None = None,
     statement_timeout: float | None = None,
     server_settings: Mapping[str, str] | None = None,
+    socket_options: Mapping[str, str] | None = None,
     ping_after_idle: float = 0.5,
     max_waiting: int = 1000,
     max_connecting: int = 4,
@@ -54,6 +55,7 @@ def create_async_engine(
         statement_timeout: seconds that a statement may run, enforced by the server and, half a second later, by
             the client; no limit by default.
         server_settings: Postgres settings for every session, as start-up options; what the URL says wins.
+        socket_options: libpq's `keepalives*` and `tcp_user_timeout`, for either driver; what the URL says wins.
         ping_after_idle: with `pool_pre_ping=True`, a connection that answered less than this many seconds ago is
             not asked again. `pool_pre_ping="select1"` asks every time, by SELECT 1.
         max_waiting: callers that may wait for a connection at the same time.
@@ -102,6 +104,7 @@ def create_async_engine(
         connect_timeout=limit,
         leave_timeout=leave_timeout,
         password=password,
+        socket_options=socket_options or {},
         server_settings={**NOTICE_VANISHED_CLIENT, **limits, **(server_settings or {})},
     )
     engine = stock.create_async_engine(
