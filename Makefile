@@ -4,7 +4,7 @@
 
 # Schedules of the pool's simulation: `make simulate N=1000000`, `make simulate SEED=12345` repeats one.
 N ?= 100000
-LONG_N ?= 200000
+LONG_N ?= 50000
 SEED ?=
 
 python := .venv/bin/python
@@ -34,11 +34,12 @@ test-sqlalchemy20:
 	@sh scripts/system-packages.sh
 	.venv-sqlalchemy20/bin/python -m pytest
 
+# Other seeds than the ones that `make test` has run already.
 test-long: setup
-	$(python) -m pytest tests/simulation --schedules=$(LONG_N)
+	cd tests && ../$(python) -m simulation $(LONG_N) --first 1000000
 
 simulate: setup
-	$(python) -m pytest tests/simulation --schedules=$(N) $(if $(SEED),--seed=$(SEED))
+	cd tests && ../$(python) -m simulation $(if $(SEED),--seed $(SEED),$(N))
 
 lint: setup
 	.venv/bin/ruff check

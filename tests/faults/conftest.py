@@ -7,7 +7,9 @@ import pytest
 
 from steadypool import Database, DatabaseSettings
 
-from .kit import T
+pytest.register_assert_rewrite(f"{__package__}.kit")
+
+from .kit import T  # noqa: E402 - only what is imported after that is rewritten
 
 MakeDatabase = Callable[..., Database]
 

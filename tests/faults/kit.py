@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -59,18 +60,26 @@ async def ask(db: Database, sql: str = "select 1", **arguments: Any) -> Any:
 
 def assert_named(error: BaseException | None, *kinds: type[BaseException]) -> None:
     """The error is one of ours, and says something that a person can use."""
-    assert isinstance(error, errors.SteadypoolError), repr(error)
-    assert isinstance(error, kinds or errors.SteadypoolError), repr(error)
-    assert len(str(error)) > 20, repr(error)
-    assert str(error) == error.message
-    assert error.elapsed.total > 0
+    assert error is not None, "no error"
+    seen = "".join(traceback.format_exception(error))
+    assert isinstance(error, errors.SteadypoolError), seen
+    assert isinstance(error, kinds or errors.SteadypoolError), seen
+    assert len(str(error)) > 20, seen
+    assert str(error) == error.message, seen
+
+
+def assert_served(outcomes: Sequence[Outcome]) -> None:
+    """No caller failed."""
+    failed = failures(outcomes)
+    assert not failed, f"{len(failed)} of {len(outcomes)} failed: " + "".join(traceback.format_exception(failed[0]))
 
 
 def assert_all_named(outcomes: Sequence[Outcome], within: float, *kinds: type[BaseException]) -> None:
     """Every caller got such an error, and in time."""
     for outcome in outcomes:
         assert_named(outcome.error, *kinds)
-    assert max(outcome.seconds for outcome in outcomes) < within
+    slowest = max(outcome.seconds for outcome in outcomes)
+    assert slowest < within, f"{slowest:.2f} s: {failures(outcomes)[0]!r}"
 
 
 def failures(outcomes: Iterable[Outcome]) -> list[BaseException]:
@@ -109,7 +118,7 @@ async def rests(db: Database, seconds: float = 5.0) -> None:
 async def serves(db: Database, callers: int = 20) -> None:
     """The pool works: that many callers, none of which fails."""
     outcomes = await at_once(callers, lambda: ask(db))
-    assert not failures(outcomes)
+    assert_served(outcomes)
 
 
 async def strays(pg: Observer, db: Database) -> list[Backend]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
 
 import httpx
 import pytest
@@ -31,21 +30,21 @@ def make_app(database: Database) -> FastAPI:
     install(app, database)
     app.state.entered = asyncio.Semaphore(0)
     app.state.leave = asyncio.Event()
-    Session = Annotated[AsyncSession, Depends(session_dependency(database), scope="function")]
+    session_of_request = Depends(session_dependency(database), scope="function")
 
     @app.get("/one")
-    async def one(session: Session) -> int:
+    async def one(session: AsyncSession = session_of_request) -> int:
         return (await session.execute(text("select 1"))).scalar_one()
 
     @app.get("/hold")
-    async def hold(session: Session) -> int:
+    async def hold(session: AsyncSession = session_of_request) -> int:
         value = (await session.execute(text("select 1"))).scalar_one()
         app.state.entered.release()
         await app.state.leave.wait()
         return value
 
     @app.get("/sleep")
-    async def sleep(session: Session) -> None:
+    async def sleep(session: AsyncSession = session_of_request) -> None:
         await session.execute(text("select pg_sleep(30)"))
 
     return app
@@ -61,12 +60,15 @@ async def served(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_exhausted_answers_503_with_the_seeds_message_and_then_recovers(settings: DatabaseSettings) -> None:
+async def test_exhausted_answers_503_with_the_seeds_message_and_then_recovers(
+    settings: DatabaseSettings,
+) -> None:
     app = make_app(Database(settings))
     async with served(app) as client:
         holding = [asyncio.create_task(client.get("/hold")) for _ in range(2)]
-        for _ in holding:
-            await app.state.entered.acquire()
+        async with asyncio.timeout(10):
+            for _ in holding:
+                await app.state.entered.acquire()
         refused = await client.get("/one")
         ready = await client.get("/readyz")
         app.state.leave.set()
@@ -80,7 +82,9 @@ async def test_exhausted_answers_503_with_the_seeds_message_and_then_recovers(se
     assert [response.status_code for response in (*held, after)] == [200, 200, 200]
 
 
-async def test_a_statement_over_its_limit_is_a_504_and_the_next_request_is_fine(settings: DatabaseSettings) -> None:
+async def test_a_statement_over_its_limit_is_a_504_and_the_next_request_is_fine(
+    settings: DatabaseSettings,
+) -> None:
     async with served(make_app(Database(settings))) as client:
         late, after = await client.get("/sleep"), await client.get("/one")
     assert (late.status_code, late.json()["type"]) == (504, "urn:steadypool:statement-timeout")
@@ -101,11 +105,11 @@ async def test_starts_without_a_database_says_so_and_recovers_when_it_comes(
     app = make_app(Database(settings.replace(connection_timeout=5)))
     async with served(app) as client:
         live, ready = await client.get("/livez"), await client.get("/readyz")
-        refused = await client.get("/one")
+        refused = await client.get("/one", headers={"X-Request-Timeout": "0.3"})
         proxy.mode = Mode.PASS
         async with asyncio.timeout(10):
             while (await client.get("/readyz")).status_code != 200:
-                await asyncio.sleep(0.05)
+                pass
         after = await client.get("/one")
     assert (live.status_code, ready.status_code, after.status_code) == (200, 503, 200)
     assert refused.status_code == 503

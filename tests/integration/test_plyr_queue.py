@@ -90,14 +90,12 @@ async def test_a_revision_is_not_conjured_from_nothing(plyr: Plyr) -> None:
     assert (await plyr.client.get("/queue/")).json()["revision"] == 0
 
 
-@pytest.mark.parametrize(
-    "header", ["0", "", '"x"', 'W/"0"', "*", '"0", "1"', '"-1"', '"1.0"', '""', '"01"', '"٣"']
-)
-async def test_an_if_match_that_is_no_quoted_integer_is_a_400(plyr: Plyr, header: str) -> None:
-    headers = {b"If-Match": header.encode()}
-    answer = await plyr.client.put("/queue/", json={"state": {}}, headers=headers)
-    assert answer.status_code == 400
-    assert isinstance(answer.json()["detail"], str)
+async def test_an_if_match_that_is_no_quoted_integer_is_a_400(plyr: Plyr) -> None:
+    for header in ["0", "", '"x"', 'W/"0"', "*", '"0", "1"', '"-1"', '"1.0"', '""', '"01"', '"٣"']:
+        headers = {b"If-Match": header.encode()}
+        answer = await plyr.client.put("/queue/", json={"state": {}}, headers=headers)
+        assert answer.status_code == 400
+        assert isinstance(answer.json()["detail"], str)
 
 
 async def test_without_an_if_match_nothing_is_changed(plyr: Plyr) -> None:
@@ -113,32 +111,32 @@ async def test_a_queue_that_is_known_is_not_sent_again(plyr: Plyr) -> None:
         assert answer.headers["etag"] == '"1"'
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"{}",
-        b'{"state": null}',
-        b'{"state": []}',
-        b'{"state": {"track_ids": "x"}}',
-        b'{"state": {"track_ids": [1]}}',
-        b'{"state": {"x": NaN}}',
-        b'{"state": {"x": 1e999}}',
-        b'{"state": {"x": "\\u0000"}}',
-        b'{"state": {"\\u0000": 1}}',
-        b'{"state": {"x": "\\ud800"}}',
-        b'{"state": {"x": "\xff"}}',
-        b'{"state": {"x": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
-        b'{"state": {"x": ' + b"9" * 5000 + b"}}",
-    ],
-)
-async def test_a_state_that_cannot_be_kept_is_refused(plyr: Plyr, body: bytes) -> None:
-    headers = {"If-Match": '"0"', "Content-Type": "application/json"}
-    answer = await plyr.client.put("/queue/", content=body, headers=headers)
-    assert answer.status_code == 422, answer.text
-    assert isinstance(answer.json()["detail"], str)
+BAD_STATES = [
+    b"",
+    b"{",
+    b"[]",
+    b"{}",
+    b'{"state": null}',
+    b'{"state": []}',
+    b'{"state": {"track_ids": "x"}}',
+    b'{"state": {"track_ids": [1]}}',
+    b'{"state": {"x": NaN}}',
+    b'{"state": {"x": 1e999}}',
+    b'{"state": {"x": "\\u0000"}}',
+    b'{"state": {"\\u0000": 1}}',
+    b'{"state": {"x": "\\ud800"}}',
+    b'{"state": {"x": "\xff"}}',
+    b'{"state": {"x": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
+    b'{"state": {"x": ' + b"9" * 5000 + b"}}",
+]
+
+
+async def test_a_state_that_cannot_be_kept_is_refused(plyr: Plyr) -> None:
+    for body in BAD_STATES:
+        headers = {"If-Match": '"0"', "Content-Type": "application/json"}
+        answer = await plyr.client.put("/queue/", content=body, headers=headers)
+        assert answer.status_code == 422, (body[:60], answer.text)
+        assert isinstance(answer.json()["detail"], str)
 
 
 async def test_a_queue_that_is_too_large_is_refused(plyr: Plyr) -> None:

@@ -35,10 +35,10 @@ async def test_nobody_is_signed_in_without_a_token(plyr: Plyr) -> None:
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("header", ["Bearer wrong", "Bearer", "Basic eDp5", "Bearer a b", "Bearer ä"])
-async def test_a_wrong_token_is_refused(plyr: Plyr, header: str) -> None:
-    answer = await plyr.anonymous.get("/auth/me", headers={b"Authorization": header.encode()})
-    assert answer.status_code == 401
+async def test_a_wrong_token_is_refused(plyr: Plyr) -> None:
+    for header in ["Bearer wrong", "Bearer", "Basic eDp5", "Bearer a b", "Bearer ä"]:
+        answer = await plyr.anonymous.get("/auth/me", headers={b"Authorization": header.encode()})
+        assert answer.status_code == 401
 
 
 async def test_the_session_cookie_is_looked_at_before_the_bearer_token(plyr: Plyr) -> None:
@@ -114,16 +114,16 @@ async def test_two_tracks_of_one_album_share_it(plyr: Plyr) -> None:
     assert len(albums) == 1
 
 
-@pytest.mark.parametrize("path", ["/tracks/999", "/tracks/by-uri?uri=at://x", "/tracks/by-uri?uri=%00"])
-async def test_a_track_that_is_not_there_is_a_404(plyr: Plyr, path: str) -> None:
-    answer = await plyr.client.get(path)
-    assert answer.status_code == 404
-    assert answer.json() == {"detail": "track not found"}
+async def test_a_track_that_is_not_there_is_a_404(plyr: Plyr) -> None:
+    for path in ["/tracks/999", "/tracks/by-uri?uri=at://x", "/tracks/by-uri?uri=%00"]:
+        answer = await plyr.client.get(path)
+        assert answer.status_code == 404
+        assert answer.json() == {"detail": "track not found"}
 
 
-@pytest.mark.parametrize("track_id", ["0", "-1", "x", str(2**63), "1" * 400])
-async def test_what_is_no_id_is_refused_before_the_database(plyr: Plyr, track_id: str) -> None:
-    assert (await plyr.client.get(f"/tracks/{track_id}")).status_code == 422
+async def test_what_is_no_id_is_refused_before_the_database(plyr: Plyr) -> None:
+    for track_id in ["0", "-1", "x", str(2**63), "1" * 400]:
+        assert (await plyr.client.get(f"/tracks/{track_id}")).status_code == 422
 
 
 async def test_liking_twice_is_liking_once(plyr: Plyr) -> None:

@@ -77,75 +77,75 @@ async def test_a_body_without_a_length_is_limited_too(plyr: Plyr) -> None:
     assert plyr.audio_files == []
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"just text",
-        b"\x89PNG\r\n\x1a\n" + bytes(100),
-        b"%PDF-1.7\n",
-        b"<html><audio></audio></html>",
-        b"ID3\x04\x00\x00\x00\x00\x00\x00" + b"not frames" * 50,
-        b"RIFF\x10\x00\x00\x00WEBPVP8 " + bytes(50),
-        b"RIFF\xff\xff\xff\xffWAVE",
-        b"fLaC" + b"\xff" * 60,
-        b"OggS" + bytes(200),
-    ],
-)
-async def test_what_is_no_audio_is_a_415(plyr: Plyr, content: bytes) -> None:
-    answer = await plyr.client.post("/tracks/", **form(content))
-    assert answer.status_code == 415, answer.text
-    assert "not audio" in answer.json()["detail"]
-    assert plyr.audio_files == []
+NOT_AUDIO = [
+    b"",
+    b"just text",
+    b"\x89PNG\r\n\x1a\n" + bytes(100),
+    b"%PDF-1.7\n",
+    b"<html><audio></audio></html>",
+    b"ID3\x04\x00\x00\x00\x00\x00\x00" + b"not frames" * 50,
+    b"RIFF\x10\x00\x00\x00WEBPVP8 " + bytes(50),
+    b"RIFF\xff\xff\xff\xffWAVE",
+    b"fLaC" + b"\xff" * 60,
+    b"OggS" + bytes(200),
+]
 
 
-@pytest.mark.parametrize(
-    ("fields", "names"),
-    [
-        ({"title": ""}, "title"),
-        ({"title": "   "}, "title"),
-        ({"title": "x" * 257}, "title"),
-        ({"title": "a\0b"}, "title"),
-        ({"description": "a\0b"}, "description"),
-        ({"tags": "rock"}, "tags"),
-        ({"tags": '["ok", ""]'}, "tags"),
-        ({"tags": '["a\\u0000"]'}, "tags"),
-        ({"tags": '["\\ud800"]'}, "tags"),
-        ({"publishing": '{"access": {"listening": "nobody"}}'}, "publishing"),
-        ({"publishing": '{"acces": {}}'}, "publishing"),
-    ],
-)
-async def test_a_field_that_cannot_be_kept_is_named(plyr: Plyr, fields: dict[str, str], names: str) -> None:
-    answer = await plyr.client.post("/tracks/", **form(tone(), **fields))
-    assert answer.status_code == 422, answer.text
-    assert answer.json()["detail"].startswith(names)
-    assert plyr.audio_files == []
+async def test_what_is_no_audio_is_a_415(plyr: Plyr) -> None:
+    for content in NOT_AUDIO:
+        answer = await plyr.client.post("/tracks/", **form(content))
+        assert answer.status_code == 415, (content, answer.text)
+        assert "not audio" in answer.json()["detail"]
+        assert plyr.audio_files == []
+
+
+BAD_FIELDS = [
+    ({"title": ""}, "title"),
+    ({"title": "   "}, "title"),
+    ({"title": "x" * 257}, "title"),
+    ({"title": "a\0b"}, "title"),
+    ({"description": "a\0b"}, "description"),
+    ({"tags": "rock"}, "tags"),
+    ({"tags": '["ok", ""]'}, "tags"),
+    ({"tags": '["a\\u0000"]'}, "tags"),
+    ({"tags": '["\\ud800"]'}, "tags"),
+    ({"publishing": '{"access": {"listening": "nobody"}}'}, "publishing"),
+    ({"publishing": '{"acces": {}}'}, "publishing"),
+]
+
+
+async def test_a_field_that_cannot_be_kept_is_named(plyr: Plyr) -> None:
+    for fields, name in BAD_FIELDS:
+        answer = await plyr.client.post("/tracks/", **form(tone(), **fields))
+        assert answer.status_code == 422, (fields, answer.text)
+        assert answer.json()["detail"].startswith(name)
+        assert plyr.audio_files == []
 
 
 PART = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n'
 
 
-@pytest.mark.parametrize(
-    ("body", "says"),
-    [
-        (b"", "ends in the middle"),
-        (b"hello", "cannot be read"),
-        (PART % (b"title", b"") + b"t\r\n--x--\r\n", "no file"),
-        (PART % (b"file", b'; filename="a"') + b"RIFF", "ends in the middle"),
-        (PART % (b"other", b'; filename="a"') + b"RIFF\r\n--x--\r\n", "one file"),
-        ((PART % (b"file", b'; filename="a"') + b"RIFF\r\n") * 2 + b"--x--\r\n", "one file"),
-        (PART % (b"title", b"") + b"t" * 70_000 + b"\r\n--x--\r\n", "longer than"),
-        (PART % (b"title", b"") + b"\xff\r\n--x--\r\n", "UTF-8"),
-        (b"--x\r\nContent-Type: text/plain\r\n\r\nt\r\n--x--\r\n", "no name"),
-        (b"".join(PART % (b"f%d" % i, b"") + b"t\r\n" for i in range(30)) + b"--x--\r\n", "more than"),
-    ],
-)
-async def test_a_form_that_is_none_says_why(plyr: Plyr, body: bytes, says: str) -> None:
-    headers = {"Content-Type": "multipart/form-data; boundary=x"}
-    answer = await plyr.client.post("/tracks/", content=body, headers=headers)
-    assert answer.status_code == 400, answer.text
-    assert says in answer.json()["detail"]
-    assert plyr.audio_files == []
+BAD_FORMS = [
+    (b"", "ends in the middle"),
+    (b"hello", "cannot be read"),
+    (PART % (b"title", b"") + b"t\r\n--x--\r\n", "no file"),
+    (PART % (b"file", b'; filename="a"') + b"RIFF", "ends in the middle"),
+    (PART % (b"other", b'; filename="a"') + b"RIFF\r\n--x--\r\n", "one file"),
+    ((PART % (b"file", b'; filename="a"') + b"RIFF\r\n") * 2 + b"--x--\r\n", "one file"),
+    (PART % (b"title", b"") + b"t" * 70_000 + b"\r\n--x--\r\n", "longer than"),
+    (PART % (b"title", b"") + b"\xff\r\n--x--\r\n", "UTF-8"),
+    (b"--x\r\nContent-Type: text/plain\r\n\r\nt\r\n--x--\r\n", "no name"),
+    (b"".join(PART % (b"f%d" % i, b"") + b"t\r\n" for i in range(30)) + b"--x--\r\n", "more than"),
+]
+
+
+async def test_a_form_that_is_none_says_why(plyr: Plyr) -> None:
+    for body, says in BAD_FORMS:
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        answer = await plyr.client.post("/tracks/", content=body, headers=headers)
+        assert answer.status_code == 400, (says, answer.text)
+        assert says in answer.json()["detail"]
+        assert plyr.audio_files == []
 
 
 async def test_json_is_no_form(plyr: Plyr) -> None:
@@ -235,10 +235,10 @@ async def test_the_file_of_an_unfinished_upload_outlives_the_track_that_shared_i
 
 async def test_an_upload_that_the_database_refuses_fails_with_a_reason(plyr: Plyr) -> None:
     upload_id = await _accept(plyr)
-    async with db_session() as session:
-        await session.execute(text("ALTER TABLE tracks ADD CONSTRAINT nothing CHECK (id < 0)"))
-        await session.commit()
-    events = await plyr.progress(str(upload_id))
+    async with plyr.database.connection() as connection:
+        await connection.execute("ALTER TABLE tracks ADD CONSTRAINT nothing CHECK (id < 0)")
+        events = await plyr.progress(str(upload_id))
+        await connection.execute("ALTER TABLE tracks DROP CONSTRAINT nothing")
     assert events[-1]["status"] == "failed"
     assert events[-1]["error"] == "the database refused the track"
 

@@ -202,17 +202,15 @@ class Rules:
             return
         if now < caller.busy_until - NEAR:
             raise RuleBroken(f"R5: {name} {caller.busy_until - now:.3f}s too early")
-        late = caller.deadline_at is not None and now >= caller.deadline_at - NEAR
-        if isinstance(error, errors.DeadlineExceeded) != late and not self._tie(caller):
+        left = None if caller.deadline_at is None else caller.deadline_at - now
+        too_early = isinstance(error, errors.DeadlineExceeded) and (left is None or left > NEAR)
+        too_late = not isinstance(error, errors.DeadlineExceeded) and left is not None and left < -NEAR
+        if too_early or too_late:
             raise RuleBroken(f"R5: {name}, but the deadline was {caller.deadline_at}, it is {now}")
         if type(error) is errors.PoolTimeout and error.pool is not None and error.pool.leased == 0:
             raise RuleBroken("R5: PoolTimeout though nobody held a connection")
         if type(error) is errors.PoolTimeout and error in self._unreachable:
             raise RuleBroken("R5: PoolTimeout though the database could not be reached")
-
-    def _tie(self, caller: Caller) -> bool:
-        end = caller.deadline_at
-        return end is not None and abs(caller.busy_until - end) < NEAR
 
     def gives_back(self, lease: Lease[Connection], fate: Fate) -> None:
         """A caller is about to release."""

@@ -12,9 +12,9 @@ from steadypool import errors
 
 from .virtual import VirtualLoop
 
-OPEN_KINDS = ("ok", "instant", "refuse", "final", "bug", "says timeout", "hang", "late", "gives up", "asleep")
-PING_KINDS = ("ok", "instant", "fail", "hang", "late")
-RESET_KINDS = ("ok", "instant", "fail", "hang", "late")
+OPEN_KINDS = ("ok", "instant", "refuse", "final", "bug", "says timeout", "hang", "late", "gives up", "asleep", "stubborn")
+PING_KINDS = ("ok", "instant", "fail", "hang", "late", "stubborn")
+RESET_KINDS = PING_KINDS
 CLOSE_KINDS = ("ok", "instant", "raise", "hang")
 MOST_PINGS = 10
 """So many pings of one connection may be wasted on callers who have gone by the time of the answer."""
@@ -166,10 +166,15 @@ class Server:
     async def _attempt(self, kind: str, result: asyncio.Future[Connection]) -> Connection:
         if kind == "instant":
             return self._accept()
-        if kind in ("hang", "asleep"):
+        if kind in ("hang", "asleep", "stubborn"):
             parked: asyncio.Future[None] = self.loop.create_future()
             self._parked.append(parked)
-            await parked
+            try:
+                await parked
+            except asyncio.CancelledError:
+                if kind == "stubborn":  # some drivers take no notice of being cancelled
+                    return self._accept()
+                raise
             if kind == "hang":
                 raise errors.ConnectFailed("gave up after a long silence")
             return self._accept()
@@ -235,13 +240,15 @@ class Server:
         try:
             if not connection.open:
                 kind = "fail"
-            elif kind == "hang":
+            elif kind in ("hang", "stubborn"):
                 await self.loop.create_future()
             elif kind != "instant":
                 await asyncio.sleep(limit if kind == "late" else self.weather.latency)
             if kind == "fail" or not connection.open:
                 raise errors.ConnectionLost("server closed the connection unexpectedly")
         except asyncio.CancelledError:
+            if kind == "stubborn":
+                return
             if self.closing():
                 self.report(f"{verb} cancelled")
             elif self.loop.now < started + limit - 1e-3:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import httpx
 import pytest
@@ -76,7 +76,9 @@ def client_of(app: Any) -> httpx.AsyncClient:
 
 async def get(app: Any, path: str, **headers: str) -> httpx.Response:
     async with client_of(app) as client:
-        return await client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        return await client.get(
+            path, headers={name.replace("_", "-"): value for name, value in headers.items()}
+        )
 
 
 def app_raising(error: BaseException) -> FastAPI:
@@ -109,6 +111,12 @@ TABLE: list[tuple[SteadypoolError, str, int, str | None]] = [
     (errors.DeadlineExceeded("select secret", EXECUTING), "deadline-exceeded", 504, None),
     (errors.ConnectionLost("10.1.2.3 reset", EXECUTING), "connection-lost", 503, "1"),
     (errors.PoolClosed("closed", Report(phase=Phase.CLOSING)), "pool-closed", 503, "1"),
+    (
+        errors.TransactionRolledBack("secret statement failed", EXECUTING),
+        "transaction-rolled-back",
+        500,
+        None,
+    ),
     (errors.WrongEventLoop("another loop"), "internal", 500, None),
     (errors.ConfigurationError("password=hunter2"), "internal", 500, None),
 ]
@@ -155,7 +163,9 @@ async def test_an_error_that_cannot_go_away_is_not_retryable() -> None:
     assert (response.status_code, response.json()["retryable"]) == (503, False)
 
 
-async def test_an_answered_error_is_logged_once_with_its_whole_message(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_answered_error_is_logged_once_with_its_whole_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.WARNING)
     await get(app_raising(errors.PoolTimeout(f"{SEED} ({HELD}).", WAITING)), "/it?token=secret")
     (record,) = [record for record in caplog.records if record.name != "httpx"]
@@ -199,7 +209,7 @@ async def test_an_error_in_the_exit_of_a_dependency_is_answered() -> None:
         raise errors.ConnectionLost("gone", EXECUTING)
 
     @app.get("/it")
-    async def it(one: Annotated[int, Depends(breaks_at_exit, scope="function")]) -> int:
+    async def it(one: int = Depends(breaks_at_exit, scope="function")) -> int:
         return one
 
     assert (await get(app, "/it")).json()["type"] == "urn:steadypool:connection-lost"
@@ -379,10 +389,12 @@ async def test_the_session_is_given_back_before_the_response_is_sent() -> None:
     database = FakeDatabase()
     app = FastAPI()
     install(app, database)
-    uploads = session_dependency(lambda: database, workload="uploads", read_only=True)
+    uploads = Depends(
+        session_dependency(lambda: database, workload="uploads", read_only=True), scope="function"
+    )
 
     @app.get("/it")
-    async def it(session: Annotated[Any, Depends(uploads, scope="function")]) -> None:
+    async def it(session: Any = uploads) -> None:
         database.log.append("endpoint")
 
     async def watched(scope: Scope, receive: Receive, send: Send) -> None:
@@ -443,7 +455,10 @@ async def test_readyz_says_no_while_connecting_fails_and_yes_when_it_works_again
     database = FakeDatabase(snapshot=failing, probe=fails)
     app = healthy_app(database)
     response = await get(app, "/readyz")
-    assert (response.status_code, response.json()) == (503, {"status": "not ready", "reason": "ConnectTimeout"})
+    assert (response.status_code, response.json()) == (
+        503,
+        {"status": "not ready", "reason": "ConnectTimeout"},
+    )
     database.probe = None
     assert (await get(app, "/readyz")).status_code == 200
 

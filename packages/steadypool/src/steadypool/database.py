@@ -119,7 +119,7 @@ class Database:
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
         url = make_url(s.require_url())
-        if url.get_backend_name() in ("postgresql", "postgres") and not url.drivername.endswith("psycopg"):
+        if url.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
             arguments = {
                 **arguments,
                 "connect_args": SAFE_BEHIND_POOLERS | dict(arguments.get("connect_args", {})),

@@ -1,1 +1,47 @@
-"""Opening one connection, for every driver, and letting go of it."""
+"""Opening one connection, for every driver, and letting go of it.
+
+| module | what it knows |
+| --- | --- |
+| `dsn` | a URL, taken apart |
+| `options` | each option of libpq, and what becomes of it with each driver |
+| `guards` | what a session and its socket are told, so that nothing outlives its use |
+| `attempt` | one attempt's end of time, its hosts and addresses, and what each of them said |
+| `outcome` | what a failure means |
+| `asyncpg_driver`, `psycopg_driver` | opening one connection; each needs its driver |
+| `channel_binding` | the proof that asyncpg cannot give |
+| `psycopg_connection` | a psycopg connection that can be let go of at once; needs psycopg |
+| `leaving` | aborting, and learning when the server has let go |
+"""
+
+from steadypool.connect.attempt import resolve_password
+from steadypool.connect.dsn import ConnectTarget, Host, parse_url
+from steadypool.connect.guards import session_guards, socket_guards
+from steadypool.connect.leaving import Farewell, abort_asyncpg, abort_psycopg, take_farewell
+from steadypool.connect.options import (
+    HONOURED,
+    Honour,
+    asyncpg_arguments,
+    psycopg_arguments,
+    sqlalchemy_options,
+)
+from steadypool.connect.outcome import ConnectOutcome, classify_connect_error
+
+__all__ = [
+    "HONOURED",
+    "ConnectOutcome",
+    "ConnectTarget",
+    "Farewell",
+    "Honour",
+    "Host",
+    "abort_asyncpg",
+    "abort_psycopg",
+    "asyncpg_arguments",
+    "classify_connect_error",
+    "parse_url",
+    "psycopg_arguments",
+    "resolve_password",
+    "session_guards",
+    "socket_guards",
+    "sqlalchemy_options",
+    "take_farewell",
+]

@@ -96,6 +96,15 @@ PROBLEMS: tuple[tuple[type[SteadypoolError], Problem], ...] = (
         ),
     ),
     (
+        errors.TransactionRolledBack,
+        Problem(
+            "transaction-rolled-back",
+            "Nothing was saved",
+            _INTERNAL,
+            "The database rolled the changes back instead of saving them.",
+        ),
+    ),
+    (
         errors.PoolClosed,
         Problem("pool-closed", "The service is stopping", _UNAVAILABLE, "This instance takes no more work."),
     ),

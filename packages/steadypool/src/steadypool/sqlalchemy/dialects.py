@@ -114,8 +114,12 @@ class GuardedDialect:
         self._execute_bounded(super().do_executemany, cursor, (statement, parameters), context)  # type: ignore[misc]
 
     def do_rollback(self, dbapi_connection: Any) -> None:
-        """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off."""
-        self._leave(super().do_rollback, dbapi_connection)  # type: ignore[misc]
+        """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off.
+
+        A connection that is gone, or is cut off here, is no error: the server undoes what was not committed, and
+        that is what was asked for. An error here would replace the one that the caller has to see.
+        """
+        self._leave(super().do_rollback, dbapi_connection, quietly=True)  # type: ignore[misc]
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, within the limit of a statement and the deadline."""
@@ -127,14 +131,18 @@ class GuardedDialect:
         """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off."""
         self._leave(super().do_close, dbapi_connection)  # type: ignore[misc]
 
-    def _leave(self, call: Callable[[Any], None], dbapi_connection: Any) -> None:
+    def _leave(self, call: Callable[[Any], None], dbapi_connection: Any, *, quietly: bool = False) -> None:
         driver_connection = dbapi_connection.driver_connection
         try:
             self._bounded(self.guards.leave_timeout, call, dbapi_connection)
-        except BaseException:
+        except BaseException as error:
+            lost = isinstance(error, LimitReached) or not self.is_open(driver_connection)
             self.cut(driver_connection)
-            raise
-        self._proven[driver_connection] = self.guards.clock.monotonic()
+            if not (lost and quietly and isinstance(error, Exception)):
+                raise
+            _log.info("nothing was left to do on a connection that was gone: %s", type(error).__name__)
+        else:
+            self.spoke(driver_connection)
 
     def do_terminate(self, dbapi_connection: Any) -> None:
         """Cut the socket off. Never waits, so it works in the garbage collector too."""

@@ -52,6 +52,7 @@ class Record(_ConnectionRecord):
         except BaseException:
             # SQLAlchemy 2.0 leaves the connection behind when an event handler fails or is cancelled.
             self.cut()
+            owner.stop_watching(self)
             raise
 
     def cut(self) -> None:
@@ -64,7 +65,8 @@ class Record(_ConnectionRecord):
         driver_connection = self.driver_connection
         if not soft and driver_connection is not None:
             self.farewell = take_farewell(driver_connection)
-            self._owner.watched.add(self)
+            if self.farewell is not None:
+                self._owner.watched.add(self)
         super().invalidate(e, soft)
 
 

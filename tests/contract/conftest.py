@@ -1,0 +1,121 @@
+"""Each contract test runs four times: on SQLAlchemy's engine and on ours, with asyncpg and with psycopg."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import sqlalchemy.ext.asyncio as stock
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+import steadypool.sqlalchemy as ours
+from steadypool.lab import EmbeddedPostgres
+
+_numbers = itertools.count(1)
+
+EVENTS = (
+    "first_connect",
+    "connect",
+    "checkout",
+    "checkin",
+    "reset",
+    "invalidate",
+    "soft_invalidate",
+    "close",
+    "detach",
+    "close_detached",
+)
+"""SQLAlchemy's pool events, all of them."""
+
+
+@dataclass
+class Maker:
+    """Makes engines of one kind for one driver, and disposes of them after the test."""
+
+    kind: str
+    driver: str
+    url: str
+    engines: list[AsyncEngine] = field(default_factory=list)
+
+    @property
+    def is_ours(self) -> bool:
+        return self.kind == "ours"
+
+    @property
+    def function(self) -> Callable[..., AsyncEngine]:
+        return ours.create_async_engine if self.is_ours else stock.create_async_engine
+
+    def __call__(self, url: Any = None, **arguments: Any) -> AsyncEngine:
+        engine = self.function(self.url if url is None else url, **arguments)
+        self.engines.append(engine)
+        return engine
+
+    def recorded(self, *names: str, **arguments: Any) -> tuple[AsyncEngine, list[str]]:
+        """An engine, and the list to which the names of its pool events will be added."""
+        engine = self(**arguments)
+        seen: list[str] = []
+        for name in names or EVENTS:
+            listen(engine, name, seen)
+        return engine, seen
+
+
+def listen(engine: AsyncEngine, name: str, seen: list[str]) -> None:
+    def append(*_arguments: Any) -> None:
+        seen.append(name)
+
+    event.listen(engine.sync_engine, name, append)
+
+
+@pytest.fixture(scope="session")
+def shared_database(server: EmbeddedPostgres) -> Iterator[str]:
+    """A database for tests that create nothing in it."""
+    name = f"contract_{os.getpid()}_{next(_numbers)}"
+    yield server.blocking.create_database(name)
+    server.blocking.drop_database(name)
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def driver(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["stock", "ours"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+async def make(kind: str, driver: str, shared_database: str, anyio_backend: object) -> AsyncIterator[Maker]:
+    """Makes engines on the shared database."""
+    maker = Maker(kind, driver, shared_database.replace("postgresql://", f"postgresql+{driver}://"))
+    yield maker
+    for engine in maker.engines:
+        await engine.dispose()
+
+
+@pytest.fixture
+def counts() -> Callable[[AsyncEngine], tuple[int, int, int, int]]:
+    """The four numbers of a QueuePool: size, checked in, overflow, checked out."""
+
+    def numbers(engine: AsyncEngine) -> tuple[int, int, int, int]:
+        pool: Any = engine.pool
+        return pool.size(), pool.checkedin(), pool.overflow(), pool.checkedout()
+
+    return numbers
+
+
+@pytest.fixture
+def pid_of() -> Callable[[AsyncConnection], Awaitable[int]]:
+    """Which backend serves a connection; leaves no transaction behind."""
+
+    async def pid(connection: AsyncConnection) -> int:
+        found = (await connection.execute(text("select pg_backend_pid()"))).scalar_one()
+        await connection.rollback()
+        return found
+
+    return pid
