@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AsyncExitStack, closing, contextmanager
 from urllib.parse import quote
 
@@ -89,7 +89,7 @@ def _bind(server: ServerSettings) -> socket.socket:
 
 
 @contextmanager
-def _explain_port(server: ServerSettings) -> Iterator[None]:
+def _explain_port(server: ServerSettings) -> Generator[None]:
     where = f"port {server.port} on {server.host}"
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -119,3 +120,15 @@ def pid_of() -> Callable[[AsyncConnection], Awaitable[int]]:
         return found
 
     return pid
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Awaitable[None]]:
+    """Waits until a condition holds: what stock does in the caller, ours may do in the background."""
+
+    async def wait(condition: Callable[[], object], *, seconds: float = 5.0) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.002)
+
+    return wait

@@ -19,7 +19,7 @@ import pytest
 
 from steadypool.lab import EmbeddedPostgres, LabError, PostgresServer, binaries
 from steadypool.lab.keeper import FileLock, children_of, wait_for
-from steadypool.lab.ports import is_free
+from steadypool.lab.ports import free_port, is_free
 
 HOLD = """
 import sys
@@ -349,6 +349,18 @@ def test_a_server_without_holder_and_keeper_is_replaced(home: Path) -> None:
     assert not server.is_running
 
 
+def test_a_keeper_that_is_told_to_end_stops_its_server(home: Path) -> None:
+    server = PostgresServer(home)
+    server.start()
+    assert server.pid is not None
+    os.kill(keeper_of(server.pid), signal.SIGTERM)
+    assert wait_for(lambda: nothing_runs(home), 10)
+    assert "database system is shut down" in server.log_path.read_text()
+    server.start()
+    assert execute(server.url, "select id from kept") == [(1,)]
+    server.stop()
+
+
 def test_a_server_that_lost_its_keeper_ends_with_the_last_holder(home: Path) -> None:
     holder = Holder(home)
     holder.url()
@@ -374,6 +386,26 @@ def test_the_process_id_of_a_killed_server_may_belong_to_somebody_else(home: Pat
         server.start()
         assert execute(server.url, "select id from kept") == [(1,)]
         stranger.kill()
+    server.stop()
+
+
+def test_a_server_that_was_started_by_hand_is_left_alone(home: Path) -> None:
+    server = PostgresServer(home)
+    server.start()
+    server.stop()
+    data = server.data_path
+    program = str(binaries.find_binaries().program("postgres"))
+    command = [program, "-D", str(data), "-p", str(free_port()), "-c", "unix_socket_directories="]
+    with subprocess.Popen(command, user=data.stat().st_uid, cwd="/", stderr=subprocess.DEVNULL) as by_hand:
+        try:
+            pid_file = data / "postmaster.pid"
+            assert wait_for(lambda: pid_file.exists() and "ready" in pid_file.read_text(), 10)
+            with pytest.raises(LabError, match=rf"started by hand \(process {by_hand.pid}\)"):
+                server.start()
+            assert by_hand.poll() is None
+        finally:
+            by_hand.send_signal(signal.SIGINT)
+    server.start()
     server.stop()
 
 

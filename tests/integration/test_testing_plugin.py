@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import psycopg
 import pytest
 
@@ -86,3 +91,36 @@ async def test_the_proxied_url_goes_through_the_proxy(
     proxy.mode = Mode.REFUSE
     with pytest.raises(psycopg.OperationalError, match="refused"):
         await connect(proxied_url)
+
+
+LEAKS = """
+import asyncio
+import pytest
+
+pytestmark = pytest.mark.anyio
+kept = []
+
+async def test_leaks_a_task():
+    kept.append(asyncio.create_task(asyncio.Event().wait(), name="forgotten"))
+
+async def test_destroys_a_task():
+    # What a task says when it is collected while it waits.
+    asyncio.get_running_loop().call_exception_handler({"message": "Task was destroyed but it is pending!"})
+
+async def test_ends_what_it_begins():
+    task = asyncio.create_task(asyncio.Event().wait())
+    task.cancel()
+
+def test_is_not_async():
+    pass
+"""
+
+
+def test_what_a_test_leaves_behind_fails_it(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent.parent / "conftest.py", tmp_path)
+    (tmp_path / "test_leaks.py").write_text(LEAKS)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "4 passed, 2 errors" in done.stdout
+    assert "the test left tasks behind: <Task pending name='forgotten'" in done.stdout
+    assert "asyncio complained: Task was destroyed but it is pending!" in done.stdout

@@ -22,7 +22,7 @@ from .virtual import VirtualLoop
 NEAR = 1e-3
 """Seconds: two moments closer than this are one."""
 IDLE, LEASED, OPENING = SlotState.IDLE, SlotState.LEASED, SlotState.OPENING
-PROVING, RESETTING, CLOSING = SlotState.PROVING, SlotState.RESETTING, SlotState.CLOSING
+PROVING, RESETTING, SILENT = SlotState.PROVING, SlotState.RESETTING, SlotState.SILENT
 
 
 class Caller:
@@ -404,8 +404,8 @@ class Rules:
             limit = options.leave_timeout
             if state is OPENING:
                 limit = options.connect_timeout
-            elif state is PROVING:
-                limit = options.connect_timeout
+            elif state in (PROVING, SILENT):
+                limit = options.connect_timeout / 2
             if now > since + limit + NEAR:
                 raise RuleBroken(f"R5: connection {slot.number} is {state.value} for {now - since:.3f}s")
 
@@ -431,7 +431,7 @@ class Rules:
         for caller in self.waiting.values():
             if now > caller.latest + NEAR:
                 raise RuleBroken(f"R5: caller {caller.name} waits {now - caller.latest:.3f}s too long")
-            pending = server.connecting or server.last_open_failed or roster.count(PROVING)
+            pending = server.connecting or server.last_open_failed or roster.count(PROVING, SILENT)
             if now > caller.busy_until + NEAR and not pending:
                 raise RuleBroken(f"R5: caller {caller.name} waits on, and nothing is being opened")
         takers = self._takers()
@@ -470,7 +470,7 @@ class Rules:
 
     def _check_ending(self, now: float) -> None:
         roster = self.roster
-        if self.server.connecting or roster.count(OPENING, PROVING, IDLE):
+        if self.server.connecting or roster.count(OPENING, PROVING, SILENT, IDLE):
             raise RuleBroken(f"R13: a closed pool goes on: {self.pool.snapshot()}")
         if self.waiting:
             raise RuleBroken("R13: callers wait for a closed pool")
@@ -491,7 +491,7 @@ class Rules:
         roster = self.roster
         if roster.count(LEASED) or self.handed or self.waiting or self.pool.waiting:
             raise RuleBroken("R1: somebody seems to hold or to wait though everybody has left")
-        if not self.pool.closed and roster.count(IDLE, PROVING) > self.options.size:
+        if not self.pool.closed and roster.count(IDLE, PROVING, SILENT) > self.options.size:
             raise RuleBroken("R8: more idle connections than the pool's size")
         if any(self.held_by.values()):
             raise RuleBroken(f"ceiling: {self.held_by} is held though everybody has left")

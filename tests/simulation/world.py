@@ -48,7 +48,7 @@ class World:
         rng = random.Random(schedule.seed ^ 0x5EED)
         self.loop = VirtualLoop(rng, self._turned, self._rested)
         self.rules = Rules(schedule.config, self.loop)
-        limits = (options.connect_timeout, min(options.connect_timeout, options.pool_timeout), options.leave_timeout)
+        limits = (options.connect_timeout, options.connect_timeout / 2, options.leave_timeout)
         self.server = Server(self.loop, rng, limits, lambda: self.pool.closed, self.rules.seen, self.rules.blame)
         self.clock = LoopClock(self.loop)
         self.pool: Pool[Connection] = pool_class(

@@ -134,7 +134,7 @@ def test_a_full_disk_is_recognised(tmp_path: Path, said: str) -> None:
     assert "advice" not in str(error)
     with pytest.raises(LabError, match=r"writing failed: the disk is full \(\d+ MB free at /"):
         with explained("writing", tmp_path / "not" / "there"):
-            Path("/dev/full").write_text("x")
+            raise OSError(errno.ENOSPC, "No space left on device")
     assert str(tmp_path) in str(disk_full("writing", tmp_path / "missing"))
 
 

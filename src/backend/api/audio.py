@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,7 +45,7 @@ class FileResponse(StreamingResponse):
             await super().stream_response(send)
 
 
-async def _read(path: Path, part: Slice) -> AsyncIterator[bytes]:
+async def _read(path: Path, part: Slice) -> AsyncGenerator[bytes]:
     left = part.length
     with await asyncio.to_thread(path.open, "rb", 0) as file:
         await asyncio.to_thread(file.seek, part.start)

@@ -21,6 +21,7 @@ from backend.services.tracks import TrackDraft
 from backend.storage.audio import NotAudio, inspect
 from backend.storage.base import StorageFull, TooLarge
 from backend.utilities.database import UPLOADS, db_session
+from steadypool.fastapi import route_deadline
 
 router = APIRouter(prefix="/tracks", tags=["uploads"])
 
@@ -50,12 +51,16 @@ class UploadForm(BaseModel):
     publishing: Json[Publishing] = Publishing()
 
 
-@router.post("/", status_code=202)
+# A body takes as long as the client's line needs, and events as long as the work.
+NO_DEADLINE = [Depends(route_deadline(None))]
+
+
+@router.post("/", status_code=202, dependencies=NO_DEADLINE)
 async def upload_track(
     request: Request, artist: EarlyArtist, settings: SettingsDep, storage: StorageDep, jobs: JobsDep
 ) -> UploadOut:
-    _refuse_early(request, settings.storage.max_upload_bytes)
     try:
+        _refuse_early(request, settings.storage.max_upload_bytes)
         async with storage.receive() as incoming:
             form = _validated(await read_form(request, "file", incoming.write))
             file_id = await incoming.finish()
@@ -113,7 +118,7 @@ async def _read(upload_id: uuid.UUID, did: str) -> Upload:
     return upload
 
 
-@router.get("/uploads/{upload_id}/progress", response_class=EventSourceResponse)
+@router.get("/uploads/{upload_id}/progress", response_class=EventSourceResponse, dependencies=NO_DEADLINE)
 async def upload_progress(
     upload: Annotated[Upload, Depends(_own_upload)], jobs: JobsDep
 ) -> AsyncIterator[ProgressOut]:

@@ -10,6 +10,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg.pq import Conninfo
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from backend.migrations import HEAD, LOCK_KEY, LOCK_TIMEOUT
@@ -84,7 +85,7 @@ def _upgrade_locked(engine: Engine) -> bool:
         )
         try:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
-        except sa.exc.OperationalError as error:
+        except OperationalError as error:
             raise MigrationError(
                 f"another process has been migrating this database for {LOCK_TIMEOUT:g} s; "
                 "see pg_stat_activity for it, or try again"

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 TRACK_COLLECTION = "fm.plyr.track"
 
 _TID_ALPHABET = "234567abcdefghijklmnopqrstuvwxyz"
 
-Value = None | bool | int | str | bytes | Sequence["Value"] | Mapping[str, "Value"]
+Value = None | bool | int | str | bytes | list["Value"] | tuple["Value", ...] | Mapping[str, "Value"]
 
 
 def tid(microseconds: int, clock_id: int) -> str:
@@ -68,7 +68,7 @@ def encode_dag_cbor(value: Value) -> bytes:
         items = sorted(((key.encode(), item) for key, item in value.items()), key=lambda i: (len(i[0]), i[0]))
         parts = (_head(3, len(key)) + key + encode_dag_cbor(item) for key, item in items)
         return _head(5, len(items)) + b"".join(parts)
-    if isinstance(value, Sequence):
+    if isinstance(value, list | tuple):  # pyright: ignore[reportUnnecessaryIsInstance] -- types are not checked at run time
         return _head(4, len(value)) + b"".join(encode_dag_cbor(item) for item in value)
     raise TypeError(f"a record cannot hold a {type(value).__name__}")
 

@@ -44,7 +44,7 @@ class TrackView:
     like_count: int
 
 
-def _select_views() -> Select[tuple[Track, int]]:
+def _select_views() -> Select[Track, int]:
     likes = select(func.count()).where(Like.track_id == Track.id).correlate(Track).scalar_subquery()
     return select(Track, likes).options(joinedload(Track.artist), joinedload(Track.album))
 
@@ -54,7 +54,7 @@ def _visible_to(viewer: str | None) -> ColumnElement[bool]:
     return public if viewer is None else or_(public, Track.did == viewer)
 
 
-async def _views(session: AsyncSession, query: Select[tuple[Track, int]]) -> list[TrackView]:
+async def _views(session: AsyncSession, query: Select[Track, int]) -> list[TrackView]:
     return [TrackView(track, likes) for track, likes in await session.execute(query)]
 
 

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ WRITE_AT = 512 * 1024
 
 
 @contextmanager
-def _full_disk_has_a_name() -> Iterator[None]:
+def _full_disk_has_a_name() -> Generator[None]:
     try:
         yield
     except OSError as error:
@@ -91,7 +91,7 @@ class LocalStorage:
         self._max_bytes = max_bytes
 
     @asynccontextmanager
-    async def receive(self) -> AsyncIterator[Incoming]:
+    async def receive(self) -> AsyncGenerator[Incoming]:
         incoming = await asyncio.to_thread(self._begin)
         try:
             yield incoming

@@ -6,7 +6,7 @@ without one gets a database made from the environment the first time.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -36,7 +36,7 @@ def get_database() -> Database:
 
 
 @contextmanager
-def use_database(database: Database) -> Iterator[Database]:
+def use_database(database: Database) -> Generator[Database]:
     """Make `database` the one of this process while the block runs."""
     global _current
     before, _current = _current, database

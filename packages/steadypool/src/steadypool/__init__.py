@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from steadypool.deadline import deadline
 from steadypool.errors import (
+    CommitUnknown,
     ConfigurationError,
     ConnectFailed,
     ConnectionLost,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from steadypool.database import Database
 
 __all__ = [
+    "CommitUnknown",
     "ConfigurationError",
     "ConnectFailed",
     "ConnectTimeout",

@@ -20,10 +20,12 @@ from sqlalchemy.util import greenlet_spawn
 
 from steadypool import errors
 from steadypool.breaker import BreakerState
+from steadypool.clock import Backoff
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
 from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue
 from steadypool.errors import ConfigurationError, PoolSnapshot
 from steadypool.events import Events
+from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload
@@ -280,6 +282,39 @@ class Database:
             _set_local(session, settings)
         async with session:
             yield session
+
+    async def transaction(
+        self,
+        work: Callable[[AsyncSession], Awaitable[Result]],
+        *,
+        workload: str | None = None,
+        attempts: int = ATTEMPTS,
+        idempotent: bool = False,
+    ) -> Result:
+        """Do `work` in a transaction and commit it; repeat all of it after 40001 and 40P01 (see `retries`).
+
+        Args:
+            work: gets a session, does not commit, and may be called more than once.
+            workload: the class of work.
+            attempts: tries in all.
+            idempotent: whether doing it twice does no harm; then a lost COMMIT is repeated too.
+
+        Raises:
+            errors.CommitUnknown: the connection was lost after COMMIT was sent.
+
+        Example:
+            >>> async def transfer(session: AsyncSession) -> None:
+            ...     await session.execute(text("update accounts set …"))
+            >>> await db.transaction(transfer)
+        """
+        return await repeat_transaction(
+            lambda: self.session(workload=workload),
+            work,
+            attempts=attempts,
+            idempotent=idempotent,
+            clock=self.pool.core.clock,
+            backoff=Backoff(first=0.01, ceiling=1.0),
+        )
 
     @asynccontextmanager
     async def connection(self, *, workload: str | None = None) -> AsyncGenerator[Dedicated]:

@@ -14,6 +14,7 @@ run, and what the pool looked like at that moment.
 | `StatementTimeout` | | a statement ran longer than its limit | 504 |
 | `DeadlineExceeded` | `TimeoutError` | the caller's own end of time | 503, executing 504 |
 | `ConnectionLost` | | the connection died while in use | 503 |
+| `CommitUnknown` | `ConnectionLost` | it died between COMMIT and its answer | 503 |
 | `TransactionRolledBack` | | COMMIT was answered by ROLLBACK | 500 |
 | `PoolClosed` | | the pool was closed | 503 |
 | `WrongEventLoop` | `RuntimeError` | used from another event loop or a forked child | 500 |
@@ -212,6 +213,12 @@ class ConnectionLost(SteadypoolError):
     """The connection died while it was in use."""
 
     retryable = True
+
+
+class CommitUnknown(ConnectionLost):
+    """The connection was lost after COMMIT was sent. It may have taken effect; only its effect can tell."""
+
+    retryable = False
 
 
 class TransactionRolledBack(SteadypoolError):

@@ -98,6 +98,8 @@ class SlotState(Enum):
     """In the pool, ready or in need of a proof."""
     PROVING = "proving"
     """A task of the pool asks the server for a sign of life."""
+    SILENT = "silent"
+    """Asked for a sign of life, and it takes long: nobody counts on it, but it may still answer."""
     LEASED = "leased"
     """Somebody has it."""
     RESETTING = "resetting"

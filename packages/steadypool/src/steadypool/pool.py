@@ -18,6 +18,7 @@ import os
 import random
 from collections import Counter, deque
 from collections.abc import Coroutine
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from steadypool import errors, events, refusal
@@ -25,10 +26,13 @@ from steadypool.breaker import Breaker, BreakerState
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.deadline import current_deadline
 from steadypool.lease import Driver, Lease, PoolOptions, Slot, SlotState, Waiter
-from steadypool.roster import LIVE, SUPPLY, Roster
+from steadypool.roster import ASKING, LIVE, SUPPLY, Roster
 from steadypool.sqlstate import Fate
 
 T = TypeVar("T")
+
+PATIENCE = 0.25
+"""Seconds (or the time of the last connect, if that was longer) after which callers do not count on a ping any more."""
 
 
 class Pool(Generic[T]):
@@ -85,6 +89,7 @@ class Pool(Generic[T]):
         self._changed: set[asyncio.Future[None]] = set()
         self._generation = 0
         self._wanted_idle = 0
+        self._connect_seconds = 0.0
         self._closed = self._said_closed = False
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
         self._wake_timer: asyncio.TimerHandle | None = None
@@ -364,6 +369,13 @@ class Pool(Generic[T]):
     def _connect_pending(self) -> bool:
         return self.count(SlotState.OPENING) > 0 or self.breaker.state is BreakerState.OPEN
 
+    def _waits_for_answer(self, waiter: Waiter[T]) -> bool:
+        """Whether it is the server that keeps this caller waiting, and not those who hold the connections."""
+        if self._at_ceiling(waiter.workload):
+            return False
+        asked = self.count(SlotState.PROVING, SlotState.SILENT)
+        return self._connect_pending() or waiter in islice(self._waiters, asked)
+
     def _arm(self, waiter: Waiter[T], seconds: float) -> None:
         if waiter.timer is not None:
             waiter.timer.cancel()
@@ -375,7 +387,7 @@ class Pool(Generic[T]):
         waiter.timer = None
         now = self.clock.monotonic()
         until = waiter.busy_until
-        if self._connect_pending() and not self._at_ceiling(waiter.workload):
+        if self._waits_for_answer(waiter):
             until = max(until, waiter.connect_until)
         if now < until:
             self._arm(waiter, until - now)
@@ -385,7 +397,8 @@ class Pool(Generic[T]):
 
     def _fail_overdue(self, now: float) -> None:
         """Callers who waited beyond `pool_timeout` for a connect that is no longer under way."""
-        for waiter in list(self._waiters):
+        asked = self.count(SlotState.PROVING, SlotState.SILENT)
+        for waiter in list(self._waiters)[asked:]:
             if now >= waiter.busy_until:
                 self._turn_away(waiter, now)
 
@@ -438,6 +451,7 @@ class Pool(Generic[T]):
         if self.options.recycle is not None:
             jitter = self._rng.uniform(0.0, self.options.recycle_jitter)
             slot.expires_at = now + self.options.recycle * (1.0 - jitter)
+        self._connect_seconds = now - started
         self.last_connect_failure = None
         self.breaker.connected()
         self.events.emit(events.ConnectSucceeded(self.name, now, slot.number, now - started))
@@ -470,25 +484,41 @@ class Pool(Generic[T]):
 
     async def _prove(self, slot: Slot[T]) -> None:
         connection = self._connection(slot)
+        doubt = self._loop().call_later(max(PATIENCE, self._connect_seconds), self._doubt, slot)
         try:
-            async with asyncio.timeout(self._ping_limit()):
+            # Half the time of a connect, so that whoever waits for this can still get a new one.
+            async with asyncio.timeout(self.options.connect_timeout / 2):
                 await self.driver.ping(connection)
         except Exception:  # noqa: BLE001 - whatever a ping raises means that the connection is not to be used
             self.suspect_all()
             self._retire(slot, "found dead", abrupt=True)
             self._serve()
             return
+        finally:
+            doubt.cancel()
         slot.suspect = False
         self._answered(slot)
+
+    def _doubt(self, slot: Slot[T]) -> None:
+        """A ping takes long: ask all idle connections now, and serve whoever waits without counting on any of them.
+
+        Where one connection has gone silent the others often have too, and meeting them one by one adds up.
+        """
+        if slot.state is not SlotState.PROVING:
+            return
+        self._slots.move(slot, SlotState.SILENT)
+        self.suspect_all()
+        while self._idle:
+            sibling = self._idle.pop()
+            self._slots.move(sibling, SlotState.SILENT)
+            self._start(sibling, self._prove(sibling))
+        self._serve()
 
     def _answered(self, slot: Slot[T]) -> None:
         """The server has answered on a clean connection."""
         slot.proven_at = now = self.clock.monotonic()
         self._settle(slot, now)
         self._serve(now)
-
-    def _ping_limit(self) -> float:
-        return min(self.options.connect_timeout, self.options.pool_timeout)
 
     async def _reset(self, slot: Slot[T]) -> None:
         connection = self._connection(slot)
@@ -622,7 +652,7 @@ class Pool(Generic[T]):
                 timer.cancel()
         self._wake_timer = self._recycle_timer = None
         for slot in self._slots:
-            if slot.state in (SlotState.OPENING, SlotState.PROVING) and slot.task is not None:
+            if slot.state in ASKING and slot.task is not None:
                 slot.task.cancel()
             elif slot.state is SlotState.IDLE:
                 self._retire(slot, "pool closed")
@@ -681,13 +711,13 @@ class Pool(Generic[T]):
         task.add_done_callback(lambda ended: self._ended(slot, ended))
 
     def _ended(self, slot: Slot[T], task: asyncio.Task[None]) -> None:
-        """A task of the pool is done. One that was cancelled, perhaps before its first step, left its slot as it was."""
+        """A task of the pool is done. One that was cancelled, maybe before its first step, left its slot as it was."""
         self._tasks.discard(task)
         if slot.task is not task or not task.cancelled():
             return
         if slot.state is SlotState.OPENING:
             self._free(slot, "closed while opening")
-        elif slot.state in SUPPLY:
+        elif slot.state in SUPPLY or slot.state is SlotState.SILENT:
             self._retire(slot, "interrupted", abrupt=True)
         self._serve()
 

@@ -77,7 +77,8 @@ def is_busy(pool: PoolSnapshot, cause: BaseException | None) -> bool:
         return False
     there = pool.leased + pool.idle + pool.opening + pool.closing
     full = pool.max_overflow >= 0 and there >= pool.size + pool.max_overflow
-    return full or not pool.opening
+    # Idle connections, while somebody waits, are such as have not answered a ping yet.
+    return full or not (pool.opening or pool.idle)
 
 
 def at_ceiling(workload: str, timeout: float, pool: PoolSnapshot) -> str:

@@ -16,6 +16,9 @@ LIVE = frozenset({SlotState.IDLE, SlotState.PROVING, SlotState.LEASED, SlotState
 SUPPLY = frozenset({SlotState.PROVING, SlotState.RESETTING, SlotState.OPENING})
 """States that end in a connection for somebody who waits, if all goes well."""
 
+ASKING = frozenset({SlotState.OPENING, SlotState.PROVING, SlotState.SILENT})
+"""States in which an answer of the server is awaited that nobody else can give."""
+
 
 class Roster(Generic[T]):
     """All slots of a pool, those included that are opening or closing."""
@@ -61,7 +64,7 @@ class Roster(Generic[T]):
             size=options.size,
             max_overflow=-1 if options.max_overflow is None else options.max_overflow,
             leased=self.count(SlotState.LEASED),
-            idle=self.count(SlotState.IDLE, SlotState.PROVING),
+            idle=self.count(SlotState.IDLE, SlotState.PROVING, SlotState.SILENT),
             opening=self.count(SlotState.OPENING),
             closing=self.count(SlotState.CLOSING, SlotState.RESETTING),
             waiting=waiting,

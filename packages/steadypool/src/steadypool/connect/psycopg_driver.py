@@ -163,8 +163,8 @@ def _refusal(pgconn: pq.abc.PGconn) -> Exception:
     text = pgconn.get_error_message("utf-8").strip()
     code = _CODE.search(text)
     if code is not None:
-        # the line about the server's source, which comes with verbosity, helps nobody
-        return ServerRefused(text[code.end() :].partition("\nLOCATION:")[0], code[1])
+        # the lines after the first are the DETAIL, which may hold data, and where in the server's source it happened
+        return ServerRefused(text[code.end() :].partition("\n")[0], code[1])
     return psycopg.OperationalError(text)
 
 

@@ -140,7 +140,6 @@ class GuardedDialect:
             self.cut(driver_connection)
             if not (lost and quietly and isinstance(error, Exception)):
                 raise
-            _log.info("nothing was left to do on a connection that was gone: %s", type(error).__name__)
         else:
             self.spoke(driver_connection)
 

@@ -97,3 +97,10 @@ def as_sqlalchemy(error: errors.SteadypoolError) -> errors.SteadypoolError:
         translated.final = error.final
     translated.__cause__ = error.__cause__
     return translated
+
+
+def sqlstate_of(error: BaseException) -> str | None:
+    """The SQLSTATE of an exception of SQLAlchemy's or of a driver, if the server gave one."""
+    original = error.orig if isinstance(error, exc.DBAPIError) else error
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return state if isinstance(state, str) else None

@@ -11,7 +11,7 @@ from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import StatementTimedOut
 from steadypool.fingerprint import fingerprint
 from steadypool.sqlalchemy.dialects import GuardedDialect, LimitReached
-from steadypool.sqlalchemy.errors import ConnectionLost, StatementTimeout
+from steadypool.sqlalchemy.errors import ConnectionLost, StatementTimeout, sqlstate_of
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlstate import QUERY_CANCELED, Fate, fate_of
 
@@ -48,12 +48,6 @@ def name_error(context: ExceptionContext) -> BaseException | None:
         context.is_disconnect = True
         return _lost(context, sqlstate)
     return None
-
-
-def sqlstate_of(error: BaseException) -> str | None:
-    """The five characters that the server gave, if it gave any."""
-    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-    return state if isinstance(state, str) else None
 
 
 def _dialect(context: ExceptionContext) -> GuardedDialect:

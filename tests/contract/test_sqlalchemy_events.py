@@ -1,0 +1,357 @@
+"""Pool events: which are fired, in which order, how often, with what; and what happens when a handler fails."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+from sqlalchemy import event, exc, text
+from sqlalchemy.pool import Pool
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_life_of_a_connection(make: Any, eventually: Any) -> None:
+    engine, seen = make.recorded(pool_size=1, max_overflow=0)
+    async with engine.connect() as connection:
+        assert seen == ["first_connect", "connect", "checkout"]
+        await connection.execute(text("select 1"))
+    assert seen[3:] == ["reset", "checkin"]
+    async with engine.connect():
+        assert seen[5:] == ["checkout"]
+    assert seen[6:] == ["reset", "checkin"]
+    await engine.dispose()
+    assert seen[8:] == ["close"]
+
+
+async def test_each_connection_connects_and_only_one_is_the_first(make: Any) -> None:
+    engine, seen = make.recorded("first_connect", "connect", "checkout")
+    async with engine.connect(), engine.connect():
+        assert sorted(seen) == ["checkout", "checkout", "connect", "connect", "first_connect"]
+        assert seen[0] == "first_connect"
+
+
+async def test_a_disposed_engine_begins_anew_with_its_listeners(make: Any) -> None:
+    engine, seen = make.recorded("first_connect", "connect", "checkin")
+    async with engine.connect():
+        pass
+    await engine.dispose()
+    async with engine.connect():
+        pass
+    assert seen == ["first_connect", "connect", "checkin"] * 2
+
+
+async def test_handlers_are_called_in_the_order_asked_for(make: Any) -> None:
+    engine = make()
+    seen: list[int] = []
+    event.listen(engine.sync_engine, "connect", lambda *_: seen.append(1))
+    event.listen(engine.sync_engine, "connect", lambda *_: seen.append(2), insert=True)
+    event.listen(engine.sync_engine, "connect", lambda *_: seen.append(3))
+    async with engine.connect():
+        assert seen == [2, 1, 3]
+
+
+async def test_a_handler_for_all_pools_is_called_for_this_one(make: Any) -> None:
+    seen: list[Any] = []
+
+    def on_checkout(dbapi_connection: Any, record: Any, proxy: Any) -> None:
+        seen.append(proxy.dbapi_connection is dbapi_connection)
+
+    event.listen(Pool, "checkout", on_checkout)
+    try:
+        async with make().connect():
+            assert seen == [True]
+    finally:
+        event.remove(Pool, "checkout", on_checkout)
+
+
+async def test_handlers_get_the_connection_and_its_record(make: Any) -> None:
+    engine = make()
+    got: dict[str, tuple[Any, ...]] = {}
+    for name in ("connect", "checkout", "checkin", "reset", "close"):
+        # bound by default arguments: SQLAlchemy counts the positional ones
+        def keep(*arguments: Any, name: str = name) -> None:
+            got[name] = arguments
+
+        event.listen(engine.sync_engine, name, keep)
+    async with engine.connect() as connection:
+        proxy = await connection.get_raw_connection()
+        dbapi_connection, driver_connection = proxy.dbapi_connection, proxy.driver_connection
+    await engine.dispose()
+    assert {arguments[0] for arguments in got.values()} == {dbapi_connection}
+    assert len({id(arguments[1]) for arguments in got.values()}) == 1
+    assert {name: len(arguments) for name, arguments in got.items()} == {
+        "connect": 2,
+        "checkout": 3,
+        "checkin": 2,
+        "reset": 3,
+        "close": 2,
+    }
+    assert dbapi_connection.driver_connection is driver_connection
+
+
+@pytest.mark.parametrize("use_transaction", [True, False])
+async def test_reset_says_what_was_done_already(make: Any, use_transaction: bool) -> None:
+    engine = make()
+    states: list[Any] = []
+    event.listen(engine.sync_engine, "reset", lambda _c, _r, state: states.append(state))
+    async with engine.connect() as connection:
+        if use_transaction:
+            await connection.execute(text("select 1"))
+    raw = await engine.raw_connection()
+    await connection_detach(raw)
+    states_of = [(s.transaction_was_reset, s.terminate_only, s.asyncio_safe) for s in states]
+    assert states_of == [(use_transaction, False, True), (False, True, True)]
+
+
+async def connection_detach(raw: Any) -> None:
+    from sqlalchemy.util import greenlet_spawn
+
+    raw.detach()
+    await greenlet_spawn(raw.close)
+
+
+async def test_hard_invalidation(make: Any, eventually: Any) -> None:
+    engine, seen = make.recorded("invalidate", "close", "reset", "checkin", "connect")
+    reasons: list[Any] = []
+    event.listen(engine.sync_engine, "invalidate", lambda _c, _r, reason: reasons.append(reason))
+    reason = ValueError("because")
+    connection = await engine.connect()
+    await connection.invalidate(reason)
+    assert seen == ["connect", "invalidate", "close", "checkin"]
+    assert reasons == [reason]
+    assert connection.invalidated
+    await connection.rollback()
+    await connection.execute(text("select 1"))
+    assert not connection.invalidated
+    await connection.close()
+    assert seen[4:] == ["connect", "reset", "checkin"]
+
+
+async def test_soft_invalidation(make: Any, eventually: Any) -> None:
+    engine, seen = make.recorded("soft_invalidate", "invalidate", "close", "checkin", "connect", pool_size=1)
+    connection = await engine.connect()
+    raw = await connection.get_raw_connection()
+    first = raw.driver_connection
+    raw.invalidate(soft=True)
+    assert seen == ["connect", "soft_invalidate"]
+    await connection.execute(text("select 1"))  # it may still be used until it is given back
+    await connection.close()
+    async with engine.connect() as connection:
+        assert (await connection.get_raw_connection()).driver_connection is not first
+    await eventually(lambda: "close" in seen)
+    assert sorted(seen[2:]) == WANTED_SOFT[make.kind]
+
+
+WANTED_SOFT = {
+    "stock": ["checkin", "checkin", "close", "connect"],
+    # What will not be used again is cut off as soon as it is given back, and says so.
+    "ours": ["checkin", "checkin", "close", "connect", "invalidate"],
+}
+
+
+async def test_detach(make: Any, counts: Any) -> None:
+    engine, seen = make.recorded(
+        "connect", "detach", "close", "close_detached", "reset", "checkin", pool_size=1, max_overflow=0
+    )
+    raw = await engine.raw_connection()
+    assert counts(engine)[3] == 1
+    raw.detach()
+    assert seen == ["connect", "detach"]
+    assert raw.is_detached
+    assert raw.is_valid
+    assert counts(engine)[3] == 0
+    async with engine.connect():  # it does not count any more
+        pass
+    from sqlalchemy.util import greenlet_spawn
+
+    driver_connection = raw.driver_connection
+    assert driver_connection is None
+    await greenlet_spawn(raw.close)
+    assert seen[2:] == ["connect", "reset", "checkin", "reset", "close_detached"]
+
+
+async def test_a_garbage_collected_connection(make: Any, counts: Any, eventually: Any) -> None:
+    engine, seen = make.recorded(
+        "reset", "detach", "close", "close_detached", "checkin", pool_size=1, max_overflow=0
+    )
+    raw = await engine.raw_connection()
+    with pytest.warns(Warning, match="garbage collector is trying to clean up"):
+        del raw
+        gc.collect()
+    terminated = make.is_ours or make.driver == "asyncpg"  # SQLAlchemy's psycopg dialect cannot terminate
+    assert seen == ["reset", "detach", *(["close_detached"] if terminated else [])]
+    await eventually(lambda: counts(engine)[3] == 0)
+    async with engine.connect() as connection:
+        await connection.execute(text("select 1"))
+
+
+@pytest.mark.parametrize("failing", ["connect", "first_connect"])
+async def test_a_failing_connect_handler_costs_no_place(make: Any, counts: Any, failing: str) -> None:
+    engine = make(pool_size=1, max_overflow=0, pool_timeout=5)
+    fail = True
+
+    def handler(*_arguments: Any) -> None:
+        if fail:
+            raise ZeroDivisionError("the handler failed")
+
+    event.listen(engine.sync_engine, failing, handler)
+    for _ in range(3):
+        with pytest.raises(Exception, match="the handler failed"):
+            await engine.connect()
+    assert counts(engine)[3] == 0
+    fail = False
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("select 1")) == 1
+
+
+class Interruption(BaseException):
+    """Not an Exception, as a cancellation."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, Interruption])
+async def test_a_failing_checkout_handler_costs_no_place(
+    make: Any, counts: Any, eventually: Any, error: type[BaseException]
+) -> None:
+    engine, seen = make.recorded("invalidate", "checkin", pool_size=1, max_overflow=0, pool_timeout=5)
+    fail = True
+
+    def handler(*_arguments: Any) -> None:
+        if fail:
+            raise error("the handler failed")
+
+    event.listen(engine.sync_engine, "checkout", handler)
+    for _ in range(3):
+        with pytest.raises(error):
+            await engine.connect()
+    await eventually(lambda: counts(engine)[3] == 0)
+    assert seen == ["invalidate", "checkin"] * 3
+    fail = False
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("select 1")) == 1
+
+
+async def test_a_disconnection_error_in_checkout_brings_a_new_connection(make: Any, pid_of: Any) -> None:
+    engine, seen = make.recorded("connect", "invalidate", "close", "checkin", pool_size=1, max_overflow=0)
+    bad: set[int] = set()
+
+    def handler(dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
+        if id(dbapi_connection) in bad:
+            raise exc.DisconnectionError("not this one")
+        kept.append(dbapi_connection)
+
+    kept: list[Any] = []
+    event.listen(engine.sync_engine, "checkout", handler)
+    async with engine.connect() as connection:
+        first = await pid_of(connection)
+    bad.add(id(kept[0]))
+    async with engine.connect() as connection:
+        assert await pid_of(connection) != first
+    assert seen == ["connect", "checkin", "invalidate", "close", "connect", "checkin"]
+
+
+async def test_a_checkout_handler_that_never_agrees(make: Any, counts: Any, eventually: Any) -> None:
+    engine, seen = make.recorded("connect", "checkin", pool_size=1, max_overflow=0, pool_timeout=5)
+
+    def handler(*_arguments: Any) -> None:
+        raise exc.DisconnectionError("none is good enough")
+
+    event.listen(engine.sync_engine, "checkout", handler)
+    with pytest.raises(exc.InvalidRequestError, match="This connection is closed"):
+        await engine.connect()
+    assert seen == ["connect", "connect", "connect", "checkin"]
+    await eventually(lambda: counts(engine)[3] == 0)
+    event.remove(engine.sync_engine, "checkout", handler)
+    async with engine.connect() as connection:
+        await connection.execute(text("select 1"))
+
+
+async def test_a_failing_reset_handler_costs_the_connection_and_no_place(
+    make: Any, counts: Any, eventually: Any, pid_of: Any
+) -> None:
+    engine = make(pool_size=1, max_overflow=0, pool_timeout=5)
+
+    def handler(*_arguments: Any) -> None:
+        raise ZeroDivisionError("the handler failed")
+
+    event.listen(engine.sync_engine, "reset", handler)
+    async with engine.connect() as connection:
+        first = await pid_of(connection)
+    event.remove(engine.sync_engine, "reset", handler)
+    await eventually(lambda: counts(engine)[3] == 0)
+    async with engine.connect() as connection:
+        assert await pid_of(connection) != first
+
+
+async def test_a_failing_invalidate_handler_costs_no_place(
+    make: Any, counts: Any, eventually: Any, pid_of: Any
+) -> None:
+    engine = make(pool_size=1, max_overflow=0, pool_timeout=5)
+
+    def handler(*_arguments: Any) -> None:
+        raise ZeroDivisionError("the handler failed")
+
+    connection = await engine.connect()
+    first = await pid_of(connection)
+    event.listen(engine.sync_engine, "invalidate", handler)
+    with pytest.raises(ZeroDivisionError):
+        await connection.invalidate()
+    event.remove(engine.sync_engine, "invalidate", handler)
+    await connection.close()
+    await eventually(lambda: counts(engine)[3] == 0)
+    async with engine.connect() as connection:
+        assert await pid_of(connection) != first
+
+
+async def test_an_async_call_in_a_connect_handler(make: Any) -> None:
+    engine = make()
+
+    def handler(dbapi_connection: Any, _record: Any) -> None:
+        cursor = dbapi_connection.cursor()
+        cursor.execute("set application_name = 'set by the handler'")
+        cursor.close()
+        dbapi_connection.commit()
+
+    event.listen(engine.sync_engine, "connect", handler)
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("show application_name")) == "set by the handler"
+
+
+async def test_info_lives_as_long_as_the_connection_and_record_info_as_long_as_the_record(make: Any) -> None:
+    engine = make(pool_size=1, max_overflow=0)
+    event.listen(engine.sync_engine, "connect", lambda _c, record: record.info.setdefault("connected", 1))
+    async with engine.connect() as connection:
+        info = (await connection.get_raw_connection()).info
+        assert info["connected"] == 1
+        info["mine"] = 2
+        record_info = (await connection.get_raw_connection()).record_info
+        record_info["kept"] = 3
+    async with engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        assert raw.info["mine"] == 2
+        assert raw.record_info["kept"] == 3
+        await connection.invalidate()
+    async with engine.connect() as connection:
+        raw = await connection.get_raw_connection()
+        assert raw.info == {"connected": 1}
+        # A record of ours is one connection; a place of SQLAlchemy's has many.
+        assert raw.record_info == ({} if make.is_ours else {"kept": 3})
+
+
+async def test_what_a_detached_connection_knows(make: Any) -> None:
+    engine = make(pool_size=1, max_overflow=0)
+    raw = await engine.raw_connection()
+    raw.info["mine"] = 1
+    await detach_and(raw)
+    async with engine.connect() as connection:
+        assert "mine" not in (await connection.get_raw_connection()).info
+    assert raw.info["mine"] == 1
+    assert raw.record_info is None
+    from sqlalchemy.util import greenlet_spawn
+
+    await greenlet_spawn(raw.close)
+
+
+async def detach_and(raw: Any) -> None:
+    raw.detach()
