@@ -1,5 +1,5 @@
 # Everything here works on a machine with Python >= 3.11 and make; the rest is fetched by `make setup`.
-.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate lint format lock
+.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate lint format docs lock
 .NOTPARALLEL:
 
 # Schedules of the pool's simulation: `make simulate N=1000000`, `make simulate SEED=12345` repeats one.
@@ -52,6 +52,9 @@ lint: setup
 format: setup
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+
+docs: setup
+	$(python) scripts/generate_docs.py
 
 lock: setup
 	.tools/uv-* lock

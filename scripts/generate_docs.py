@@ -39,7 +39,9 @@ def _is_settings(node: ast.expr) -> bool:
 
 def _names_called() -> set[str]:
     """`require_url()` and `require_direct_url()` are how the two URLs are read."""
-    text = "".join(path.read_text() for source in SOURCES for path in source.rglob("*.py") if path.name != "settings.py")
+    text = "".join(
+        path.read_text() for source in SOURCES for path in source.rglob("*.py") if path.name != "settings.py"
+    )
     return {name for name in ("url", "direct_url") if f".require_{name}()" in text}
 
 

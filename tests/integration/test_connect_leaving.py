@@ -251,11 +251,39 @@ async def test_psycopg_large_results_copy_and_notifications_work(database_url: s
     assert await (await connection.execute("select count(*), max(a) from t")).fetchone() == (20_000, 19_999)
     await connection.execute("listen c")
     await connection.execute("notify c, 'hello'")
-    assert [n.payload async for n in connection.notifies(timeout=1, stop_after=1)] == ["hello"]
+    assert [n.payload async for n in connection.notifies(timeout=10, stop_after=1)] == ["hello"]
+    assert [n async for n in connection.notifies(timeout=0.05)] == []
+    await connection.execute("notify c, 'again'")
+    assert [n.payload async for n in connection.notifies(timeout=0)] == ["again"]
     async with connection.pipeline():
         cursor = await connection.execute("select 3")
     assert await cursor.fetchone() == (3,)
     await connection.close()
+
+
+async def test_psycopg_closed_while_somebody_waits_for_notifications(database_url: str) -> None:
+    connection = await SteadyAsyncConnection.connect(database_url, autocommit=True)
+    await connection.execute("listen c")
+    descriptor = connection.pgconn.socket
+
+    async def listen() -> None:
+        async for _ in connection.notifies(timeout=30):
+            pass
+
+    task = asyncio.create_task(listen())
+    await asyncio.sleep(0.1)
+    await connection.close()
+    # the number of the descriptor is free now; whoever gets it must keep its reader when the waiter ends
+    one, two = socket.socketpair()
+    with one, two:
+        assert one.fileno() == descriptor
+        heard = asyncio.Event()
+        asyncio.get_running_loop().add_reader(one, heard.set)
+        with pytest.raises(psycopg.OperationalError):
+            await asyncio.wait_for(task, 5)
+        two.send(b"x")
+        await asyncio.wait_for(heard.wait(), 5)
+        asyncio.get_running_loop().remove_reader(one)
 
 
 def test_asyncpg_can_be_aborted_when_its_loop_is_closed(database_url: str) -> None:

@@ -162,7 +162,7 @@ async def test_the_guards_are_in_force(driver: Driver, database_url: str) -> Non
         "tcp_keepalives_idle": "9",
         "tcp_keepalives_interval": "3",
         "tcp_keepalives_count": "3",
-        "tcp_user_timeout": "7s",
+        "tcp_user_timeout": "7000",
     }
     async with driver.opened(
         database_url, guards=session_guards(chosen), socket_options=socket_guards(chosen)

@@ -21,13 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
+import psycopg
 import pytest
 import uvloop
 
 from steadypool.connect.asyncpg_driver import open_asyncpg
 from steadypool.connect.channel_binding import ProvenCertificates
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
+from steadypool.connect.leaving import abort_asyncpg, abort_psycopg, take_farewell
 from steadypool.connect.psycopg_driver import open_psycopg
 from steadypool.errors import ConfigurationError, ConnectFailed
 
@@ -496,6 +498,25 @@ async def test_the_systems_certificates_can_be_used(
         await driver.open(url)
     monkeypatch.setenv("SSL_CERT_FILE", f"{tls_server.authority.folder}/ca.crt")
     assert await driver.try_out(url) is True
+
+
+async def test_an_abort_over_tls_ends_the_statement_on_the_server(
+    tls_server: TlsServer, driver: Driver
+) -> None:
+    connection = await driver.open(tls_server.url(NEON), guards={"client_connection_check_interval": "500"})
+    statement = "select pg_sleep(30)"
+    task: asyncio.Future[Any] = asyncio.ensure_future(
+        connection.fetchval(statement) if driver.name == "asyncpg" else connection.execute(statement)
+    )
+    await asyncio.sleep(0.2)
+    farewell = take_farewell(connection)
+    driver.close(connection)
+    assert farewell is not None
+    started = time.monotonic()
+    assert await farewell.wait(10)
+    assert time.monotonic() - started < 5
+    with pytest.raises((OSError, psycopg.Error, asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await task
 
 
 async def test_sslmode_prefer_and_disable(tls_server: TlsServer, driver: Driver) -> None:

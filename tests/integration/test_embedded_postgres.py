@@ -153,10 +153,9 @@ def nothing_runs(home: Path) -> bool:
     return not FileLock.is_held(home / "server.lock") and not FileLock.is_held(home / "keeper.lock")
 
 
-def keeper_of(pid: int) -> int:
-    """The parent of the postmaster."""
-    status = subprocess.run(["ps", "-o", "ppid=", "-p", str(pid)], capture_output=True, text=True, check=True)
-    return int(status.stdout)
+def kill_keeper(home: Path, number: int = signal.SIGKILL) -> None:
+    os.kill(int((home / "keeper.lock").read_text()), number)
+    assert wait_for(lambda: not FileLock.is_held(home / "keeper.lock"), 10)
 
 
 # Starting and stopping
@@ -336,7 +335,7 @@ def test_a_server_without_holder_and_keeper_is_replaced(home: Path) -> None:
     probe = PostgresServer(home)
     orphan = probe.pid
     assert orphan is not None
-    os.kill(keeper_of(orphan), signal.SIGKILL)
+    kill_keeper(home)
     holder.kill()
     assert probe.pid == orphan, "the server was to run on"
     said: list[str] = []
@@ -352,8 +351,7 @@ def test_a_server_without_holder_and_keeper_is_replaced(home: Path) -> None:
 def test_a_keeper_that_is_told_to_end_stops_its_server(home: Path) -> None:
     server = PostgresServer(home)
     server.start()
-    assert server.pid is not None
-    os.kill(keeper_of(server.pid), signal.SIGTERM)
+    kill_keeper(home, signal.SIGTERM)
     assert wait_for(lambda: nothing_runs(home), 10)
     assert "database system is shut down" in server.log_path.read_text()
     server.start()
@@ -365,8 +363,7 @@ def test_a_server_that_lost_its_keeper_ends_with_the_last_holder(home: Path) -> 
     holder = Holder(home)
     holder.url()
     server = PostgresServer(home)
-    assert server.pid is not None
-    os.kill(keeper_of(server.pid), signal.SIGKILL)
+    kill_keeper(home)
     server.start()
     holder.kill()
     assert execute(server.url, "select id from kept") == [(1,)]

@@ -17,7 +17,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m simulation", description=__doc__)
     parser.add_argument("schedules", nargs="?", type=int, default=1000, help="how many schedules to run")
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the seed of the first")
-    parser.add_argument("--seed", type=int, help="repeat the schedule of this seed, and shrink it if it fails")
+    parser.add_argument(
+        "--seed", type=int, help="repeat the schedule of this seed, and shrink it if it fails"
+    )
     parser.add_argument("--json", action="store_true", help="say what was reached in a form for machines")
     arguments = parser.parse_args()
     if arguments.seed is not None:

@@ -7,7 +7,6 @@ more closely whenever the loop rests: then every change has had its consequences
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from steadypool import errors, events
 from steadypool.lease import Lease, Slot, SlotState
@@ -108,7 +107,9 @@ class Rules:
         self.connects = [0, 0, 0]
         self.acquired = self.released = self.pool_closed_events = 0
         self._seen_version = (-1, -1)
-        self._unreachable = set[BaseException]()
+        self.refusals = 0
+        self.refused_errors: dict[BaseException, tuple[int, str, bool]] = {}
+        self.passed_over: dict[Caller, tuple[int, str]] = {}
         self._fault: str | None = None
 
     def attach(self, pool: Pool[Connection], server: Server, roster: RecordingRoster) -> None:
@@ -125,6 +126,8 @@ class Rules:
         for state, count in self.roster._counts.items():
             if count:
                 self.pairs.add((state, event))
+        if not len(self.roster):
+            self.pairs.add((SlotState.GONE, event))
 
     def version(self) -> tuple[int, int]:
         """Changes whenever something happens."""
@@ -166,6 +169,8 @@ class Rules:
         """A caller has got a connection."""
         caller.settled = True
         caller.lease = lease
+        if caller in self.passed_over:
+            self._check_passed_over()
         if caller.cancel_asked:
             raise RuleBroken("a cancelled caller was served")
         if lease.active:
@@ -178,6 +183,10 @@ class Rules:
         caller.settled = True
         self.waiting.pop(caller.name, None)
         now = self.loop.now
+        refusal, pending, room = self.refused_errors.pop(error, (0, "", True))
+        passed, _ = self.passed_over.get(caller, (refusal, ""))
+        if refusal <= passed:
+            self.passed_over.pop(caller, None)
         self.seen("refused " + type(error).__name__)
         if not str(error).strip():
             raise RuleBroken("R5: an error without a message")
@@ -186,9 +195,23 @@ class Rules:
                 raise RuleBroken("R13: PoolClosed from an open pool")
             return
         self._check_refusal(caller, error, now)
+        if pending == "unreachable" and room and type(error) is errors.PoolTimeout:
+            raise RuleBroken("R5: PoolTimeout though the database could not be reached")
+        if pending and room and self._by_time(error) and now < caller.latest - NEAR:
+            raise RuleBroken(f"R5: {error!r} {caller.latest - now:.3f}s too early: a connect was pending")
         waited = now - caller.since
         if error.pool is None or abs(error.elapsed.total - waited) > NEAR:
             raise RuleBroken(f"R5: {error!r} reports {error.elapsed}, but it was {waited:.3f}s")
+
+    @staticmethod
+    def _by_time(error: errors.SteadypoolError) -> bool:
+        return not isinstance(error, errors.PoolQueueFull) and not (
+            isinstance(error, errors.ConnectFailed) and error.final
+        )
+
+    def _check_passed_over(self) -> None:
+        for other, (_, winner) in self.passed_over.items():
+            raise RuleBroken(f"R2: caller {winner} was served before caller {other.name}, who came earlier")
 
     def _check_refusal(self, caller: Caller, error: errors.SteadypoolError, now: float) -> None:
         name = type(error).__name__
@@ -209,8 +232,6 @@ class Rules:
             raise RuleBroken(f"R5: {name}, but the deadline was {caller.deadline_at}, it is {now}")
         if type(error) is errors.PoolTimeout and error.pool is not None and error.pool.leased == 0:
             raise RuleBroken("R5: PoolTimeout though nobody held a connection")
-        if type(error) is errors.PoolTimeout and error in self._unreachable:
-            raise RuleBroken("R5: PoolTimeout though the database could not be reached")
 
     def gives_back(self, lease: Lease[Connection], fate: Fate) -> None:
         """A caller is about to release."""
@@ -268,8 +289,11 @@ class Rules:
             self.connects[2] += 1
         elif isinstance(event, events.AcquireFailed):
             # Noted now: between this moment and the caller's next step the world may change.
-            if self.server.last_open_failed and self._has_room(event.workload):
-                self._unreachable.add(event.error)
+            self.refusals += 1
+            pending = "connecting" if self.server.connecting else ""
+            if self.server.last_open_failed:
+                pending = "unreachable"
+            self.refused_errors[event.error] = (self.refusals, pending, self._has_room(event.workload))
         elif isinstance(event, events.Closed):
             self.seen("gone " + event.reason)
         elif isinstance(event, events.PoolClosedEvent):
@@ -307,10 +331,9 @@ class Rules:
         for other in self.waiting.values():
             if other is caller:
                 return
-            if self._has_room(other.workload) and any(
-                waiter.name == other.name and not waiter.future.done() for waiter in self.pool._waiters
-            ):
-                self.blame(f"R2: caller {caller.name} was served before caller {other.name}, who came earlier")
+            if self._has_room(other.workload):
+                # Unless it has been refused in this moment and does not know it yet.
+                self.passed_over.setdefault(other, (self.refusals, caller.name))
 
     def _has_room(self, workload: str | None) -> bool:
         top = self.ceilings.get(workload or "")
@@ -383,6 +406,7 @@ class Rules:
         self.after_turn()
         now = self.loop.now
         self._check_limits(now)
+        self._check_passed_over()
         if len(self.waiting) != self.pool.waiting:
             raise RuleBroken(f"R4: {len(self.waiting)} callers wait, the pool knows {self.pool.waiting}")
         if set(self.handed.values()) != set(self.holding):
@@ -418,7 +442,9 @@ class Rules:
         if life is None:
             return
         if not life * 0.9 - NEAR <= slot.expires_at - connection.opened_at <= life + NEAR:
-            raise RuleBroken(f"R9: a life of {slot.expires_at - connection.opened_at:.3f}s instead of {life}s")
+            raise RuleBroken(
+                f"R9: a life of {slot.expires_at - connection.opened_at:.3f}s instead of {life}s"
+            )
         if life and abs(slot.expires_at - slot.opened_at - life) < 1e-9:
             raise RuleBroken("R9: no jitter")
         # A life of less than a second ends when somebody asks for the connection, a longer one by itself.

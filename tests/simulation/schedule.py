@@ -37,10 +37,10 @@ WEATHERS: tuple[tuple[str, tuple[object, ...]], ...] = (
 # How often each step comes, in three tempers: a busy pool, a bad server, an operator who fiddles.
 _CALM = {"acquire": 30, "release": 24, "use": 10, "cancel": 8, "release twice": 2, "wait": 6}
 _BAD = {"weather": 12, "fair": 4, "cut": 4, "cut all": 1, "silence": 2, "silence all": 1}
-_FIDDLE = {"evict": 2, "suspect all": 2, "warm up": 3, "abort idle": 1, "cancel evict": 1}
+_FIDDLE = {"evict": 4, "suspect all": 2, "warm up": 3, "abort idle": 1, "cancel evict": 1}
 _END = {"close": 1, "cancel close": 1}
 _TEMPERS: tuple[dict[str, int], ...] = (
-    {**_CALM, **{verb: 1 for verb in _FIDDLE}, "weather": 2, "fair": 1},
+    {**_CALM, **dict.fromkeys(_FIDDLE, 1), "weather": 2, "fair": 1},
     {**_CALM, **_BAD, **_FIDDLE},
     {**_CALM, **_BAD},
     {**_CALM, **_FIDDLE, "weather": 3, "cut": 2},
@@ -85,7 +85,7 @@ def _draw_config(rng: random.Random) -> Config:
         size=pick((1, 1, 2, 2, 3)),
         max_overflow=pick((0, 0, 1, 1, 2)),
         pool_timeout=pick((0.3, 0.5, 1.0, 2.0)),
-        connect_timeout=pick((0.3, 0.5, 1.0, 2.0)),
+        connect_timeout=pick((0.4, 1.0, 1.0, 2.0)),
         recycle=pick((None, None, 0.0, 0.4, 1.0, 2.0, 5.0)),
         ping_after_idle=pick((None, 0.0, 0.05, 0.5, 0.5)),
         leave_timeout=pick((0.2, 0.5)),

@@ -12,7 +12,19 @@ from steadypool import errors
 
 from .virtual import VirtualLoop
 
-OPEN_KINDS = ("ok", "instant", "refuse", "final", "bug", "says timeout", "hang", "late", "gives up", "asleep", "stubborn")
+OPEN_KINDS = (
+    "ok",
+    "instant",
+    "refuse",
+    "final",
+    "bug",
+    "says timeout",
+    "hang",
+    "late",
+    "gives up",
+    "asleep",
+    "stubborn",
+)
 PING_KINDS = ("ok", "instant", "fail", "hang", "late", "stubborn")
 RESET_KINDS = PING_KINDS
 CLOSE_KINDS = ("ok", "instant", "raise", "hang")

@@ -49,7 +49,9 @@ class World:
         self.loop = VirtualLoop(rng, self._turned, self._rested)
         self.rules = Rules(schedule.config, self.loop)
         limits = (options.connect_timeout, options.connect_timeout / 2, options.leave_timeout)
-        self.server = Server(self.loop, rng, limits, lambda: self.pool.closed, self.rules.seen, self.rules.blame)
+        self.server = Server(
+            self.loop, rng, limits, lambda: self.pool.closed, self.rules.seen, self.rules.blame
+        )
         self.clock = LoopClock(self.loop)
         self.pool: Pool[Connection] = pool_class(
             self.server,
@@ -125,7 +127,9 @@ class World:
             self._break(error)
 
     def _after_turns(self, turns: int) -> None:
-        self.loop.call_soon(self._next if turns <= 1 else self._after_turns, *(() if turns <= 1 else (turns - 1,)))
+        self.loop.call_soon(
+            self._next if turns <= 1 else self._after_turns, *(() if turns <= 1 else (turns - 1,))
+        )
 
     def _turned(self) -> None:
         self._ask(self.rules.after_turn)
@@ -234,7 +238,9 @@ class World:
 
     def _do_cancel(self, a: int, b: int) -> None:
         """Cancel the first who waits, the last, or anybody; also somebody who has been served in this moment."""
-        waiting = [c for c in self.callers[-40:] if not c.settled and not c.cancel_asked and c.task is not None]
+        waiting = [
+            c for c in self.callers[-40:] if not c.settled and not c.cancel_asked and c.task is not None
+        ]
         if waiting:
             caller = waiting[(0, -1, a % len(waiting))[b % 3]]
             self.rules.cancels(caller)

@@ -110,13 +110,14 @@ TABLE: list[tuple[SteadypoolError, str, int, str | None]] = [
     (errors.DeadlineExceeded("connected", CONNECTING), "deadline-exceeded", 503, "1"),
     (errors.DeadlineExceeded("select secret", EXECUTING), "deadline-exceeded", 504, None),
     (errors.ConnectionLost("10.1.2.3 reset", EXECUTING), "connection-lost", 503, "1"),
-    (errors.PoolClosed("closed", Report(phase=Phase.CLOSING)), "pool-closed", 503, "1"),
+    (errors.PoolClosed("closed", Report(phase=Phase.CLOSING)), "pool-closed", 503, None),
     (
         errors.TransactionRolledBack("secret statement failed", EXECUTING),
         "transaction-rolled-back",
         500,
         None,
     ),
+    (errors.CommitUnknown("10.1.2.3 reset", EXECUTING), "commit-unknown", 503, None),
     (errors.WrongEventLoop("another loop"), "internal", 500, None),
     (errors.ConfigurationError("password=hunter2"), "internal", 500, None),
 ]

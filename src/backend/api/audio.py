@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -25,36 +23,22 @@ from backend.utilities.database import db_session
 
 router = APIRouter(prefix="/audio", tags=["audio"])
 
-CHUNK = 256 * 1024
-
 # Safari asks for two bytes first, to see whether ranges work; that is nobody listening.
 PROBE = 2
 
 OnlyTrack = Annotated[int | None, Query(alias="track", ge=1, le=2**63 - 1)]
 
 
-class FileResponse(StreamingResponse):
-    """A part of an open-ended file, read in threads; closes the file whichever way it ends."""
+class BytesResponse(StreamingResponse):
+    """What a generator yields; the generator is closed whichever way this ends."""
 
-    def __init__(self, path: Path, part: Slice, **arguments: Any) -> None:
-        self._parts = _read(path, part)
-        super().__init__(self._parts, **arguments)
+    def __init__(self, content: AsyncGenerator[bytes], **arguments: Any) -> None:
+        self._content = content
+        super().__init__(content, **arguments)
 
     async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._parts):
+        async with aclosing(self._content):
             await super().stream_response(send)
-
-
-async def _read(path: Path, part: Slice) -> AsyncGenerator[bytes]:
-    left = part.length
-    with await asyncio.to_thread(path.open, "rb", 0) as file:
-        await asyncio.to_thread(file.seek, part.start)
-        while left:
-            chunk = await asyncio.to_thread(file.read, min(CHUNK, left))
-            if not chunk:
-                raise OSError(f"{path.name} ends before its length")
-            left -= len(chunk)
-            yield chunk
 
 
 @router.api_route("/{file_id}", methods=["GET", "HEAD"])
@@ -143,9 +127,8 @@ def _answer(
     media_type = MEDIA_TYPES.get(track.file_type, "application/octet-stream")
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
-    return FileResponse(
-        storage.path(track.file_id), part, status_code=status, headers=headers, media_type=media_type
-    )
+    content = storage.read(track.file_id, part.start, part.stop)
+    return BytesResponse(content, status_code=status, headers=headers, media_type=media_type)
 
 
 def _unsatisfiable(size: int, headers: dict[str, str]) -> Response:

@@ -32,6 +32,7 @@ MEDIA_TYPES = {
 """Accepted kinds, by file type."""
 
 _EBML = b"\x1aE\xdf\xa3"
+_WEBM_CODECS = (b"A_OPUS", b"A_VORBIS")
 
 
 def inspect(path: Path) -> Audio:
@@ -47,6 +48,7 @@ def inspect(path: Path) -> Audio:
     from mutagen.mp3 import MP3
     from mutagen.mp4 import MP4
     from mutagen.ogg import OggFileType
+    from mutagen.oggtheora import OggTheora
     from mutagen.wave import WAVE
 
     kinds = {MP3: "mp3", WAVE: "wav", MP4: "m4a", AIFF: "aiff", FLAC: "flac", OggFileType: "ogg"}
@@ -65,8 +67,9 @@ def inspect(path: Path) -> Audio:
     ) as error:
         # Parsers of foreign bytes trip over damaged files in their own ways; all of them mean the same here.
         raise NotAudio(_message()) from error
+    is_silent_film = isinstance(found, OggTheora) or (isinstance(found, MP4) and not found.info.channels)
     for kind, file_type in kinds.items():
-        if isinstance(found, kind):
+        if isinstance(found, kind) and not is_silent_film:
             length = getattr(found.info, "length", None)
             return Audio(file_type, float(length) if length else None)
     if _is_webm(path):
@@ -75,10 +78,10 @@ def inspect(path: Path) -> Audio:
 
 
 def _is_webm(path: Path) -> bool:
-    """WebM is the one accepted kind that mutagen does not know: an EBML header with the document type webm."""
+    """WebM is the one accepted kind that mutagen does not know: an EBML header, its document type, an audio track."""
     with path.open("rb") as file:
-        head = file.read(256)
-    return head.startswith(_EBML) and b"webm" in head
+        head = file.read(64 * 1024)
+    return head.startswith(_EBML) and b"webm" in head[:256] and any(codec in head for codec in _WEBM_CODECS)
 
 
 def _message() -> str:

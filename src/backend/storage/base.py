@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
@@ -63,8 +64,8 @@ class Storage(Protocol):
         """Bytes of a file, or None where there is none."""
         ...
 
-    def path(self, file_id: str) -> Path:
-        """Where a kept file lies, for reading."""
+    def read(self, file_id: str, start: int, stop: int) -> AsyncGenerator[bytes]:
+        """The bytes from `start` up to, not including, `stop`; to be closed by whoever stops early."""
         ...
 
     async def delete(self, file_id: str) -> None:

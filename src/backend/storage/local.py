@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import tempfile
+import threading
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from backend.storage.base import FILE_ID, Incoming, StorageFull, TooLarge
 
 # Each write is a trip to a thread; a network chunk is 64 KiB at most, so gather a few.
 WRITE_AT = 512 * 1024
+READ_SIZE = 256 * 1024
 
 
 @contextmanager
@@ -28,10 +30,40 @@ def _full_disk_has_a_name() -> Generator[None]:
         raise
 
 
-class _LocalIncoming:
-    """A temporary file; every method that touches the disk runs in a thread."""
+class _File:
+    """A file that is used in threads and closed from the event loop.
 
-    def __init__(self, file: io.FileIO, path: Path, limit: int) -> None:
+    A cancelled caller cannot stop its thread. Closing waits for it (one system call on one chunk): a descriptor that
+    is closed under a running call may by then be somebody else's socket.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+
+    def write(self, data: bytes | bytearray) -> None:
+        rest = memoryview(data)
+        with self._lock, _full_disk_has_a_name():
+            while rest:  # a raw write may take less than it is given
+                rest = rest[self._file.write(rest) :]
+
+    def sync(self) -> None:
+        with self._lock, _full_disk_has_a_name():
+            os.fsync(self._file.fileno())
+
+    def read(self, offset: int, length: int) -> bytes:
+        with self._lock:
+            return os.pread(self._file.fileno(), length, offset)
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+
+class _LocalIncoming:
+    """A temporary file; every method that moves bytes runs in a thread."""
+
+    def __init__(self, file: _File, path: Path, limit: int) -> None:
         self._file = file
         self._path = path
         self._limit = limit
@@ -56,21 +88,14 @@ class _LocalIncoming:
             await asyncio.to_thread(self._flush)
 
     async def finish(self) -> str:
-        await asyncio.to_thread(self._sync)
+        await asyncio.to_thread(self._flush)
+        await asyncio.to_thread(self._file.sync)
         return self._hash.hexdigest()
 
     def _flush(self) -> None:
         data, self._buffer = self._buffer, bytearray()
-        rest = memoryview(data)
-        with _full_disk_has_a_name():
-            while rest:  # a raw write may take less than it is given
-                rest = rest[self._file.write(rest) :]
+        self._file.write(data)
         self._hash.update(data)
-
-    def _sync(self) -> None:
-        self._flush()
-        with _full_disk_has_a_name():
-            os.fsync(self._file.fileno())
 
     def discard(self) -> None:
         self._file.close()
@@ -92,21 +117,22 @@ class LocalStorage:
 
     @asynccontextmanager
     async def receive(self) -> AsyncGenerator[Incoming]:
-        incoming = await asyncio.to_thread(self._begin)
+        # Three quick system calls, not in a thread: cancelled there, nobody would own the file that it makes.
+        incoming = self._begin()
         try:
             yield incoming
         finally:
-            # Not in a thread: whoever was cancelled must leave nothing behind, and cannot wait any more.
+            # Not awaited: whoever was cancelled must leave nothing behind, and cannot wait any more.
             incoming.discard()
 
     def _begin(self) -> _LocalIncoming:
         with _full_disk_has_a_name():
             self._tmp.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=self._tmp)
-        return _LocalIncoming(io.FileIO(descriptor, "wb"), Path(name), self._max_bytes)
+        return _LocalIncoming(_File(io.FileIO(descriptor, "wb")), Path(name), self._max_bytes)
 
     async def keep(self, incoming: Incoming, file_id: str) -> None:
-        await asyncio.to_thread(self._keep, incoming.path, self.path(file_id))
+        await asyncio.to_thread(self._keep, incoming.path, self._path(file_id))
 
     def _keep(self, source: Path, target: Path) -> None:
         if target.exists():
@@ -124,7 +150,7 @@ class LocalStorage:
                     os.close(descriptor)
 
     async def size(self, file_id: str) -> int | None:
-        return await asyncio.to_thread(self._size, self.path(file_id))
+        return await asyncio.to_thread(self._size, self._path(file_id))
 
     @staticmethod
     def _size(path: Path) -> int | None:
@@ -133,11 +159,23 @@ class LocalStorage:
         except FileNotFoundError:
             return None
 
-    def path(self, file_id: str) -> Path:
+    async def read(self, file_id: str, start: int, stop: int) -> AsyncGenerator[bytes]:
+        file = _File(io.FileIO(self._path(file_id)))  # not in a thread, as in receive()
+        try:
+            while start < stop:
+                chunk = await asyncio.to_thread(file.read, start, min(READ_SIZE, stop - start))
+                if not chunk:
+                    raise OSError(f"the file {file_id} ends at byte {start}, before {stop}")
+                start += len(chunk)
+                yield chunk
+        finally:
+            file.close()
+
+    def _path(self, file_id: str) -> Path:
         if not FILE_ID.fullmatch(file_id):
             raise ValueError("a file id is 64 hexadecimal digits")
         return self._root / file_id[:2] / file_id
 
     async def delete(self, file_id: str) -> None:
-        path = self.path(file_id)
+        path = self._path(file_id)
         await asyncio.to_thread(path.unlink, missing_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
@@ -18,13 +18,23 @@ from sqlalchemy import event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
-from steadypool import errors
 from steadypool.breaker import BreakerState
 from steadypool.clock import Backoff
+from steadypool.connect.dsn import parse_url
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
-from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue
+from steadypool.deadline import TimeLimit, nearest_end
+from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue, Surroundings
 from steadypool.errors import ConfigurationError, PoolSnapshot
-from steadypool.events import Events
+from steadypool.events import Acquired, Event, Events
+from steadypool.listener import (
+    CatchUp,
+    Listener,
+    ListenerOptions,
+    ListenerStats,
+    Overflow,
+    Subscription,
+    check_channel,
+)
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
@@ -41,6 +51,9 @@ SAFE_BEHIND_POOLERS: dict[str, Any] = {
 }
 """For asyncpg: a pooler may hand each transaction to another backend, where a statement that was prepared earlier
 is unknown, or is somebody else's. A name is never used twice and no statement is kept."""
+
+LONGEST_PAYLOAD = 7999
+"""Bytes that a notification may carry (PostgreSQL manual, NOTIFY: "less than 8000 bytes")."""
 
 OnConnect = Callable[[Any], Awaitable[None]]
 """Called with the driver's own connection each time one was opened."""
@@ -70,6 +83,7 @@ class DatabaseStats:
     last_connect_failure: str | None
     totals: Totals
     workloads: tuple[Workload, ...]
+    listener: ListenerStats | None
 
 
 class Database:
@@ -80,6 +94,7 @@ class Database:
     Args:
         settings: where it is and how it is used; read from the environment if not given.
         name: what errors, events and statistics call it.
+        listener: times of the connection that `listen` uses.
         on_connect: awaited with the driver's connection after every connect (types, search_path).
         engine_arguments: anything else for SQLAlchemy's `create_async_engine` (echo, json_serializer, …).
 
@@ -99,6 +114,7 @@ class Database:
         settings: DatabaseSettings | None = None,
         *,
         name: str = "main",
+        listener: ListenerOptions | None = None,
         on_connect: OnConnect | None = None,
         engine_arguments: Mapping[str, Any] | None = None,
     ) -> None:
@@ -110,6 +126,8 @@ class Database:
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
+        self._listener_options = listener or ListenerOptions()
+        self._listener: Listener | None = None
         self.engine = self._make_engine(engine_arguments or {})
         if on_connect is not None:
 
@@ -163,6 +181,8 @@ class Database:
 
     async def close(self, grace: float | None = None) -> None:
         """Refuse new callers, let those inside finish for `grace` seconds (DATABASE_CLOSE_GRACE), cut off the rest."""
+        if self._listener is not None:
+            await self._listener.close()
         await self.pool.close(grace)
 
     async def __aenter__(self) -> Self:
@@ -332,36 +352,149 @@ class Database:
         fairy: Any = await greenlet_spawn(engine.raw_connection)
         driver_connection = fairy.driver_connection
         dialect = self.pool.dialect
+        core = self.pool.core
+        dialogue = _DIALOGUES[dialect.driver](driver_connection)
+        surroundings = Surroundings(
+            pool=self.name,
+            clock=core.clock,
+            statement_timeout=timeout or self.settings.statement_timeout,
+            workload=workload,
+            snapshot=core.snapshot,
+            emit=self.events.emit,
+            is_open=lambda: dialect.is_open(driver_connection),
+            touch=lambda: dialect.spoke(driver_connection),
+            cut=lambda: dialect.cut(driver_connection),
+        )
         try:
+            dedicated = Dedicated(driver_connection, dialogue, surroundings)
             await dialect.set_autocommit(driver_connection, True)
-            dedicated = Dedicated(
-                driver_connection,
-                _DIALOGUES[dialect.driver](driver_connection),
-                clock=self.pool.core.clock,
-                statement_timeout=timeout or self.settings.statement_timeout,
-                workload=workload,
-                snapshot=self.pool.core.snapshot,
-                touch=lambda: dialect.spoke(driver_connection),
-            )
             if timeout is not None:
                 await dedicated.execute(f"SET statement_timeout = {milliseconds(timeout)}")
             yield dedicated
-            if timeout is not None:
-                await dedicated.execute("RESET statement_timeout")
-            if dialect.in_transaction(driver_connection):
-                await dedicated.execute("ROLLBACK")
-            await dialect.set_autocommit(driver_connection, False)
         except BaseException as error:
-            if _is_spoilt(error) or timeout is not None or dialect.in_transaction(driver_connection):
+            if not isinstance(error, Exception):
                 dialect.cut(driver_connection)
-            elif dialect.is_open(driver_connection):
-                await dialect.set_autocommit(driver_connection, False)
             raise
         finally:
-            if not dialect.is_open(driver_connection) and fairy.is_valid:
-                fairy.invalidate()
-            elif fairy.is_valid:
-                await greenlet_spawn(fairy.close)
+            try:
+                await self._clean(driver_connection, dialogue if timeout is not None else None)
+            finally:
+                if not dialect.is_open(driver_connection) and fairy.is_valid:
+                    fairy.invalidate()
+                elif fairy.is_valid:
+                    await greenlet_spawn(fairy.close)
+
+    async def _clean(self, driver_connection: Any, limited: Dialogue | None) -> None:
+        """Undo what a dedicated use may have left, within the time for leaving; what can't be cleaned is cut off.
+
+        `limited` is how to talk to it if it has a workload's statement timeout.
+        """
+        dialect = self.pool.dialect
+        if not dialect.is_open(driver_connection):
+            return
+        seconds, _ = nearest_end(self.pool.options.leave_timeout, self.pool.core.clock.monotonic())
+        try:
+            with TimeLimit(seconds):
+                if dialect.in_transaction(driver_connection):
+                    await dialect.roll_back(driver_connection)
+                if limited is not None:
+                    await limited.execute("RESET statement_timeout", ())
+                await dialect.set_autocommit(driver_connection, False)
+        except BaseException as error:
+            dialect.cut(driver_connection)
+            # The server rolls back by itself what was not committed; only a cancellation is the caller's to hear.
+            if not isinstance(error, Exception):
+                raise
+
+    # -- notifications -----------------------------------------------------------------------------------------
+
+    @property
+    def listener(self) -> Listener:
+        """What hears notifications; it connects when somebody first calls `listen`."""
+        if self._listener is None:
+            self._listener = self._make_listener()
+        return self._listener
+
+    def _make_listener(self) -> Listener:
+        from steadypool.connect.psycopg_driver import open_psycopg  # psycopg may not be installed
+
+        s = self.settings
+        url = s.direct_url if s.direct_url is not None else s.url
+        target = parse_url("" if url is None else url.get_secret_value())
+
+        async def connect(timeout: float) -> Any:
+            return await open_psycopg(
+                target,
+                timeout=timeout,
+                guards=session_guards(s),
+                socket_options=socket_guards(s),
+                password=s.password,
+                autocommit=True,
+            )
+
+        listener = Listener(
+            connect,
+            self._listener_options,
+            name=self.name,
+            clock=self.pool.core.clock,
+            observers=self.events,
+            on_silence=lambda: self.pool.core.suspect_all(),
+        )
+        if self._listener_options.dormant_after is not None:
+            self.events.subscribe(lambda event: _wake(listener, event))
+        return listener
+
+    def listen(
+        self,
+        channel: str,
+        *,
+        buffer: int = 1000,
+        overflow: Overflow | str = Overflow.DROP_OLDEST,
+        catch_up: CatchUp | None = None,
+    ) -> AbstractAsyncContextManager[Subscription]:
+        """Hear a channel while the block runs: notifications, and a `Gap` wherever some may have been missed.
+
+        Args:
+            channel: its name, as in NOTIFY.
+            buffer: how many notifications may wait for this subscriber.
+            overflow: what becomes of more: `drop_oldest` or `conflate`.
+            catch_up: awaited after LISTEN, before anything is delivered, each time the listener connects.
+
+        Raises:
+            errors.ConfigurationError: the name cannot be a channel's.
+            errors.ListenerDeaf: from the iteration, while a transaction pooler swallows notifications.
+
+        Example:
+            >>> async with db.listen("queue_changes") as notifications:
+            ...     async for notification in notifications:
+            ...         ...
+        """
+        return self.listener.listen(channel, buffer=buffer, overflow=Overflow(overflow), catch_up=catch_up)
+
+    async def notify(self, channel: str, payload: str = "", *, session: AsyncSession | None = None) -> None:
+        """Send a notification; never over the listening connection.
+
+        Args:
+            channel: its name.
+            payload: at most 7,999 bytes.
+            session: send it in this session's transaction: it is delivered if, and only if, that commits.
+
+        Raises:
+            errors.ConfigurationError: the payload is longer than Postgres takes.
+        """
+        check_channel(channel)
+        if (size := len(payload.encode())) > LONGEST_PAYLOAD:
+            raise ConfigurationError(
+                f"a payload of {size:,} bytes for channel {channel!r}: allowed: at most {LONGEST_PAYLOAD:,}. "
+                "Keep what it says in a table and send its key"
+            )
+        if session is not None:
+            await session.execute(
+                text("SELECT pg_notify(:channel, :payload)"), {"channel": channel, "payload": payload}
+            )
+            return
+        async with self.connection() as connection:
+            await connection.execute("SELECT pg_notify($1, $2)", channel, payload)
 
     def stats(self) -> DatabaseStats:
         """What is going on, as frozen facts."""
@@ -376,6 +509,7 @@ class Database:
             last_connect_failure=snapshot.last_connect_failure,
             totals=self._counters.totals(),
             workloads=tuple(self._workloads.values()),
+            listener=None if self._listener is None else self._listener.stats(),
         )
 
 
@@ -392,8 +526,7 @@ def _set_local(session: AsyncSession, settings: Mapping[str, str]) -> None:
     event.listen(session.sync_session, "after_begin", after_begin)
 
 
-def _is_spoilt(error: BaseException) -> bool:
-    """Whether the connection may still be busy with what the error ended."""
-    return not isinstance(error, Exception) or isinstance(
-        error, errors.StatementTimeout | errors.DeadlineExceeded | errors.ConnectionLost | OSError
-    )
+def _wake(listener: Listener, event: Event) -> None:
+    """A request uses the database, so a dormant listener may as well."""
+    if isinstance(event, Acquired):
+        listener.activity()

@@ -1,20 +1,29 @@
 """A connection of one's own: native `$1` placeholders, one round trip a statement, the driver's object in reach.
 
-Statements run in autocommit unless `transaction()` says otherwise. All driver errors come through as they are;
-what steadypool adds are the limits, and names for what the driver leaves nameless.
+Statements run in autocommit unless `transaction()` says otherwise. Errors of SQL come through as the
+driver raises them; what ends a statement or a connection has steadypool's names. A statement that was given up,
+by its limit, a deadline or a cancellation, takes its connection with it: nobody knows what it would answer next.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from steadypool import errors
 from steadypool.clock import Clock
-from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
+from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
 from steadypool.errors import Elapsed, Phase, Report
+from steadypool.events import StatementTimedOut
 from steadypool.fingerprint import fingerprint
+from steadypool.sqlstate import QUERY_CANCELED, Fate, fate_of
+
+EARLY = 0.05
+"""Seconds by which the server's clock may end a statement before ours says that it is time."""
 
 
 class Row(Protocol):
@@ -98,38 +107,42 @@ class PsycopgDialogue:
         return (await self._run(sql, args)).statusmessage or ""
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a dedicated connection needs to know and to tell, from the pool that it comes from."""
+
+    pool: str
+    clock: Clock
+    statement_timeout: float | None
+    workload: str | None
+    snapshot: Callable[[], errors.PoolSnapshot]
+    emit: Callable[[StatementTimedOut], None]
+    is_open: Callable[[], bool]
+    touch: Callable[[], None]
+    """The server has answered."""
+    cut: Callable[[], None]
+    """Cut the connection off: a statement was given up half-way."""
+
+
 class Dedicated:
     """What `Database.connection()` yields.
 
     `driver_connection` is the driver's own object, for everything that is not here (COPY, cursors, LISTEN).
     """
 
-    def __init__(
-        self,
-        driver_connection: Any,
-        dialogue: Dialogue,
-        *,
-        clock: Clock,
-        statement_timeout: float | None,
-        workload: str | None,
-        snapshot: Callable[[], errors.PoolSnapshot],
-        touch: Callable[[], None],
-    ) -> None:
+    def __init__(self, driver_connection: Any, dialogue: Dialogue, surroundings: Surroundings) -> None:
         self.driver_connection = driver_connection
         self._dialogue = dialogue
-        self._clock = clock
-        self._statement_timeout = statement_timeout
-        self._workload = workload
-        self._snapshot = snapshot
-        self._touch = touch
+        self._around = surroundings
         self._depth = 0
 
     async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
         """All rows of a statement with `$1` placeholders.
 
         Raises:
-            errors.StatementTimeout: it ran longer than the limit and the server did not say so itself.
+            errors.StatementTimeout: it ran longer than its limit.
             errors.DeadlineExceeded: the caller's deadline passed.
+            errors.ConnectionLost: the connection died, or was dropped before because a statement was given up.
         """
         return await self._bounded(sql, self._dialogue.fetch(sql, args))
 
@@ -160,7 +173,11 @@ class Dedicated:
         try:
             yield
         except Exception:
-            await self.execute(f"ROLLBACK TO SAVEPOINT {savepoint}" if depth else "ROLLBACK")
+            # Where the connection is gone the server rolls back by itself, and the error to see is the one that
+            # was raised inside.
+            if self._around.is_open():
+                with contextlib.suppress(errors.ConnectionLost, errors.StatementTimeout, errors.DeadlineExceeded):
+                    await self.execute(f"ROLLBACK TO SAVEPOINT {savepoint}" if depth else "ROLLBACK")
             raise
         else:
             tag = await self.execute(f"RELEASE SAVEPOINT {savepoint}" if depth else "COMMIT")
@@ -175,27 +192,69 @@ class Dedicated:
             self._depth = depth
 
     async def _bounded(self, sql: str, work: Coroutine[Any, Any, Any]) -> Any:
-        own = None if self._statement_timeout is None else self._statement_timeout + CLIENT_GRACE
-        started = self._clock.monotonic()
-        seconds, deadline = nearest_end(own, started)
+        around = self._around
+        server = around.statement_timeout
+        started = around.clock.monotonic()
+        seconds, deadline = nearest_end(None if server is None else server + CLIENT_GRACE, started)
         limit = TimeLimit(seconds)
         try:
             with limit:
                 result = await work
+        except asyncio.CancelledError:
+            around.cut()
+            raise
         except TimeoutError as error:
             if not limit.expired:
                 raise
-            elapsed = self._clock.monotonic() - started
-            report = Report(Phase.EXECUTING, Elapsed(executing=elapsed), None, None, True, self._snapshot())
-            name = fingerprint(sql)
-            if deadline is not None:
-                raise errors.DeadlineExceeded(
-                    f"deadline of {deadline.seconds:.2f}s passed while executing, {elapsed:.2f}s into: {name}",
-                    report,
-                ).with_report(deadline=deadline.seconds) from error
-            what = f" on workload {self._workload!r}" if self._workload else ""
-            raise errors.StatementTimeout(
-                f"no answer after {elapsed:.2f}s{what}: {name}; the connection was dropped", report
-            ) from error
-        self._touch()
+            around.cut()
+            raise self._out_of_time(sql, started, deadline) from error
+        except Exception as error:
+            named = self._named(sql, started, error)
+            if named is None:
+                raise
+            raise named from error
+        around.touch()
         return result
+
+    def _report(self, started: float, *, maybe_executed: bool = True) -> Report:
+        elapsed = Elapsed(executing=self._around.clock.monotonic() - started)
+        return Report(Phase.EXECUTING, elapsed, maybe_executed=maybe_executed, pool=self._around.snapshot())
+
+    def _out_of_time(self, sql: str, started: float, deadline: Deadline | None) -> errors.SteadypoolError:
+        """The client gave the statement up."""
+        report = self._report(started)
+        if deadline is None:
+            return self._timed_out(sql, report, "The server did not answer; the connection was dropped. ")
+        return errors.DeadlineExceeded(
+            f"deadline of {deadline.seconds:.2f}s passed while executing, {report.elapsed.total:.2f}s into: "
+            f"{fingerprint(sql)}",
+            report,
+        ).with_report(deadline=deadline.seconds)
+
+    def _named(self, sql: str, started: float, error: Exception) -> errors.SteadypoolError | None:
+        """A name for what the driver raised; None where it is the statement's own error."""
+        state = getattr(error, "sqlstate", None)
+        limit = self._around.statement_timeout
+        report = self._report(started)
+        if state == QUERY_CANCELED and limit is not None and report.elapsed.total >= limit - EARLY:
+            return self._timed_out(sql, self._report(started, maybe_executed=False), "")
+        gone = state is not None and fate_of(state) in (Fate.EVICT, Fate.EVICT_AND_PROVE)
+        if self._around.is_open() and not gone:
+            return None
+        self._around.cut()
+        because = f"the server said {state}" if state else "it ended without a word"
+        return errors.ConnectionLost(
+            f"the connection was lost after {report.elapsed.total:.2f}s in: {fingerprint(sql)} ({because}). "
+            "Whether the statement took effect is not known",
+            report,
+        )
+
+    def _timed_out(self, sql: str, report: Report, and_then: str) -> errors.StatementTimeout:
+        around, name, limit = self._around, fingerprint(sql), self._around.statement_timeout or 0.0
+        around.emit(StatementTimedOut(around.pool, around.clock.monotonic(), name, limit, around.workload))
+        what = f" on workload {around.workload!r}" if around.workload else ""
+        return errors.StatementTimeout(
+            f"statement ended after {report.elapsed.total:.2f}s{what}, limit {limit:.2f}s: {name}. {and_then}"
+            "Make it faster, or give its workload a longer statement_timeout (DATABASE_STATEMENT_TIMEOUT)",
+            report,
+        )

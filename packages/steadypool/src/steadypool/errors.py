@@ -16,6 +16,8 @@ run, and what the pool looked like at that moment.
 | `ConnectionLost` | | the connection died while in use | 503 |
 | `CommitUnknown` | `ConnectionLost` | it died between COMMIT and its answer | 503 |
 | `TransactionRolledBack` | | COMMIT was answered by ROLLBACK | 500 |
+| `HeartbeatMissed` | `ConnectionLost` | the listening connection gave no answer | |
+| `ListenerDeaf` | | a pooler swallows notifications | 500 |
 | `PoolClosed` | | the pool was closed | 503 |
 | `WrongEventLoop` | `RuntimeError` | used from another event loop or a forked child | 500 |
 | `ConfigurationError` | `ValueError` | a setting or a URL cannot work | 500 |
@@ -219,6 +221,14 @@ class CommitUnknown(ConnectionLost):
     """The connection was lost after COMMIT was sent. It may have taken effect; only its effect can tell."""
 
     retryable = False
+
+
+class HeartbeatMissed(ConnectionLost):
+    """The listening connection did not answer in time; it is replaced."""
+
+
+class ListenerDeaf(SteadypoolError):
+    """Notifications do not arrive, because a transaction pooler stands in between."""
 
 
 class TransactionRolledBack(SteadypoolError):

@@ -97,6 +97,23 @@ class PoolClosedEvent(Event):
     aborted: int
 
 
+@dataclass(frozen=True, slots=True)
+class ListenerStateChanged(Event):
+    """The listener went from one state to another (`ListenerState`)."""
+
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerGap(Event):
+    """Notifications of a channel may have been missed since a moment."""
+
+    channel: str
+    since: float
+    reason: str
+
+
 Observer = Callable[[Event], None]
 
 

@@ -7,6 +7,7 @@ The grammar is that of libpq's connection URIs with SQLAlchemy's driver in the s
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -188,10 +189,18 @@ def _host(spec: str, port: str, address: str, decode: Callable[[str], str], refu
         name, own_port = bracketed[1], bracketed[2] or ""
     elif spec.count(":") == 1 and not spec.startswith(("/", "@")):
         name, _, own_port = spec.partition(":")
-    elif ":" in spec and not re.fullmatch(r"[0-9A-Fa-f:.]+(%\w+)?", spec) and not spec.startswith(("/", "@")):
+    elif ":" in spec and not spec.startswith(("/", "@")) and not _is_ipv6(spec):
         refuse("a host has more than one colon; an IPv6 address is written in brackets, [::1]")
     text = own_port or port or str(DEFAULT_PORT)
     if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or not 1 <= int(text) <= 65_535:
         # not shown: where an @ was forgotten, this is the password
         refuse("a port is not a number from 1 to 65535")
     return Host(decode(name) or "localhost", int(text), address or None)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True

@@ -120,7 +120,7 @@ def _summary(error: BaseException) -> str:
     if isinstance(error, socket.gaierror):
         return f"the name cannot be resolved ({error.strerror or error})"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the server's certificate is not trusted ({error.verify_message or error.reason})"
+        return f"the server's certificate is not trusted ({getattr(error, 'verify_message', None) or error})"
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)) and not str(error):
         return "no answer in time"
     text = (

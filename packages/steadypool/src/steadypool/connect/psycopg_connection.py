@@ -12,7 +12,7 @@ import select
 import time
 from typing import Any, TypeVar
 
-from psycopg import AsyncConnection, OperationalError, waiting
+from psycopg import AsyncConnection, OperationalError, errors
 from psycopg.abc import PQGen
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import Row
@@ -37,7 +37,7 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
     _yielded: float = 0.0
 
     def abort(self) -> None:
-        """Close the socket now, without a word to the server; a statement on its way raises `OperationalError`.
+        """Close the socket now, whatever the server is doing; a statement on its way raises `OperationalError`.
 
         Awaits nothing, may be called from a callback of the loop, and twice.
         """
@@ -48,20 +48,23 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
         if waiter is not None and not waiter.done():
             waiter.set_exception(OperationalError("the connection was aborted"))
 
+    async def close(self) -> None:
+        """Close the connection; whoever still waits on it gets `OperationalError`."""
+        if not self.closed:
+            self.abort()
+
     async def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
         """Drive one of psycopg's generators until it ends; see the class for what differs.
 
         Args:
             gen: what psycopg wants done.
-            interval: only used with a timeout.
+            interval: not used; psycopg's is for Ctrl-C.
             timeout: seconds; given by psycopg where running out of them is an ordinary end.
         """
         if self.interrupted:
             raise OperationalError("the connection was given up in the middle of a statement")
         try:
-            if timeout is not None:
-                return await waiting.wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
-            return await self._drive(gen)
+            return await self._drive(gen, None if timeout is None else time.monotonic() + timeout)
         except asyncio.CancelledError:
             self.interrupted = self.interrupted or self._in_the_middle()
             raise
@@ -72,16 +75,18 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
             or self.pgconn.pipeline_status != PipelineStatus.OFF
         )
 
-    async def _drive(self, gen: PQGen[Result]) -> Result:
+    async def _drive(self, gen: PQGen[Result], end: float | None) -> Result:
         try:
             wanted = next(gen)
             while True:
                 ready = self._ready_now(wanted) if wanted & Wait.W else 0
                 if ready:
                     await self._let_others_run()
-                wanted = gen.send(Ready(ready or await self._ready(wanted)))
-        except StopIteration as end:
-            result: Result = end.value
+                wanted = gen.send(Ready(ready or await self._ready(wanted, end)))
+                if end is not None and time.monotonic() >= end:
+                    raise errors._WaitTimeout("no more to wait for")  # pyright: ignore[reportPrivateUsage]  # what psycopg catches
+        except StopIteration as stop:
+            result: Result = stop.value
         finally:
             gen.close()
         await self._let_others_run()
@@ -103,15 +108,15 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
             ready |= Ready.R if event & ~select.POLLOUT else 0
         return ready
 
-    async def _ready(self, wanted: Wait) -> int:
-        """Wait until the socket is ready; `abort()` may end it from outside."""
+    async def _ready(self, wanted: Wait, end: float | None) -> int:
+        """Wait until the socket is ready, or until `end`; `abort()` may end it from outside."""
         if self._closed:
             raise OperationalError("the connection is closed")
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         ready = 0
 
-        def wake(what: Ready) -> None:
+        def wake(what: Ready = Ready.NONE) -> None:
             nonlocal ready
             ready |= what
             if not waiter.done():
@@ -123,9 +128,12 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
             loop.add_reader(self._watched, wake, Ready.R)
         if wanted & Wait.W:
             loop.add_writer(self._watched, wake, Ready.W)
+        timer = None if end is None else loop.call_later(max(0.0, end - time.monotonic()), wake)
         try:
             await waiter
         finally:
+            if timer is not None:
+                timer.cancel()
             self._waiter = None
             self._yielded = time.monotonic()
             self._forget_socket()

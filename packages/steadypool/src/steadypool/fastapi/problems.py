@@ -87,6 +87,15 @@ PROBLEMS: tuple[tuple[type[SteadypoolError], Problem], ...] = (
         ),
     ),
     (
+        errors.CommitUnknown,
+        Problem(
+            "commit-unknown",
+            "It is not known whether the changes were saved",
+            _UNAVAILABLE,
+            "The connection broke while the changes were being saved. Look before trying again.",
+        ),
+    ),
+    (
         errors.ConnectionLost,
         Problem(
             "connection-lost",
@@ -141,14 +150,14 @@ def error_response(error: SteadypoolError, path: str) -> JSONResponse:
     status = problem.status
     if isinstance(error, errors.DeadlineExceeded) and error.phase is Phase.EXECUTING:
         status = HTTPStatus.GATEWAY_TIMEOUT
-    headers = {"Retry-After": str(retry_after(error))} if status is _UNAVAILABLE else None
+    invited = status is _UNAVAILABLE and error.retryable
     return problem_response(
         problem.kind,
         problem.title,
         status,
         problem.detail or public_message(error),
         path=path,
-        headers=headers,
+        headers={"Retry-After": str(retry_after(error))} if invited else None,
         phase=error.phase.value,
         retryable=is_retryable(error),
         maybe_executed=error.maybe_executed,

@@ -1,8 +1,23 @@
 """The fault lab: a real Postgres on the desk, and a network in between that can be made to fail."""
 
+from steadypool.lab.certificate import Certificate, self_signed
 from steadypool.lab.errors import LabError
 from steadypool.lab.postgres import EmbeddedPostgres
 from steadypool.lab.proxy import FaultProxy, Mode
+from steadypool.lab.relay import TlsFront
 from steadypool.lab.server import PostgresServer
+from steadypool.lab.sleepy import SleepyPostgres, Suspend, WakeMode
 
-__all__ = ["EmbeddedPostgres", "FaultProxy", "LabError", "Mode", "PostgresServer"]
+__all__ = [
+    "Certificate",
+    "EmbeddedPostgres",
+    "FaultProxy",
+    "LabError",
+    "Mode",
+    "PostgresServer",
+    "SleepyPostgres",
+    "Suspend",
+    "TlsFront",
+    "WakeMode",
+    "self_signed",
+]

@@ -12,6 +12,8 @@ Four lock files carry all of it, and the kernel releases them when a process die
   no process id can say for sure.
 - `keeper.lock`: exclusive, held by the keeper.
 
+The last three contain the process id of their holder (for `server.lock` the postmaster's).
+
 This file is run by its path in an isolated interpreter without site packages, so that it starts in a few
 milliseconds: it imports the standard library and nothing else. The rest of the lab imports its locks from here.
 """
@@ -196,9 +198,11 @@ class Keeper:
             if not lock.acquire(shared=False, seconds=KILL_SECONDS):
                 os.write(log, b"FATAL:  the previous server has not ended\n")
                 return 1
+        life.write("")
         if os.fork():
             # The caller waits for this process only; the locks live on in the child.
             os._exit(0)
+        own.write(str(os.getpid()))
         try:
             self._server = self._spawn(log, life)
         except OSError as error:

@@ -276,6 +276,8 @@ class PostgresServer:
         return False
 
     def _end_server(self, mode: StopMode) -> None:
+        # A server that is just being started says who it is in a moment.
+        wait_for(lambda: self.pid is not None or not self.is_running, keeper.KILL_SECONDS)
         pid = self.pid
         if pid is not None and not stop_server(pid, self._lock_path("server"), immediate=mode == "immediate"):
             raise LabError(f"the server in {self._cluster.home} does not end, not even by SIGKILL")

@@ -125,14 +125,14 @@ class GuardedDialect:
         """As SQLAlchemy's, within the limit of a statement and the deadline."""
         server = self.guards.statement_timeout
         self._bounded(None if server is None else server + CLIENT_GRACE, super().do_commit, dbapi_connection)  # type: ignore[misc]
-        self._proven[dbapi_connection.driver_connection] = self.guards.clock.monotonic()
+        self.spoke(_driver_connection(dbapi_connection))
 
     def do_close(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off."""
         self._leave(super().do_close, dbapi_connection)  # type: ignore[misc]
 
     def _leave(self, call: Callable[[Any], None], dbapi_connection: Any, *, quietly: bool = False) -> None:
-        driver_connection = dbapi_connection.driver_connection
+        driver_connection = _driver_connection(dbapi_connection)
         try:
             self._bounded(self.guards.leave_timeout, call, dbapi_connection)
         except BaseException as error:
@@ -145,7 +145,7 @@ class GuardedDialect:
 
     def do_terminate(self, dbapi_connection: Any) -> None:
         """Cut the socket off. Never waits, so it works in the garbage collector too."""
-        self.cut(dbapi_connection.driver_connection)
+        self.cut(_driver_connection(dbapi_connection))
 
     def proven_at(self, driver_connection: Any) -> float | None:
         """When the server last answered on this connection, if it did."""
@@ -400,6 +400,11 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
 
 _IN_TRANSACTION = frozenset({1, 2, 3})
 """libpq's PQTRANS_ACTIVE, PQTRANS_INTRANS and PQTRANS_INERROR."""
+
+
+def _driver_connection(dbapi_connection: Any) -> Any:
+    """The driver's own connection. SQLAlchemy passes its adapter, or a pool's proxy, which, detached, has lost it."""
+    return getattr(dbapi_connection, "dbapi_connection", dbapi_connection).driver_connection
 
 
 def _readable(driver_connection: Any) -> bool:

@@ -31,6 +31,10 @@ def name_error(context: ExceptionContext) -> BaseException | None:
     if isinstance(original, errors.SteadypoolError) or not isinstance(original, Exception):
         return None  # named already, or a cancellation, which is the caller's own doing
     if isinstance(original, LimitReached):
+        # Its statement may still be on its way: nobody may use the connection again. That it did not answer says
+        # something about the others too, unless it was the caller's own deadline that was short.
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = original.deadline is None
         return (
             _deadline(context, original)
             if original.deadline is not None

@@ -64,6 +64,8 @@ class Record(_ConnectionRecord):
         """As SQLAlchemy's; a hard invalidation cuts the socket at once."""
         driver_connection = self.driver_connection
         if not soft and driver_connection is not None:
+            # SQLAlchemy connects a record anew when a handler of `checkout` rejects its connection.
+            self._owner.stop_watching(self)
             self.farewell = take_farewell(driver_connection)
             if self.farewell is not None:
                 self._owner.watched.add(self)
@@ -113,7 +115,14 @@ class RecordDriver:
 
     def abort(self, connection: Record) -> None:
         """Cut it off; the event handlers of `invalidate` and `close` are called."""
-        connection.cut()
+        driver_connection = connection.driver_connection
+        try:
+            connection.cut()
+        except Exception:  # noqa: BLE001 - an event handler's: nobody is there to tell, and the pool has to go on
+            self._owner.logger.exception("An event handler failed while a connection was cut off")
+        finally:
+            if driver_connection is not None:
+                self._owner.dialect.cut(driver_connection)
 
     async def close(self, connection: Record) -> None:
         """Close it politely, or, where it was cut off, wait until the server has let go."""

@@ -1,0 +1,269 @@
+"""Starting and ending plyr: the ways it can go wrong, and several at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from backend import migrations
+from backend.config import Settings, StorageSettings
+from backend.migrations.upgrade import MigrationError, upgrade
+from backend.models import Base
+from backend.services.demo import ensure_demo
+from backend.storage.local import LocalStorage
+from backend.utilities.database import build_database
+from steadypool import DatabaseSettings
+
+from .conftest import tone
+
+# -- migrations ----------------------------------------------------------------------------------------------
+
+
+def test_of_several_migrations_at_once_one_does_the_work(database_url: str) -> None:
+    settings = DatabaseSettings(url=database_url)
+    with ThreadPoolExecutor(4) as threads:
+        done = list(threads.map(upgrade, [settings] * 4))
+    assert sorted(done) == [False, False, False, True]
+    assert upgrade(settings) is False
+
+
+def test_the_migrations_make_what_the_models_say(plyr_database: str) -> None:
+    engine = sa.create_engine(plyr_database.replace("://", "+psycopg://"), poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_the_newest_revision_is_the_one_that_a_start_looks_for() -> None:
+    [folder] = migrations.__path__
+    config = Config()
+    config.set_main_option("script_location", folder)
+    assert ScriptDirectory.from_config(config).get_current_head() == migrations.HEAD
+
+
+def test_a_database_of_a_newer_plyr_is_left_alone(database_url: str) -> None:
+    upgrade(DatabaseSettings(url=database_url))
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(MigrationError, match="9999"):
+        upgrade(DatabaseSettings(url=database_url))
+
+
+def test_every_spelling_of_the_url_can_be_migrated(database_url: str) -> None:
+    for scheme in ("postgres://", "postgresql+asyncpg://", "postgresql+psycopg://"):
+        url = database_url.replace("postgresql://", scheme)
+        upgrade(DatabaseSettings(url=f"{url}?sslmode=prefer&application_name=x"))
+
+
+# -- the demo ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.anyio
+async def test_several_first_starts_at_once_make_one_demo(plyr_settings: Settings, tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "audio", StorageSettings().max_upload_bytes)
+
+    async def start() -> str | None:
+        async with build_database(plyr_settings) as database:
+            return await ensure_demo(database, storage, tmp_path / "token", lambda _: None)
+
+    tokens = await asyncio.gather(*(start() for _ in range(2)))
+    assert len(set(tokens)) == 1
+    assert tokens[0] == (tmp_path / "token").read_text().strip()
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+    async with build_database(plyr_settings) as database, database.session() as session:
+        assert (await session.execute(text("SELECT count(*) FROM tracks"))).scalar_one() == 4
+        assert (await session.execute(text("SELECT count(*) FROM developer_tokens"))).scalar_one() == 1
+
+
+@pytest.mark.anyio
+async def test_a_database_with_artists_of_its_own_gets_no_demo(
+    plyr_settings: Settings, tmp_path: Path
+) -> None:
+    storage = LocalStorage(tmp_path / "audio", 10**6)
+    async with build_database(plyr_settings) as database:
+        async with database.session() as session:
+            await session.execute(text("INSERT INTO artists VALUES ('did:x', 'x', 'X')"))
+            await session.commit()
+        assert await ensure_demo(database, storage, tmp_path / "token", lambda _: None) is None
+    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240
+
+
+# -- processes -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Started:
+    process: asyncio.subprocess.Process
+    output: list[str]
+    url: str = ""
+    token: str = ""
+
+    async def wait(self) -> tuple[int, str, str]:
+        """Exit code, and everything it said."""
+        rest, errors = await self.process.communicate()
+        assert self.process.returncode is not None
+        return self.process.returncode, "".join(self.output) + rest.decode(), errors.decode()
+
+
+@asynccontextmanager
+async def plyr_process(cwd: Path, **environment: str) -> AsyncIterator[Started]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "backend",
+        cwd=cwd,
+        env=ours | {"PORT": "0"} | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Started(process, [])
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def until_ready(started: Started) -> None:
+    assert started.process.stdout is not None
+    async with asyncio.timeout(60):
+        while line := (await started.process.stdout.readline()).decode():
+            started.output.append(line)
+            if found := re.search(r"plays at (http\S+)/", line):
+                started.url = found[1]
+            if found := re.match(r"PLYR_TOKEN=(\S+)", line):
+                started.token = found[1]
+            if "Ctrl-C" in line:
+                return
+    raise AssertionError((await started.wait())[1:])
+
+
+@pytest.mark.anyio
+async def test_what_stands_in_the_way_is_said_in_one_message(tmp_path: Path, database_url: str) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / ".data").write_text("this should have been a folder")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        authority, _, name = database_url.rpartition("/")
+        cases: list[tuple[dict[str, str], str, Path]] = [
+            ({"PORT": port}, f"port {port} on 127.0.0.1 is taken", tmp_path),
+            ({"PORT": "lots"}, "PORT='lots'", tmp_path),
+            ({"DATABASE_POOL_SIZE": "0"}, "DATABASE_POOL_SIZE=0", tmp_path),
+            (
+                {"DATABASE_URL": f"{authority}/nothing_{name}"},
+                f'database "nothing_{name}" does not exist',
+                tmp_path,
+            ),
+            ({"DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/x"}, "Connection refused", tmp_path),
+            ({"DATABASE_URL": "mysql://u:hush@h/x"}, "DATABASE_URL", tmp_path),
+            ({}, ".data", damaged),
+        ]
+
+        async def check(environment: dict[str, str], says: str, cwd: Path) -> None:
+            async with plyr_process(cwd, **environment) as started:
+                code, output, errors = await started.wait()
+            assert code == 1, (environment, output, errors)
+            assert errors.startswith("plyr cannot start: "), errors
+            assert says in errors
+            assert "Traceback" not in output + errors
+            assert "hush" not in output + errors
+            assert len(errors.splitlines()) <= 3
+
+        await asyncio.gather(*(check(*case) for case in cases))
+
+
+@pytest.mark.anyio
+async def test_two_starts_share_one_folder_and_the_last_one_ends_the_server(tmp_path: Path) -> None:
+    async with plyr_process(tmp_path) as one, plyr_process(tmp_path) as two:
+        await asyncio.gather(until_ready(one), until_ready(two))
+        assert one.url != two.url
+        assert one.token == two.token
+        async with httpx.AsyncClient(headers={"Authorization": f"Bearer {one.token}"}) as client:
+            upload = {"data": {"title": "Shared"}, "files": {"file": ("a.wav", tone())}}
+            assert (await client.post(f"{one.url}/tracks/", **upload)).status_code == 202
+            one.process.send_signal(signal.SIGTERM)
+            code, output, errors = await one.wait()
+            assert (code, errors) == (0, ""), output
+            titles = [track["title"] for track in (await client.get(f"{two.url}/tracks/")).json()["tracks"]]
+            assert len(titles) == 5
+            assert titles[0] == "Shared"
+        two.process.send_signal(signal.SIGINT)
+        code, output, errors = await two.wait()
+        assert (code, errors) == (0, ""), output
+    pid_files = list((tmp_path / ".data").rglob("postmaster.pid"))
+    assert pid_files == []
+
+
+@pytest.mark.anyio
+async def test_requests_in_flight_finish_after_the_signal(tmp_path: Path, database_url: str) -> None:
+    async with plyr_process(tmp_path, DATABASE_URL=database_url) as started:
+        await until_ready(started)
+        host, port = started.url.removeprefix("http://").split(":")
+        body = b'--x\r\nContent-Disposition: form-data; name="title"\r\n\r\nLate\r\n'
+        rest = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + tone()
+        rest += b"\r\n--x--\r\n"
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            f"POST /tracks/ HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {started.token}\r\n"
+            "Content-Type: multipart/form-data; boundary=x\r\n"
+            f"Content-Length: {len(body + rest)}\r\n\r\n".encode()
+            + body
+        )
+        await writer.drain()
+        await until(lambda: any((tmp_path / ".data/audio/tmp").glob("*")))
+        started.process.send_signal(signal.SIGTERM)
+        await until(lambda: refuses(host, int(port)))
+        writer.write(rest)
+        assert b"202" in await reader.readline()
+        code, output, errors = await started.wait()
+        writer.close()
+        assert (code, errors) == (0, ""), output
+    with psycopg.connect(database_url) as connection:
+        [[status]] = connection.execute("SELECT status FROM uploads").fetchall()
+    assert status == "completed"
+
+
+@pytest.mark.anyio
+async def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None:
+    async with plyr_process(tmp_path) as started:
+        assert started.process.stdout is not None
+        line = await started.process.stdout.readline()  # the first word of a long step
+        assert b"plyr: " in line
+        started.process.send_signal(signal.SIGTERM)
+        code, output, errors = await started.wait()
+    assert (code, errors) == (0, ""), output
+    assert list((tmp_path / ".data").rglob("postmaster.pid")) == []
+
+
+def refuses(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 -- another process sets no event
+            await asyncio.sleep(0.02)

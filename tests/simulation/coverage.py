@@ -1,0 +1,119 @@
+"""What can happen to a pool, in which of its states: the table that a run of many schedules has to fill.
+
+`events × states`: an event is paired with every state in which some connection was when it happened; `gone` stands for a
+pool without connections. `transitions`: from which state a connection may come into which.
+"""
+
+from __future__ import annotations
+
+from steadypool.lease import SlotState
+
+CLOSING, GONE, IDLE, LEASED = SlotState.CLOSING, SlotState.GONE, SlotState.IDLE, SlotState.LEASED
+OPENING, PROVING, RESETTING, SILENT = (
+    SlotState.OPENING,
+    SlotState.PROVING,
+    SlotState.RESETTING,
+    SlotState.SILENT,
+)
+
+Pair = tuple[SlotState, str]
+Move = tuple[SlotState, SlotState]
+
+EVERYWHERE = frozenset(SlotState)
+THERE = EVERYWHERE - {GONE}
+AFTER_CLOSE = frozenset({CLOSING, LEASED, RESETTING})
+"""A closed pool has nothing idle, opens nothing and asks nothing."""
+
+TABLE: dict[str, frozenset[SlotState]] = {
+    # what callers do
+    **dict.fromkeys(("acquire", "release", "release twice", "use", "cancel", "caller cancelled"), EVERYWHERE),
+    # what an operator does
+    **dict.fromkeys(("evict", "cancel evict", "suspect all", "warm up", "abort idle", "close"), EVERYWHERE),
+    # what the world does
+    **dict.fromkeys(("wait", "weather", "fair", "cut", "cut all", "silence", "silence all"), EVERYWHERE),
+    # what the server answers, which takes a connection
+    **dict.fromkeys(("open ok", "open instant", "open refuse", "open final", "open bug"), THERE),
+    **dict.fromkeys(("open says timeout", "open gives up", "open timeout", "open asleep"), THERE),
+    **dict.fromkeys(("open stubborn", "ping ok", "ping failed", "ping timeout"), THERE),
+    **dict.fromkeys(("reset ok", "reset failed", "reset timeout", "released kept"), THERE),
+    **dict.fromkeys(
+        ("close ok", "close instant", "close raises", "close timeout", "close after abort"), THERE
+    ),
+    # how connections end
+    **dict.fromkeys(("gone connect failed", "gone disposed", "gone evicted", "gone found dead"), EVERYWHERE),
+    **dict.fromkeys(("gone not clean", "gone overflow", "gone recycled"), EVERYWHERE),
+    # what callers are told
+    **dict.fromkeys(
+        ("refused ConnectTimeout", "refused DeadlineExceeded", "refused PoolQueueFull"), EVERYWHERE
+    ),
+    "refused PoolTimeout": THERE,
+    "refused ConnectFailed": frozenset({CLOSING, GONE, LEASED, OPENING}),
+    "refused PoolClosed": AFTER_CLOSE | {GONE},
+    # the end of the pool
+    "close ended": frozenset({GONE}),
+    "open cancelled": AFTER_CLOSE | {GONE},
+    "ping cancelled": frozenset({CLOSING, GONE, LEASED}),
+    "reset cancelled": frozenset({GONE}),
+    "close cancelled": frozenset({CLOSING, GONE, LEASED}),
+    "gone aborted at close": frozenset({CLOSING, GONE, LEASED}),
+    "gone pool closed": frozenset({CLOSING, GONE, LEASED}),
+    "gone closed while opening": AFTER_CLOSE | {GONE},
+}
+"""For each event the states that a run must have seen it in."""
+
+NEVER: dict[str, frozenset[SlotState]] = {
+    "close ended": THERE,
+    "gone aborted at close": frozenset({IDLE, PROVING, SILENT}),
+    "gone pool closed": frozenset({IDLE}),
+    "refused PoolClosed": frozenset({IDLE}),
+    "open ok": frozenset({GONE}),
+    "ping ok": frozenset({GONE}),
+    "reset ok": frozenset({GONE}),
+}
+"""For some events states that would be a bug."""
+
+MOVES: frozenset[Move] = frozenset(
+    {
+        (OPENING, IDLE),
+        (OPENING, CLOSING),
+        (OPENING, GONE),
+        (IDLE, LEASED),
+        (IDLE, PROVING),
+        (IDLE, SILENT),
+        (IDLE, CLOSING),
+        (IDLE, GONE),  # abort_idle
+        (PROVING, IDLE),
+        (PROVING, SILENT),
+        (PROVING, CLOSING),
+        (SILENT, IDLE),
+        (SILENT, CLOSING),
+        (LEASED, IDLE),
+        (LEASED, RESETTING),
+        (LEASED, CLOSING),
+        (LEASED, GONE),  # the grace time of close is over
+        (RESETTING, IDLE),
+        (RESETTING, CLOSING),
+        (RESETTING, GONE),  # the same
+        (CLOSING, GONE),
+    }
+)
+"""The only ways from state to state; each must have been gone."""
+
+RARE: frozenset[Move] = frozenset({(PROVING, GONE), (SILENT, GONE)})
+"""Possible where a connection is being proven in the moment in which close runs out of time."""
+
+
+def missing(pairs: set[Pair]) -> list[str]:
+    """Events that were not met in a state in which they can happen."""
+    return [
+        f"{event} while {state.value}"
+        for event, states in TABLE.items()
+        for state in sorted(states, key=lambda s: s.value)
+        if (state, event) not in pairs
+    ]
+
+
+def impossible(pairs: set[Pair], moves: set[Move]) -> list[str]:
+    """What was seen and cannot be."""
+    wrong = [f"{event} while {state.value}" for state, event in pairs if state in NEVER.get(event, ())]
+    return wrong + [f"{a.value} -> {b.value}" for a, b in moves - MOVES - RARE]

@@ -1,0 +1,446 @@
+"""Pools that are broken on purpose, one way each. A simulation that does not notice them would not notice a real bug.
+
+Each is named after what it does wrong and carries the rule that it breaks; several were real bugs that the simulation found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+from steadypool import errors, events
+from steadypool.lease import Lease, PoolOptions, Slot, SlotState, Waiter
+from steadypool.pool import Pool
+from steadypool.sqlstate import Fate
+
+AnyPool = Pool[Any]
+MUTANTS: dict[str, tuple[str, type[AnyPool]]] = {}
+
+
+def breaks(rule: str) -> Any:
+    """Register a mutant under the rule that it breaks."""
+
+    def register(mutant: type[AnyPool]) -> type[AnyPool]:
+        MUTANTS[mutant.__name__] = (rule, mutant)
+        return mutant
+
+    return register
+
+
+class _WithOptions(Pool[Any]):
+    """A pool that changes the options it was given."""
+
+    def __init__(self, driver: Any, options: PoolOptions, **others: Any) -> None:
+        super().__init__(driver, self.twist(options), **others)
+
+    def twist(self, options: PoolOptions) -> PoolOptions:
+        raise NotImplementedError
+
+
+# -- rule 1: never more than the limit, none lost ------------------------------------------------------------------
+
+
+@breaks("R1")
+class OneTooMany(_WithOptions):
+    def twist(self, options: PoolOptions) -> PoolOptions:
+        return replace(options, max_overflow=(options.max_overflow or 0) + 1)
+
+
+@breaks("R1")
+class ForgetsThoseClosing(Pool[Any]):
+    def _retire(self, slot: Slot[Any], reason: str, *, abrupt: bool = False) -> None:
+        super()._retire(slot, reason, abrupt=abrupt)
+        if slot.state is SlotState.CLOSING:
+            self._slots.move(slot, SlotState.GONE)
+
+
+@breaks("R1")
+class DropsWhatACancelledCallerGot(Pool[Any]):
+    def _leave(self, waiter: Waiter[Any]) -> None:
+        self._forget(waiter)
+        self._serve()
+
+
+@breaks("R1")
+class FreesTheSlotWhenAGoodbyeFails(Pool[Any]):
+    async def _part(self, connection: Any) -> None:
+        await self.driver.close(connection)
+
+
+@breaks("R1")
+class KeepsTheSlotOfAFailedConnect(Pool[Any]):
+    def _free(self, slot: Slot[Any], reason: str) -> None:
+        if reason != "connect failed":
+            super()._free(slot, reason)
+
+
+# -- rule 2: first come, first served ------------------------------------------------------------------------------
+
+
+@breaks("R2")
+class ServesTheLastFirst(Pool[Any]):
+    def _hand_out(self, now: float) -> None:
+        self._waiters = dict(reversed(self._waiters.items()))
+        super()._hand_out(now)
+        self._waiters = dict(reversed(self._waiters.items()))
+
+
+@breaks("R2")
+class LetsNewcomersOvertake(Pool[Any]):
+    def _take_idle(self, waiter: Waiter[Any], now: float) -> Lease[Any] | None:
+        waiters, self._waiters = self._waiters, {}
+        try:
+            return super()._take_idle(waiter, now)
+        finally:
+            self._waiters = waiters
+
+    def _released(self, lease: Lease[Any], fate: Fate) -> None:
+        """Those who wait are served a moment later: the gap in which a newcomer is faster."""
+        serve, self._serve = self._serve, lambda now=None: None  # type: ignore[method-assign,misc]
+        try:
+            super()._released(lease, fate)
+        finally:
+            self._serve = serve  # type: ignore[method-assign]
+        self._loop().call_soon(self._serve)
+
+
+@breaks("R2")
+class TakesFromTheWrongEnd(Pool[Any]):
+    def _take_idle(self, waiter: Waiter[Any], now: float) -> Lease[Any] | None:
+        self._idle.reverse()
+        try:
+            return super()._take_idle(waiter, now)
+        finally:
+            self._idle.reverse()
+
+
+@breaks("R2")
+class GivesTheReadyOneToALaterCaller(Pool[Any]):
+    def _next_idle(self, now: float) -> Slot[Any] | None:
+        if not self._idle:
+            return None
+        return self._idle.pop() if self.options.use_lifo else self._idle.popleft()
+
+
+# -- rule 3: connecting is the pool's work ---------------------------------------------------------------------------
+
+
+@breaks("R3")
+class CancelsTheConnectWithItsCaller(Pool[Any]):
+    def _leave(self, waiter: Waiter[Any]) -> None:
+        for slot in self._slots:
+            if slot.state is SlotState.OPENING and slot.task is not None:
+                slot.task.cancel()
+        super()._leave(waiter)
+
+
+# -- rule 4: woken by every change -------------------------------------------------------------------------------------
+
+
+class _Deaf(Pool[Any]):
+    """A pool in which one kind of change wakes nobody."""
+
+    def _in_silence(self, act: Any, *args: Any) -> Any:
+        serve, self._serve = self._serve, lambda now=None: None  # type: ignore[method-assign,misc]
+        try:
+            return act(*args)
+        finally:
+            self._serve = serve  # type: ignore[method-assign]
+
+
+@breaks("R4")
+class WakesNobodyWhenAConnectFails(_Deaf):
+    def _open_failed(self, slot: Slot[Any], started: float, error: Exception) -> None:
+        self._in_silence(super()._open_failed, slot, started, error)
+
+
+@breaks("R4")
+class WakesNobodyOnRelease(_Deaf):
+    def _released(self, lease: Lease[Any], fate: Fate) -> None:
+        self._in_silence(super()._released, lease, fate)
+
+
+@breaks("R4")
+class WakesNobodyWhenAPingIsAnswered(_Deaf):
+    def _answered(self, slot: Slot[Any]) -> None:
+        self._in_silence(super()._answered, slot)
+
+
+@breaks("R4")
+class KeepsCancelledWaiters(Pool[Any]):
+    def _leave(self, waiter: Waiter[Any]) -> None:
+        if waiter.future.cancelled():
+            return
+        super()._leave(waiter)
+
+    def _forget(self, waiter: Waiter[Any]) -> None:
+        if not waiter.future.cancelled():
+            super()._forget(waiter)
+
+
+@breaks("R4")
+class NeverWakesForTheBreaker(Pool[Any]):
+    def _wake_at(self, moment: float) -> None: ...
+
+
+@breaks("R4")
+class IgnoresADriverThatGivesUp(Pool[Any]):
+    async def _open(self, slot: Slot[Any]) -> None:
+        open_, task = self.driver.open, asyncio.current_task()
+
+        async def leaking() -> Any:
+            try:
+                return await open_()
+            except asyncio.CancelledError:
+                if task is not None and not task.cancelling() and not self._closed:
+                    self._free(slot, "closed while opening")
+                    await asyncio.Event().wait()
+                raise
+
+        self.driver.open = leaking  # type: ignore[method-assign]
+        try:
+            await super()._open(slot)
+        finally:
+            self.driver.open = open_  # type: ignore[method-assign]
+
+
+# -- rule 5: every wait ends, by the right name ------------------------------------------------------------------------
+
+
+@breaks("R5")
+class NeverTurnsAnybodyAway(Pool[Any]):
+    def _arm(self, waiter: Waiter[Any], seconds: float) -> None: ...
+
+
+@breaks("R5")
+class AddsTimeoutsUp(Pool[Any]):
+    def _time_is_up(self, waiter: Waiter[Any]) -> None:
+        if self._waits_for_answer(waiter) and waiter.deadline is None:
+            waiter.connect_until = max(waiter.connect_until, waiter.busy_until + self.options.connect_timeout)
+        super()._time_is_up(waiter)
+
+
+@breaks("R5")
+class IgnoresTheDeadline(Pool[Any]):
+    def _arm(self, waiter: Waiter[Any], seconds: float) -> None:
+        if waiter.deadline is not None:
+            waiter.busy_until = waiter.connect_until = waiter.since + self.options.acquire_limit
+            seconds = self.options.acquire_limit
+        super()._arm(waiter, seconds)
+
+
+@breaks("R5")
+class FailsAtPoolTimeoutWhileConnecting(Pool[Any]):
+    def _waits_for_answer(self, waiter: Waiter[Any]) -> bool:
+        return False
+
+    def _connect_pending(self) -> bool:
+        return False
+
+
+@breaks("R5")
+class WaitsThoughNothingIsOpened(Pool[Any]):
+    def _fail_overdue(self, now: float) -> None: ...
+
+
+@breaks("R5")
+class BlamesThePoolForTheDatabase(Pool[Any]):
+    def _fail(self, waiter: Waiter[Any], error: errors.SteadypoolError, now: float) -> None:
+        if isinstance(error, errors.ConnectFailed) and not error.final:
+            error = errors.PoolTimeout(error.message, error.report)
+        super()._fail(waiter, error, now)
+
+
+@breaks("R5")
+class SaysNothing(Pool[Any]):
+    def _fail(self, waiter: Waiter[Any], error: errors.SteadypoolError, now: float) -> None:
+        super()._fail(waiter, type(error)("", error.report), now)
+
+
+@breaks("R5")
+class PingsWithoutLimit(Pool[Any]):
+    async def _prove(self, slot: Slot[Any]) -> None:
+        await self.driver.ping(self._connection(slot))
+        slot.suspect = False
+        self._answered(slot)
+
+
+# -- rule 7: proven before it is handed over ---------------------------------------------------------------------------
+
+
+@breaks("R7")
+class NeverAsksForASignOfLife(Pool[Any]):
+    def _needs_proof(self, slot: Slot[Any], now: float) -> bool:
+        return False
+
+
+@breaks("R7")
+class AsksForever(Pool[Any]):
+    def _answered(self, slot: Slot[Any]) -> None:
+        slot.proven_at = self.clock.monotonic()
+        self._settle(slot, self.clock.monotonic())
+        self._serve()
+
+
+@breaks("R7")
+class HandsOutTheDead(Pool[Any]):
+    def _take_idle(self, waiter: Waiter[Any], now: float) -> Lease[Any] | None:
+        is_open, self.driver.is_open = self.driver.is_open, lambda _: True  # type: ignore[method-assign]
+        try:
+            return super()._take_idle(waiter, now)
+        finally:
+            self.driver.is_open = is_open  # type: ignore[method-assign]
+
+
+@breaks("R7")
+class TrustsTheSiblingsOfTheDead(Pool[Any]):
+    def suspect_all(self) -> None: ...
+
+
+# -- rule 8: returned means clean ----------------------------------------------------------------------------------------
+
+
+@breaks("R8")
+class HandsOnOpenTransactions(Pool[Any]):
+    def _released(self, lease: Lease[Any], fate: Fate) -> None:
+        needs, self.driver.needs_reset = self.driver.needs_reset, lambda _: False  # type: ignore[method-assign]
+        try:
+            super()._released(lease, fate)
+        finally:
+            self.driver.needs_reset = needs  # type: ignore[method-assign]
+
+
+@breaks("R8")
+class KeepsMoreThanItsSize(Pool[Any]):
+    def _someone_takes(self, slot: Slot[Any], now: float) -> bool:
+        return True
+
+
+# -- rule 9: lifetime ----------------------------------------------------------------------------------------------------
+
+
+@breaks("R9")
+class EverythingAgesAtOnce(_WithOptions):
+    def twist(self, options: PoolOptions) -> PoolOptions:
+        return replace(options, recycle_jitter=0.0)
+
+
+@breaks("R9")
+class LivesLongerInsteadOfShorter(_WithOptions):
+    def twist(self, options: PoolOptions) -> PoolOptions:
+        return replace(options, recycle_jitter=-0.1)
+
+
+@breaks("R9")
+class NeverGetsOld(Pool[Any]):
+    def _is_old(self, slot: Slot[Any], now: float) -> bool:
+        return False
+
+
+@breaks("R9")
+class LooksForTheOldTooLate(Pool[Any]):
+    def _recycle_by(self, moment: float) -> None:
+        if self._recycle_timer is None:
+            super()._recycle_by(moment)
+
+
+# -- rules 11 and 12: leaving --------------------------------------------------------------------------------------------
+
+
+@breaks("R11")
+class CleansWithoutLimit(Pool[Any]):
+    async def _reset(self, slot: Slot[Any]) -> None:
+        await self.driver.reset(self._connection(slot))
+        self._answered(slot)
+
+
+@breaks("R11")
+class ClosesWithoutLimit(Pool[Any]):
+    async def _close(self, slot: Slot[Any], reason: str) -> None:
+        try:
+            await self.driver.close(self._connection(slot))
+        finally:
+            self._free(slot, reason)
+            self._serve()
+
+
+@breaks("R12")
+class KeepsTheEvictedThatWereBeingProven(Pool[Any]):
+    def _outdated(self, slot: Slot[Any]) -> bool:
+        return self._closed or (slot.generation != self._generation and slot.state is not SlotState.PROVING)
+
+
+# -- rule 13: close ------------------------------------------------------------------------------------------------------
+
+
+@breaks("R13")
+class NeverAborts(Pool[Any]):
+    def _abort_all(self) -> None: ...
+
+
+@breaks("R13")
+class ClosesOneAfterTheOther(Pool[Any]):
+    async def close(self, grace: float | None = None) -> None:
+        self._closed = True
+        for slot in list(self._idle):
+            self._idle.remove(slot)
+            self._retire(slot, "pool closed")
+            assert slot.task is not None
+            await asyncio.wait([slot.task])
+        await super().close(grace)
+
+
+@breaks("R13")
+class DoesNotSeeItsOwnEnd(Pool[Any]):
+    def _ended(self, slot: Slot[Any], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if slot.task is task and task.cancelled() and slot.state is SlotState.OPENING:
+            self._free(slot, "closed while opening")
+
+
+@breaks("R13")
+class LetsWaitersWaitForAClosedPool(Pool[Any]):
+    async def close(self, grace: float | None = None) -> None:
+        waiters, self._waiters = self._waiters, {}
+        try:
+            await super().close(grace)
+        finally:
+            self._waiters = waiters
+
+
+@breaks("R13")
+class SaysTwiceThatItIsClosed(Pool[Any]):
+    def _abort_all(self) -> None:
+        self._said_closed = False
+        super()._abort_all()
+
+
+# -- ceilings and events ---------------------------------------------------------------------------------------------------
+
+
+@breaks("ceiling")
+class OneAboveTheCeiling(Pool[Any]):
+    def _at_ceiling(self, workload: str | None) -> bool:
+        ceiling = self.ceilings.get(workload) if workload is not None else None
+        return ceiling is not None and self._held[workload or ""] > ceiling
+
+
+@breaks("ceiling")
+class NeverLowersWhatIsHeld(Pool[Any]):
+    def _end_lease(self, lease: Lease[Any], now: float, *, kept: bool) -> None:
+        super()._end_lease(lease, now, kept=kept)
+        if lease.workload is not None:
+            self._held[lease.workload] += 1
+
+
+@breaks("events")
+class SaysNothingOfWhatItAborts(Pool[Any]):
+    def _end_lease(self, lease: Lease[Any], now: float, *, kept: bool) -> None:
+        observers = self.events
+        if self._closed and not kept:
+            self.events = events.Events()
+        try:
+            super()._end_lease(lease, now, kept=kept)
+        finally:
+            self.events = observers

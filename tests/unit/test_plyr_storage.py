@@ -1,0 +1,167 @@
+"""Audio on the local disk, and whether it is audio."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.storage.audio import NotAudio, inspect
+from backend.storage.base import StorageFull, TooLarge
+from backend.storage.local import WRITE_AT, LocalStorage
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    return LocalStorage(tmp_path / "audio", 3 * WRITE_AT)
+
+
+async def keep(storage: LocalStorage, content: bytes) -> str:
+    async with storage.receive() as incoming:
+        await incoming.write(content)
+        file_id = await incoming.finish()
+        await storage.keep(incoming, file_id)
+    return file_id
+
+
+async def read(storage: LocalStorage, file_id: str, start: int, stop: int) -> bytes:
+    return b"".join([chunk async for chunk in storage.read(file_id, start, stop)])
+
+
+def files(storage_root: Path) -> list[Path]:
+    return [path for path in storage_root.rglob("*") if path.is_file()]
+
+
+async def test_a_file_is_found_under_its_hash(storage: LocalStorage, tmp_path: Path) -> None:
+    content = os.urandom(WRITE_AT * 2 + 17)
+    async with storage.receive() as incoming:
+        for start in range(0, len(content), 60_000):
+            await incoming.write(content[start : start + 60_000])
+        file_id = await incoming.finish()
+        assert await storage.size(file_id) is None, "nothing is there before it is kept"
+        await storage.keep(incoming, file_id)
+    assert file_id == hashlib.sha256(content).hexdigest()
+    assert await storage.size(file_id) == len(content)
+    assert await read(storage, file_id, 0, len(content)) == content
+    assert await read(storage, file_id, 5, WRITE_AT + 9) == content[5 : WRITE_AT + 9]
+    assert [path.name for path in files(tmp_path)] == [file_id]
+
+
+async def test_the_same_content_is_kept_once(storage: LocalStorage, tmp_path: Path) -> None:
+    assert len({*await asyncio.gather(*(keep(storage, b"same") for _ in range(5)))}) == 1
+    assert len(files(tmp_path)) == 1
+
+
+async def test_what_is_not_kept_is_gone(storage: LocalStorage, tmp_path: Path) -> None:
+    async with storage.receive() as incoming:
+        await incoming.write(b"x" * WRITE_AT)
+        await incoming.finish()
+    with pytest.raises(TooLarge, match="1,572,864 bytes"):
+        await keep(storage, bytes(3 * WRITE_AT + 1))
+    for turns in range(4):  # cancelled at each point where it waits
+        receiving = asyncio.create_task(_receive_for_ever(storage))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        receiving.cancel()
+        await asyncio.wait({receiving})
+    assert files(tmp_path) == []
+
+
+async def _receive_for_ever(storage: LocalStorage) -> None:
+    async with storage.receive() as incoming:
+        await incoming.write(b"x" * WRITE_AT)
+        await asyncio.Event().wait()
+
+
+async def test_deleting_leaves_readers_alone(storage: LocalStorage) -> None:
+    file_id = await keep(storage, b"content")
+    with storage.path(file_id).open("rb") as reader:
+        await storage.delete(file_id)
+        await storage.delete(file_id)
+        assert reader.read() == b"content"
+    assert await storage.size(file_id) is None
+
+
+async def test_a_full_disk_has_a_name(
+    storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFull, match="free some space"):
+        await keep(storage, b"content")
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("file_id", ["", "x", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "\n"])
+def test_only_a_hash_is_a_file_id(storage: LocalStorage, file_id: str) -> None:
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        storage.path(file_id)
+
+
+def test_webm_is_known_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(
+        b"\x1aE\xdf\xa3\x9fB\x86\x81\x01B\x82\x84webm" + bytes(50) + b"\x86\x86A_OPUS" + bytes(50)
+    )
+    assert inspect(path).file_type == "webm"
+    path.write_bytes(b"\x1aE\xdf\xa3\x9fB\x86\x81\x01B\x82\x88matroska\x86\x86A_OPUS" + bytes(50))
+    with pytest.raises(NotAudio):
+        inspect(path)
+
+
+HEADS = [
+    b"",
+    b"RIFF\x24\0\0\0WAVEfmt ",
+    b"fLaC",
+    b"OggS\0\2",
+    b"ID3\x04\0\0",
+    b"\xff\xfb\x90\x64",
+    b"FORM\0\0\0\0AIFF",
+]
+HEADS += [b"\0\0\0\x20ftypM4A ", b"\x1aE\xdf\xa3"]
+
+
+@given(st.sampled_from(HEADS), st.binary(max_size=300))
+def test_damaged_files_are_audio_or_not_but_never_an_accident(
+    tmp_path_factory: pytest.TempPathFactory, head: bytes, rest: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(head + rest)
+    try:
+        found = inspect(path)
+    except NotAudio:
+        return
+    assert found.duration is None or found.duration >= 0
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack(">I", len(content)) + content
+
+
+AIFF_COMMON = struct.pack(">hIh", 1, 800, 16) + b"\x40\x0b\xfa\0\0\0\0\0\0\0"  # 8,000 Hz as an 80-bit float
+FLAC_STREAM_INFO = struct.pack(">HH6xQ16x", 4096, 4096, 8000 << 44 | 15 << 36 | 800)
+SAMPLES = {
+    "mp3": (b"\xff\xfb\x90\x64" + bytes(413)) * 10,
+    "flac": b"fLaC" + bytes((0x80, 0, 0, 34)) + FLAC_STREAM_INFO,
+    "aiff": chunk(b"FORM", b"AIFF" + chunk(b"COMM", AIFF_COMMON) + chunk(b"SSND", bytes(1608))),
+}
+
+
+@pytest.mark.parametrize("file_type", SAMPLES)
+def test_the_kind_is_told_by_the_content(tmp_path: Path, file_type: str) -> None:
+    path = tmp_path / "wrong.txt"
+    path.write_bytes(SAMPLES[file_type])
+    found = inspect(path)
+    assert found.file_type == file_type
+    assert found.duration == pytest.approx(0.1, abs=0.2)
