@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy.ext.asyncio as stock
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.util import greenlet_spawn
 
 import steadypool.sqlalchemy as ours
 from steadypool.lab import EmbeddedPostgres
@@ -33,6 +34,29 @@ EVENTS = (
 )
 """SQLAlchemy's pool events, all of them."""
 
+WANTED_DIFFERENCES = {
+    "dead connections are not counted": "an invalidated connection leaves the pool; stock keeps its record",
+    "a record is one connection": "so record_info ends with it; stock connects the same record again",
+    "what is evicted says so": "a soft invalidated connection fires invalidate before close",
+    "psycopg can be terminated": "a collected or detached connection is closed; stock drops it, open",
+    "handlers run for nobody": "a handler that fails in the background is logged, and raised to nobody",
+    "a failing checkin handler costs no place": "stock never gets the place back",
+    "connect errors have a name": "ConnectFailed or ConnectTimeout with the cause; stock: whatever the driver raised",
+    "refused connects are tried again": "until the caller's time is up; stock fails at once",
+    "the cancelled caller leaves its connect behind": "for the next; stock aborts it",
+    "lost connections have a name": "ConnectionLost, an OperationalError, for both drivers",
+    "the message says more": "the exhaustion message goes on after stock's words",
+    "one loss does not close the rest": "the others prove themselves; stock replaces all that are older",
+    "dispose closes what comes back": "a connection in use at dispose() is closed when returned; stock keeps it",
+    "overflow is kept for who waits": "a returned overflow connection goes to a waiter or is closed; the same in stock",
+    "first come, first served": "stock lets a newcomer take a connection before those who wait",
+    "recycled in the background": "stock does it in the caller, who waits for it",
+    "one loop, said clearly": "WrongEventLoop; stock fails in the driver",
+    "cleaned behind SQLAlchemy's back": "a transaction begun by hand is rolled back at return; stock's asyncpg hands it on",
+    "not a QueuePool": "isinstance(engine.pool, QueuePool) is False; so are listeners for that class only",
+}
+"""Where ours is not like stock and wants not to be. Each has a test that asserts what both do."""
+
 
 @dataclass
 class Maker:
@@ -47,6 +71,11 @@ class Maker:
     def is_ours(self) -> bool:
         return self.kind == "ours"
 
+    def differs(self, name: str) -> bool:
+        """Whether this is the engine that wants to differ in what WANTED_DIFFERENCES calls so."""
+        assert name in WANTED_DIFFERENCES
+        return self.is_ours
+
     @property
     def function(self) -> Callable[..., AsyncEngine]:
         return ours.create_async_engine if self.is_ours else stock.create_async_engine
@@ -55,6 +84,15 @@ class Maker:
         engine = self.function(self.url if url is None else url, **arguments)
         self.engines.append(engine)
         return engine
+
+    async def let_go(self, raw: Any) -> None:
+        """Close a connection that was detached; stock's psycopg dialect leaves it open."""
+        driver_connection = raw.dbapi_connection.driver_connection
+        await greenlet_spawn(raw.close)
+        if self.driver == "psycopg" and not self.differs("psycopg can be terminated"):
+            assert not driver_connection.closed
+            await driver_connection.close()
+        assert driver_connection.is_closed() if self.driver == "asyncpg" else driver_connection.closed
 
     def recorded(self, *names: str, **arguments: Any) -> tuple[AsyncEngine, list[str]]:
         """An engine, and the list to which the names of its pool events will be added."""

@@ -83,12 +83,20 @@ async def _receive_for_ever(storage: LocalStorage) -> None:
 
 
 async def test_deleting_leaves_readers_alone(storage: LocalStorage) -> None:
-    file_id = await keep(storage, b"content")
-    with storage.path(file_id).open("rb") as reader:
+    content = os.urandom(READ_SIZE + 1)
+    file_id = await keep(storage, content)
+    async with aclosing(storage.read(file_id, 0, len(content))) as reader:
+        first = await anext(reader)
         await storage.delete(file_id)
         await storage.delete(file_id)
-        assert reader.read() == b"content"
+        assert first + b"".join([chunk async for chunk in reader]) == content
     assert await storage.size(file_id) is None
+
+
+async def test_a_file_that_is_cut_short_is_an_error_and_not_an_endless_wait(storage: LocalStorage) -> None:
+    file_id = await keep(storage, b"content")
+    with pytest.raises(OSError, match="ends at byte 7"):
+        await read(storage, file_id, 0, 8)
 
 
 async def test_a_full_disk_has_a_name(
@@ -104,9 +112,10 @@ async def test_a_full_disk_has_a_name(
 
 
 @pytest.mark.parametrize("file_id", ["", "x", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "\n"])
-def test_only_a_hash_is_a_file_id(storage: LocalStorage, file_id: str) -> None:
-    with pytest.raises(ValueError, match="64 hexadecimal digits"):
-        storage.path(file_id)
+async def test_only_a_hash_is_a_file_id(storage: LocalStorage, file_id: str) -> None:
+    for call in (storage.size, storage.delete):
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            await call(file_id)
 
 
 def test_webm_is_known_by_its_header(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """steadypool: a Postgres connection layer for async Python where nothing hangs, nothing is lost, and every
 failure has a name.
 
-The parts that need SQLAlchemy are imported when they are first used, so that errors, settings and deadlines work
-without it.
+The parts that need SQLAlchemy or pydantic are imported when they are first used: errors and deadlines work without
+them, and importing the package costs next to nothing.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from steadypool.deadline import deadline
@@ -26,10 +27,10 @@ from steadypool.errors import (
     TransactionRolledBack,
     WrongEventLoop,
 )
-from steadypool.settings import DatabaseSettings
 
 if TYPE_CHECKING:
     from steadypool.database import Database
+    from steadypool.settings import DatabaseSettings
 
 __all__ = [
     "CommitUnknown",
@@ -52,9 +53,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Database":
-        from steadypool.database import Database
+_LATER = {"Database": "steadypool.database", "DatabaseSettings": "steadypool.settings"}
 
-        return Database
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

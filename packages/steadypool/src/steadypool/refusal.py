@@ -51,7 +51,7 @@ def out_of_time(
         doing = "waiting for a connection" if busy else "connecting to the database"
         error = errors.DeadlineExceeded(
             f"deadline of {deadline.seconds:.2f}s passed after {waited:.2f}s of {doing} ({pool})"
-            + (f"; the last attempt to connect said: {cause}" if cause else ""),
+            + (f"; the last attempt to connect said: {words_of(cause)}" if cause else ""),
             facts,
         )
     elif busy:
@@ -59,12 +59,12 @@ def out_of_time(
         error = errors.PoolTimeout(said, facts)
     elif isinstance(cause, errors.ConnectFailed) and not isinstance(cause, errors.ConnectTimeout):
         error = errors.ConnectFailed(
-            f"no connection to the database within {waited:.2f}s; the last attempt said: {cause}", facts
+            f"no connection to the database within {waited:.2f}s; the last attempt said: {words_of(cause)}", facts
         )
     else:
         error = errors.ConnectTimeout(
             f"the database did not answer within {waited:.2f}s"
-            + (f"; the last attempt said: {cause}" if cause else ""),
+            + (f"; the last attempt said: {words_of(cause)}" if cause else ""),
             facts,
         )
     error.__cause__ = cause
@@ -112,12 +112,17 @@ def connect_failed(
 ) -> errors.ConnectFailed:
     """The error for a caller whose connect cannot succeed until somebody changes something."""
     error = errors.ConnectFailed(
-        str(failure) or type(failure).__name__,
+        words_of(failure),
         report(Phase.CONNECTING, waited, deadline, pool),
         final=is_final(failure),
     )
     error.__cause__ = failure
     return error
+
+
+def words_of(failure: BaseException) -> str:
+    """What an error says; the name of its kind if it says nothing."""
+    return str(failure).strip() or type(failure).__name__
 
 
 def is_final(failure: BaseException) -> bool:
