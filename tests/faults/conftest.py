@@ -37,9 +37,7 @@ async def make_db(driver: str, anyio_backend: str) -> AsyncIterator[MakeDatabase
         chosen = DatabaseSettings(
             url=url.replace("postgresql://", f"postgresql+{driver}://"), **(values | settings)
         )
-        made.append(
-            Database(chosen, on_connect=on_connect, engine_arguments={"leave_timeout": T})
-        )
+        made.append(Database(chosen, on_connect=on_connect, engine_arguments={"leave_timeout": T}))
         return made[-1]
 
     yield make

@@ -71,7 +71,9 @@ def assert_named(error: BaseException | None, *kinds: type[BaseException]) -> No
 def assert_served(outcomes: Sequence[Outcome]) -> None:
     """No caller failed."""
     failed = failures(outcomes)
-    assert not failed, f"{len(failed)} of {len(outcomes)} failed: " + "".join(traceback.format_exception(failed[0]))
+    assert not failed, f"{len(failed)} of {len(outcomes)} failed: " + "".join(
+        traceback.format_exception(failed[0])
+    )
 
 
 def assert_all_named(outcomes: Sequence[Outcome], within: float, *kinds: type[BaseException]) -> None:

@@ -51,7 +51,9 @@ async def heals(db: Database, proxy: FaultProxy, pg: Observer) -> None:
 # -- exits of sessions -------------------------------------------------------------------------------------------
 
 
-async def test_exit_of_a_session_with_an_open_transaction(db: Database, proxy: FaultProxy, pg: Observer) -> None:
+async def test_exit_of_a_session_with_an_open_transaction(
+    db: Database, proxy: FaultProxy, pg: Observer
+) -> None:
     async def call() -> None:
         async with db.session() as session:
             await session.execute(text("select 1"))
@@ -185,7 +187,9 @@ async def test_a_dedicated_connection_is_left_at_once(
     await heals(db, proxy, pg)
 
 
-async def test_a_dedicated_connection_left_in_a_transaction(db: Database, proxy: FaultProxy, pg: Observer) -> None:
+async def test_a_dedicated_connection_left_in_a_transaction(
+    db: Database, proxy: FaultProxy, pg: Observer
+) -> None:
     async def call() -> None:
         async with db.connection() as connection:
             await connection.execute("begin")
@@ -224,7 +228,9 @@ async def test_what_stock_does_when_it_leaves_a_silent_network(
 async def test_hundreds_of_tasks_cancelled_at_random_moments(
     make_db: MakeDatabase, proxied_url: str, pg: Observer, way: str
 ) -> None:
-    db = make_db(proxied_url, pool_size=5, max_overflow=5, pool_timeout=20, connection_timeout=20, statement_timeout=20)
+    db = make_db(
+        proxied_url, pool_size=5, max_overflow=5, pool_timeout=20, connection_timeout=20, statement_timeout=20
+    )
     rng = random.Random(7)
     slowest = 0.0
     done = 0
@@ -369,7 +375,9 @@ def _descriptors() -> int:
 
 
 @pytest.mark.parametrize("way", ["session", "engine"])
-async def test_a_session_that_is_forgotten(make_db: MakeDatabase, proxied_url: str, pg: Observer, way: str) -> None:
+async def test_a_session_that_is_forgotten(
+    make_db: MakeDatabase, proxied_url: str, pg: Observer, way: str
+) -> None:
     db = make_db(proxied_url, pool_size=1, max_overflow=0, pool_timeout=5, connection_timeout=5)
 
     async def forget() -> None:
@@ -388,7 +396,9 @@ async def test_a_session_that_is_forgotten(make_db: MakeDatabase, proxied_url: s
     await nothing_strays(pg, db)
 
 
-async def test_failing_connect_hooks_leave_no_descriptor(make_db: MakeDatabase, proxied_url: str, pg: Observer) -> None:
+async def test_failing_connect_hooks_leave_no_descriptor(
+    make_db: MakeDatabase, proxied_url: str, pg: Observer
+) -> None:
     async def on_connect(_connection: Any) -> None:
         raise ValueError("the hook is wrong")
 
@@ -402,7 +412,9 @@ async def test_failing_connect_hooks_leave_no_descriptor(make_db: MakeDatabase, 
     await pg.wait_until(pg.is_quiet)
 
 
-async def test_a_connect_hook_that_hangs_is_bounded(make_db: MakeDatabase, proxied_url: str, pg: Observer) -> None:
+async def test_a_connect_hook_that_hangs_is_bounded(
+    make_db: MakeDatabase, proxied_url: str, pg: Observer
+) -> None:
     async def on_connect(_connection: Any) -> None:
         await asyncio.Event().wait()
 

@@ -15,15 +15,14 @@ from sqlalchemy.exc import DBAPIError
 from steadypool import Database, deadline, errors
 from steadypool.breaker import BreakerState
 from steadypool.lab import EmbeddedPostgres
-from steadypool.lab.ports import free_port
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.testing import Observer
 
 from .conftest import MakeDatabase
 from .kit import (
     MARGIN,
-    T,
     Outcome,
+    T,
     ask,
     assert_all_named,
     assert_named,
@@ -33,7 +32,6 @@ from .kit import (
     failures,
     nothing_strays,
     password_of,
-    peak_of,
     rests,
     serves,
     timed,
@@ -99,7 +97,9 @@ class Load:
 async def test_server_restarts_under_load(
     make_db: MakeDatabase, private_server: EmbeddedPostgres, how: str
 ) -> None:
-    db = make_db(private_server.url, connection_timeout=5, pool_timeout=10, statement_timeout=5, close_grace=5)
+    db = make_db(
+        private_server.url, connection_timeout=5, pool_timeout=10, statement_timeout=5, close_grace=5
+    )
     load = Load(db)
     await until(lambda: len(load.outcomes) > 100)
     if how == "kill":
@@ -139,7 +139,9 @@ async def test_sessions_that_were_open_while_the_server_died_end_quietly(
 # -- the server comes late ---------------------------------------------------------------------------------------
 
 
-async def test_refused_for_a_while_and_then_up(db: Database, make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy) -> None:
+async def test_refused_for_a_while_and_then_up(
+    db: Database, make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy
+) -> None:
     db = make_db(proxied_url, connection_timeout=1.0, pool_timeout=8.0)
     proxy.mode = Mode.REFUSE
     callers = asyncio.create_task(at_once(50, lambda: ask(db)))
@@ -152,7 +154,9 @@ async def test_refused_for_a_while_and_then_up(db: Database, make_db: MakeDataba
     await rests(db)
 
 
-async def test_refused_callers_without_time_left_get_the_reason(make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy) -> None:
+async def test_refused_callers_without_time_left_get_the_reason(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy
+) -> None:
     db = make_db(proxied_url)
     proxy.mode = Mode.REFUSE
     outcomes = await at_once(30, lambda: ask(db))
@@ -161,7 +165,9 @@ async def test_refused_callers_without_time_left_get_the_reason(make_db: MakeDat
         assert "refused" in str(outcome.error).lower()
 
 
-async def test_attempts_do_not_storm_a_server_that_refuses(make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy) -> None:
+async def test_attempts_do_not_storm_a_server_that_refuses(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy
+) -> None:
     """Reset at once counts as refused, and lets the attempts be counted."""
     db = make_db(proxied_url, pool_timeout=2.0)
     proxy.mode = Mode.RESET
@@ -241,7 +247,9 @@ def as_role(url: str, role: str, password: str) -> str:
     return f"postgresql://{role}:{password}@{url.rpartition('@')[2]}"
 
 
-async def test_wrong_password(make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, role: str, admin: Any) -> None:
+async def test_wrong_password(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, role: str, admin: Any
+) -> None:
     db = make_db(as_role(proxied_url, role, "wrong-secret"), connection_timeout=5, pool_timeout=5)
     outcomes = await at_once(30, lambda: ask(db))
     assert_all_named(outcomes, MARGIN, errors.ConnectFailed)
@@ -282,9 +290,13 @@ async def test_a_password_that_changes_does_not_hurt_who_is_connected(
     assert proxy.accepted <= 2 + 2 * 20
 
 
-async def test_role_without_room_for_more(make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, role: str, admin: Any) -> None:
+async def test_role_without_room_for_more(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, role: str, admin: Any
+) -> None:
     await admin.execute(f"alter role {role} connection limit 3")
-    db = make_db(as_role(proxied_url, role, "right-secret"), connection_timeout=5, pool_timeout=5, statement_timeout=5)
+    db = make_db(
+        as_role(proxied_url, role, "right-secret"), connection_timeout=5, pool_timeout=5, statement_timeout=5
+    )
     outcomes = await at_once(60, lambda: ask(db, "select 1 from pg_sleep(0.02)"))
     assert_served(outcomes)
     assert db.pool.core.count() == 3

@@ -54,14 +54,16 @@ async def test_connecting_to_silence_with_a_deadline(db: Database, proxy: FaultP
     async with peak_of(proxy) as peak:
         outcomes = await at_once(30, call)
     assert_all_named(outcomes, T / 2 + MARGIN, errors.DeadlineExceeded)
-    assert {outcome.error.phase for outcome in outcomes if isinstance(outcome.error, errors.DeadlineExceeded)} == {
-        errors.Phase.CONNECTING
-    }
+    assert {
+        outcome.error.phase for outcome in outcomes if isinstance(outcome.error, errors.DeadlineExceeded)
+    } == {errors.Phase.CONNECTING}
     assert peak.open == 1
     assert proxy.accepted == 1
 
 
-async def test_the_connect_that_was_held_serves_whoever_has_time_left(make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy) -> None:
+async def test_the_connect_that_was_held_serves_whoever_has_time_left(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy
+) -> None:
     """A database that is asleep holds the connection and answers once it is awake: one attempt is all it takes."""
     db = make_db(proxied_url, connection_timeout=5, pool_timeout=5)
     proxy.mode = Mode.SILENT
@@ -94,11 +96,15 @@ async def test_warm_connections_go_silent(
 
 
 @pytest.mark.parametrize("way", ["session", "dedicated"])
-async def test_silence_in_mid_query(make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer, way: str) -> None:
+async def test_silence_in_mid_query(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer, way: str
+) -> None:
     db = make_db(proxied_url, statement_timeout=20.0)
 
     async def running() -> bool:
-        return any("pg_sleep" in backend.query and backend.state == "active" for backend in await pg.backends())
+        return any(
+            "pg_sleep" in backend.query and backend.state == "active" for backend in await pg.backends()
+        )
 
     async def call() -> None:
         with deadline(1.0 + T):
@@ -123,7 +129,9 @@ async def test_silence_in_mid_query(make_db: MakeDatabase, proxied_url: str, pro
     await serves(db)
 
 
-async def test_silence_in_mid_query_ends_by_the_statements_own_limit(db: Database, proxy: FaultProxy, pg: Observer) -> None:
+async def test_silence_in_mid_query_ends_by_the_statements_own_limit(
+    db: Database, proxy: FaultProxy, pg: Observer
+) -> None:
     async with db.session() as session:
         await session.execute(text("select 1"))
         proxy.mode = Mode.SILENT

@@ -125,7 +125,8 @@ async def plyr(plyr_settings: Settings, anyio_backend: str) -> AsyncIterator[Ply
     started = asyncio.create_task(ready.wait())
     await asyncio.wait({serving, started}, return_when=asyncio.FIRST_COMPLETED)
     assert ready.is_set(), serving
-    async with httpx.AsyncClient(base_url=url) as client, httpx.AsyncClient(base_url=url) as anonymous:
+    options: dict[str, Any] = {"base_url": url, "timeout": 30.0}
+    async with httpx.AsyncClient(**options) as client, httpx.AsyncClient(**options) as anonymous:
         running = Plyr(url, plyr_settings, "", client, anonymous)
         running.token = await running.add_artist("alice")
         client.headers["Authorization"] = f"Bearer {running.token}"

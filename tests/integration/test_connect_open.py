@@ -412,6 +412,17 @@ async def test_cancelling_leaves_no_socket_behind(driver: Driver, database_url: 
     await until(lambda: open_sockets() <= before)
 
 
+async def test_an_address_that_was_given_up_leaves_no_socket_behind(
+    driver: Driver, database_url: str, resolves: Callable[..., None]
+) -> None:
+    resolves(db=["127.0.0.2", "127.0.0.3", "127.0.0.1"])
+    with deaf("127.0.0.2", port_of(database_url)):
+        before = open_sockets()
+        async with driver.opened(changed(database_url, host="db"), timeout=3) as connection:
+            assert await driver.show(connection, "server_version_num")
+            assert open_sockets() == before + 1
+
+
 @on_both_loops
 async def test_timing_out_leaves_no_socket_behind(driver: Driver, database_url: str, silent: int) -> None:
     before = open_sockets()

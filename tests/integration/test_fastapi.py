@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -128,3 +131,18 @@ async def test_readyz_answers_within_a_second_when_the_database_is_silent(
         took = asyncio.get_running_loop().time() - began
     assert ready.status_code == 503
     assert took < 1.0
+
+
+async def test_the_example_in_the_readme_runs(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    async with served(names["app"]) as client:
+        async with names["database"].connection() as connection:
+            await connection.execute("create table tracks ()")
+            await connection.execute("create table plays ()")
+        answers = [await client.get(path) for path in ("/tracks", "/report", "/readyz")]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert answers[0].json() == 0

@@ -1,4 +1,4 @@
-"""The scale-to-zero Postgres: a real server that is really stopped when idle, and really started by the first to come."""
+"""The scale-to-zero Postgres: a real server, really stopped when idle, really started by the first to come."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import asyncpg
 import psycopg
 import pytest
 
-from steadypool.lab import EmbeddedPostgres, FaultProxy, SleepyPostgres, Suspend, TlsFront, WakeMode, self_signed
+from steadypool.lab import (
+    EmbeddedPostgres,
+    FaultProxy,
+    SleepyPostgres,
+    Suspend,
+    TlsFront,
+    WakeMode,
+    self_signed,
+)
 from steadypool.lab.sleepy import Wakefulness
 
 pytestmark = pytest.mark.anyio

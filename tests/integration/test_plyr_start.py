@@ -265,5 +265,5 @@ def refuses(host: str, port: int) -> bool:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 -- another process sets no event
+        while not condition():
             await asyncio.sleep(0.02)

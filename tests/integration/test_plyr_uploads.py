@@ -188,7 +188,7 @@ async def test_no_connection_is_held_while_audio_is_sent(plyr: Plyr) -> None:
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 -- a file system sets no event
+        while not condition():
             await asyncio.sleep(0.01)
 
 

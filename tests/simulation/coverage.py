@@ -1,7 +1,7 @@
 """What can happen to a pool, in which of its states: the table that a run of many schedules has to fill.
 
-`events × states`: an event is paired with every state in which some connection was when it happened; `gone` stands for a
-pool without connections. `transitions`: from which state a connection may come into which.
+`TABLE`: an event is paired with every state in which some connection was when it happened; `gone` stands for
+a pool without connections. `MOVES`: from which state a connection may come into which.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ TABLE: dict[str, frozenset[SlotState]] = {
 
 NEVER: dict[str, frozenset[SlotState]] = {
     "close ended": THERE,
-    "gone aborted at close": frozenset({IDLE, PROVING, SILENT}),
+    "gone aborted at close": frozenset({IDLE}),
     "gone pool closed": frozenset({IDLE}),
     "refused PoolClosed": frozenset({IDLE}),
     "open ok": frozenset({GONE}),

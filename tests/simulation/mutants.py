@@ -1,6 +1,6 @@
-"""Pools that are broken on purpose, one way each. A simulation that does not notice them would not notice a real bug.
+"""Pools that are broken on purpose, one way each. A simulation that misses them would miss a real bug too.
 
-Each is named after what it does wrong and carries the rule that it breaks; several were real bugs that the simulation found.
+Each is named after what it does wrong and carries the rule that it breaks. Several were real bugs, found here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _WithOptions(Pool[Any]):
         raise NotImplementedError
 
 
-# -- rule 1: never more than the limit, none lost ------------------------------------------------------------------
+# -- rule 1: never more than the limit, none lost ----------------------------------------------------------------
 
 
 @breaks("R1")
@@ -75,7 +75,7 @@ class KeepsTheSlotOfAFailedConnect(Pool[Any]):
             super()._free(slot, reason)
 
 
-# -- rule 2: first come, first served ------------------------------------------------------------------------------
+# -- rule 2: first come, first served ----------------------------------------------------------------------------
 
 
 @breaks("R2")
@@ -123,7 +123,7 @@ class GivesTheReadyOneToALaterCaller(Pool[Any]):
         return self._idle.pop() if self.options.use_lifo else self._idle.popleft()
 
 
-# -- rule 3: connecting is the pool's work ---------------------------------------------------------------------------
+# -- rule 3: connecting is the pool's work -----------------------------------------------------------------------
 
 
 @breaks("R3")
@@ -135,7 +135,7 @@ class CancelsTheConnectWithItsCaller(Pool[Any]):
         super()._leave(waiter)
 
 
-# -- rule 4: woken by every change -------------------------------------------------------------------------------------
+# -- rule 4: woken by every change -------------------------------------------------------------------------------
 
 
 class _Deaf(Pool[Any]):
@@ -205,7 +205,7 @@ class IgnoresADriverThatGivesUp(Pool[Any]):
             self.driver.open = open_  # type: ignore[method-assign]
 
 
-# -- rule 5: every wait ends, by the right name ------------------------------------------------------------------------
+# -- rule 5: every wait ends, by the right name ------------------------------------------------------------------
 
 
 @breaks("R5")
@@ -266,7 +266,7 @@ class PingsWithoutLimit(Pool[Any]):
         self._answered(slot)
 
 
-# -- rule 7: proven before it is handed over ---------------------------------------------------------------------------
+# -- rule 7: proven before it is handed over ---------------------------------------------------------------------
 
 
 @breaks("R7")
@@ -298,7 +298,7 @@ class TrustsTheSiblingsOfTheDead(Pool[Any]):
     def suspect_all(self) -> None: ...
 
 
-# -- rule 8: returned means clean ----------------------------------------------------------------------------------------
+# -- rule 8: returned means clean --------------------------------------------------------------------------------
 
 
 @breaks("R8")
@@ -317,7 +317,7 @@ class KeepsMoreThanItsSize(Pool[Any]):
         return True
 
 
-# -- rule 9: lifetime ----------------------------------------------------------------------------------------------------
+# -- rule 9: lifetime --------------------------------------------------------------------------------------------
 
 
 @breaks("R9")
@@ -345,7 +345,7 @@ class LooksForTheOldTooLate(Pool[Any]):
             super()._recycle_by(moment)
 
 
-# -- rules 11 and 12: leaving --------------------------------------------------------------------------------------------
+# -- rules 11 and 12: leaving ------------------------------------------------------------------------------------
 
 
 @breaks("R11")
@@ -371,7 +371,7 @@ class KeepsTheEvictedThatWereBeingProven(Pool[Any]):
         return self._closed or (slot.generation != self._generation and slot.state is not SlotState.PROVING)
 
 
-# -- rule 13: close ------------------------------------------------------------------------------------------------------
+# -- rule 13: close ----------------------------------------------------------------------------------------------
 
 
 @breaks("R13")
@@ -416,7 +416,7 @@ class SaysTwiceThatItIsClosed(Pool[Any]):
         super()._abort_all()
 
 
-# -- ceilings and events ---------------------------------------------------------------------------------------------------
+# -- ceilings and events -----------------------------------------------------------------------------------------
 
 
 @breaks("ceiling")

@@ -1,7 +1,13 @@
-"""The rules of the pool (numbered as in DESIGN), checked against the server's books and against the callers' own notes.
+"""The rules of the pool, checked against the server's books and against the callers' own notes.
 
-`Rules` is told what callers do and listens to the pool's events. It looks at everything after each turn of the loop, and
-more closely whenever the loop rests: then every change has had its consequences, and whoever still waits must have a reason.
+`Rules` is told what callers do and listens to the pool's events. It looks at everything after each turn of the
+loop, and more closely whenever the loop rests: then every change has had its consequences, and whoever still
+waits must have a reason. The numbers:
+
+- R1 never more connections than the limit, none lost · R2 first come, first served · R3 connecting is the pool's work
+- R4 woken by every change · R5 every wait ends, by the right name · R7 proven before it is handed over
+- R8 returned means clean · R9 lifetime with jitter, in the background · R11 leaving is bounded and counted
+- R12 eviction · R13 close
 """
 
 from __future__ import annotations
@@ -104,7 +110,9 @@ class Rules:
         self.pairs: set[tuple[SlotState, str]] = set()
         self.endings: list[Ending] = []
         self.began_to_close: float | None = None
-        self.connects = [0, 0, 0]
+        self.connects: dict[type[events.Event], int] = dict.fromkeys(
+            (events.ConnectStarted, events.ConnectSucceeded, events.ConnectAttemptFailed), 0
+        )
         self.acquired = self.released = self.pool_closed_events = 0
         self._seen_version = (-1, -1)
         self.refusals = 0
@@ -268,25 +276,9 @@ class Rules:
         if isinstance(event, events.Acquired):
             self._acquired(event)
         elif isinstance(event, events.Released):
-            self.released += 1
-            caller = self.handed.pop(event.connection, None)
-            if caller is None:
-                self.blame("R1: a connection was released that nobody had")
-                return
-            self.held_by[caller.workload] -= 1
-            if caller in self.holding:  # not given back: the pool is closed and its patience is over
-                self.holding.remove(caller)
-                caller.ended = True
-                if not self.pool.closed:
-                    self.blame("R1: a connection was taken from its holder")
-            if event.kept:
-                self.seen("released kept")
-        elif isinstance(event, events.ConnectStarted):
-            self.connects[0] += 1
-        elif isinstance(event, events.ConnectSucceeded):
-            self.connects[1] += 1
-        elif isinstance(event, events.ConnectAttemptFailed):
-            self.connects[2] += 1
+            self._released(event)
+        elif type(event) in self.connects:
+            self.connects[type(event)] += 1
         elif isinstance(event, events.AcquireFailed):
             # Noted now: between this moment and the caller's next step the world may change.
             self.refusals += 1
@@ -298,6 +290,21 @@ class Rules:
             self.seen("gone " + event.reason)
         elif isinstance(event, events.PoolClosedEvent):
             self.pool_closed_events += 1
+
+    def _released(self, event: events.Released) -> None:
+        self.released += 1
+        caller = self.handed.pop(event.connection, None)
+        if caller is None:
+            self.blame("R1: a connection was released that nobody had")
+            return
+        self.held_by[caller.workload] -= 1
+        if caller in self.holding:  # not given back: the pool is closed and its patience is over
+            self.holding.remove(caller)
+            caller.ended = True
+            if not self.pool.closed:
+                self.blame("R1: a connection was taken from its holder")
+        if event.kept:
+            self.seen("released kept")
 
     def _acquired(self, event: events.Acquired) -> None:
         self.acquired += 1
@@ -527,7 +534,7 @@ class Rules:
         self.at_rest()
         if self.server.backends or self.server.connecting:
             raise RuleBroken(f"R1: the server still has {list(self.server.backends.values())}")
-        started, succeeded, failed = self.connects
+        started, succeeded, failed = self.connects.values()
         if succeeded + failed > started:
             raise RuleBroken("events: more connects ended than began")
         if self.pool_closed_events != 1:

@@ -1,8 +1,8 @@
 """Schedules are data: a configuration and a list of steps, both drawn from a seed.
 
-A step is `(gap, verb, a, b)`. A gap above zero is virtual seconds, zero means within the same callback as the step before,
-and below zero so many turns of the loop. `a` and `b` choose among what is there when the step runs, so that a schedule
-stays meaningful when steps are taken out of it.
+A step is `(gap, verb, a, b)`. A gap above zero is virtual seconds, zero means within the same callback as the step
+before, and below zero so many turns of the loop. `a` and `b` choose among what is there when the step runs, so that
+a schedule stays meaningful when steps are taken out of it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LINGERS = (0.0, 0.02, 0.25, 5.0)
 
 WEATHERS: tuple[tuple[str, tuple[object, ...]], ...] = (
     ("open", (*OPEN_KINDS, "ok", "ok", "mixed", "mixed")),
-    ("ping", (*PING_KINDS, "ok", "mixed")),
+    ("ping", (*PING_KINDS, "ok", "hang", "mixed")),
     ("reset", (*RESET_KINDS, "ok", "mixed")),
     ("close", (*CLOSE_KINDS, "mixed")),
     ("latency", LATENCIES),
@@ -36,7 +36,7 @@ WEATHERS: tuple[tuple[str, tuple[object, ...]], ...] = (
 
 # How often each step comes, in three tempers: a busy pool, a bad server, an operator who fiddles.
 _CALM = {"acquire": 30, "release": 24, "use": 10, "cancel": 8, "release twice": 2, "wait": 6}
-_BAD = {"weather": 12, "fair": 4, "cut": 4, "cut all": 1, "silence": 2, "silence all": 1}
+_BAD = {"weather": 12, "fair": 4, "cut": 4, "cut all": 1, "silence": 3, "silence all": 3}
 _FIDDLE = {"evict": 4, "suspect all": 2, "warm up": 3, "abort idle": 1, "cancel evict": 1}
 _END = {"close": 1, "cancel close": 1}
 _TEMPERS: tuple[dict[str, int], ...] = (
@@ -67,7 +67,7 @@ class Schedule:
 
     def describe(self) -> str:
         """As text that can be pasted into a test."""
-        options = {k: v for k, v in asdict(self.config.options).items()}
+        options = asdict(self.config.options)
         lines = [f"seed {self.seed}", f"options {options}", f"ceilings {self.config.ceilings}"]
         lines += [f"  {number:3d} {step!r}" for number, step in enumerate(self.steps)]
         return "\n".join(lines)
@@ -85,7 +85,7 @@ def _draw_config(rng: random.Random) -> Config:
         size=pick((1, 1, 2, 2, 3)),
         max_overflow=pick((0, 0, 1, 1, 2)),
         pool_timeout=pick((0.3, 0.5, 1.0, 2.0)),
-        connect_timeout=pick((0.4, 1.0, 1.0, 2.0)),
+        connect_timeout=pick((0.4, 1.0, 2.0, 2.0)),
         recycle=pick((None, None, 0.0, 0.4, 1.0, 2.0, 5.0)),
         ping_after_idle=pick((None, 0.0, 0.05, 0.5, 0.5)),
         leave_timeout=pick((0.2, 0.5)),

@@ -82,8 +82,13 @@ def test_a_deadlock_is_noticed() -> None:
 
 def test_turning_without_end_is_noticed() -> None:
     async def main() -> None:
-        while True:
-            await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+
+        def again() -> None:
+            loop.call_soon(again)
+
+        again()
+        await loop.create_future()
 
     with pytest.raises(Livelock):
         VirtualLoop().run(main())

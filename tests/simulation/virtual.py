@@ -1,7 +1,7 @@
 """An event loop whose time is virtual: when nothing is ready it jumps to the next timer.
 
-No sockets, no threads, no sleeping, so that a run is a function of its seed. Callbacks run in the order in which asyncio
-promises to run them; timers that are due together run in an order drawn by lot, because no promise covers them.
+No sockets, no threads, no sleeping, so that a run is a function of its seed. Callbacks run in the order in which
+asyncio promises to run them; timers that are due together run in an order drawn by lot: no promise covers them.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class World:
                     self._after_turns(int(-gap))
                     return
             self.finished.set_result(None)
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - a crash of the pool is a finding too
             self._break(error)
 
     def _after_turns(self, turns: int) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import struct
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from backend.storage.audio import NotAudio, inspect
 from backend.storage.base import StorageFull, TooLarge
-from backend.storage.local import WRITE_AT, LocalStorage
+from backend.storage.local import READ_SIZE, WRITE_AT, LocalStorage
 
 pytestmark = pytest.mark.anyio
 

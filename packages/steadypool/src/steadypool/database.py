@@ -139,6 +139,8 @@ class Database:
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
         url = make_url(s.require_url())
+        # What people typed in ends up in logs otherwise; `engine_arguments` may ask for it.
+        arguments = {"hide_parameters": True, **arguments}
         if url.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
             arguments = {
                 **arguments,

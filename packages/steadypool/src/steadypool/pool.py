@@ -4,38 +4,33 @@ The rules, and where they bind:
 
 - Everything here runs on one event loop and nothing between two awaits can be interrupted. All changes of state
   happen in plain functions; each ends in `_serve`, the one place where callers and connections meet.
-- Opening, proving, cleaning and closing are done by tasks that the pool owns, never by a caller's task. So a
-  cancelled caller can leave at once, and what it began goes to whoever is next.
+- Opening, proving, cleaning and closing are done by tasks that the pool owns (`lifecycle`), never by a caller's
+  task. So a cancelled caller can leave at once, and what it began goes to whoever is next.
 - `release` never awaits: there is no moment at which giving back could be cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import math
-import os
 import random
 from collections import Counter, deque
-from collections.abc import Coroutine
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 from steadypool import errors, events, refusal
 from steadypool.breaker import Breaker, BreakerState
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.deadline import current_deadline
 from steadypool.lease import Driver, Lease, PoolOptions, Slot, SlotState, Waiter
-from steadypool.roster import ASKING, LIVE, SUPPLY, Roster
+from steadypool.lifecycle import Lifecycle
+from steadypool.roster import ASKING, LIVE, SUPPLY
 from steadypool.sqlstate import Fate
 
 T = TypeVar("T")
 
-PATIENCE = 0.25
-"""Seconds (or the time of the last connect, if that was longer) after which callers do not count on a ping any more."""
 
-
-class Pool(Generic[T]):
+class Pool(Lifecycle[T]):
     """A pool of connections of any kind.
 
     It belongs to the event loop, and the process, in which it is first used.
@@ -70,28 +65,24 @@ class Pool(Generic[T]):
         observers: events.Events | None = None,
         ceilings: dict[str, int] | None = None,
     ) -> None:
-        self.driver = driver
-        self.options = options or PoolOptions()
-        self.name = name
-        self.clock = clock
-        self.events = observers or events.Events()
+        super().__init__(
+            driver,
+            options or PoolOptions(),
+            name=name,
+            clock=clock,
+            rng=rng or random.Random(),
+            observers=observers or events.Events(),
+        )
         self.breaker = breaker or Breaker(self.options.max_connecting)
         self.ceilings = ceilings if ceilings is not None else {}
-        self.last_connect_failure: BaseException | None = None
-        self._rng = rng or random.Random()
-        self._slots = Roster[T]()
-        self._idle: deque[Slot[T]] = deque()
         # Replacing in the background a connection that may only live for an instant would never end.
         self._replaces_recycled = self.options.recycle is not None and self.options.recycle >= 1.0
         self._waiters: dict[Waiter[T], None] = {}
+        self._overtime: dict[Waiter[T], None] = {}  # those who wait beyond `busy_until`, for the server
         self._held: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._changed: set[asyncio.Future[None]] = set()
-        self._generation = 0
         self._wanted_idle = 0
-        self._connect_seconds = 0.0
-        self._closed = self._said_closed = False
-        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._said_closed = False
         self._wake_timer: asyncio.TimerHandle | None = None
         self._recycle_timer: asyncio.TimerHandle | None = None
         self._recycle_at = math.inf
@@ -103,10 +94,6 @@ class Pool(Generic[T]):
         """Whether `close` was called."""
         return self._closed
 
-    def count(self, *states: SlotState) -> int:
-        """How many connections are in one of these states; all there are if none is named."""
-        return self._slots.count(*states) if states else len(self._slots)
-
     @property
     def waiting(self) -> int:
         """How many callers wait for a connection."""
@@ -116,10 +103,6 @@ class Pool(Generic[T]):
         """The pool at this moment: counts, and who holds what for how long."""
         now = self.clock.monotonic()
         return self._slots.snapshot(self.options, now, self.waiting, self.last_connect_failure)
-
-    def bind(self) -> None:
-        """Belong to the running event loop from now on; otherwise the first use decides."""
-        self._at_home()
 
     # -- acquire and release -----------------------------------------------------------------------------------
 
@@ -309,18 +292,20 @@ class Pool(Generic[T]):
         """Open as many connections as callers lack, as far as the limit and the breaker allow."""
         if self._closed:
             return
-        lacking = self._takers() - self.count(*SUPPLY)
         spare = min(self._wanted_idle, self.options.size - self.count(*LIVE, SlotState.OPENING))
         self._wanted_idle = max(0, spare)
-        wanted = max(lacking, self._wanted_idle if not self._waiters else 0)
         room = self.options.limit - len(self._slots)
+        if room <= 0:  # looked at first: a full pool is when there are many to count
+            return
+        lacking = self._takers() - self.count(*SUPPLY)
+        wanted = max(lacking, self._wanted_idle if not self._waiters else 0)
         opening = self.count(SlotState.OPENING)
         allowance = self.breaker.allowance(now=now, opening=opening, live=self.count(*LIVE))
         for _ in range(int(min(wanted, room, allowance))):
             self._wanted_idle = max(0, self._wanted_idle - 1)
             slot = self._slots.add(self._generation)
             self._start(slot, self._open(slot))
-        if wanted > 0 and room > 0 and allowance == 0 and not opening:
+        if wanted > 0 and allowance == 0 and not opening:
             self._wake_at(self.breaker.not_before)
 
     def _remaining(self) -> int:
@@ -347,9 +332,6 @@ class Pool(Generic[T]):
         """Whether this one, on top of the idle ones, would be handed out at once."""
         ready = sum(not self._needs_proof(other, now) for other in self._idle)
         return not self._needs_proof(slot, now) and self._takers() > ready
-
-    def _outdated(self, slot: Slot[T]) -> bool:
-        return self._closed or slot.generation != self._generation
 
     def _is_old(self, slot: Slot[T], now: float) -> bool:
         return now >= slot.expires_at and now > slot.opened_at
@@ -387,8 +369,9 @@ class Pool(Generic[T]):
         waiter.timer = None
         now = self.clock.monotonic()
         until = waiter.busy_until
-        if self._waits_for_answer(waiter):
-            until = max(until, waiter.connect_until)
+        if waiter.connect_until > until and self._waits_for_answer(waiter):
+            until = waiter.connect_until
+            self._overtime[waiter] = None
         if now < until:
             self._arm(waiter, until - now)
         else:
@@ -397,9 +380,8 @@ class Pool(Generic[T]):
 
     def _fail_overdue(self, now: float) -> None:
         """Callers who waited beyond `pool_timeout` for a connect that is no longer under way."""
-        asked = self.count(SlotState.PROVING, SlotState.SILENT)
-        for waiter in list(self._waiters)[asked:]:
-            if now >= waiter.busy_until:
+        for waiter in tuple(self._overtime):
+            if not self._waits_for_answer(waiter):
                 self._turn_away(waiter, now)
 
     def _turn_away(self, waiter: Waiter[T], now: float) -> None:
@@ -419,60 +401,11 @@ class Pool(Generic[T]):
         if waiter.fail(error):
             self.events.emit(events.AcquireFailed(self.name, now, now - waiter.since, error, waiter.workload))
 
-    def _forget(self, waiter: Waiter[T]) -> None:
-        self._waiters.pop(waiter, None)
-        if waiter.timer is not None:
-            waiter.timer.cancel()
-            waiter.timer = None
-
-    # -- what the pool's own tasks do --------------------------------------------------------------------------
-
-    async def _open(self, slot: Slot[T]) -> None:
-        started = self.clock.monotonic()
-        self.events.emit(events.ConnectStarted(self.name, started, slot.number))
-        try:
-            async with asyncio.timeout(self.options.connect_timeout):
-                connection = await self.driver.open()
-        except asyncio.CancelledError:
-            if _being_cancelled():
-                raise  # by `close`; `_ended` frees the slot
-            error = errors.ConnectFailed("the driver gave up connecting without saying why")
-            self._open_failed(slot, started, error)
-            return
-        except Exception as error:  # noqa: BLE001 - whatever the driver raises becomes the callers' named error
-            self._open_failed(slot, started, error)
-            return
-        if slot.state is SlotState.GONE:  # a driver that takes no notice of being cancelled
-            self.driver.abort(connection)
-            return
-        now = self.clock.monotonic()
-        slot.connection = connection
-        slot.opened_at = slot.proven_at = now
-        if self.options.recycle is not None:
-            jitter = self._rng.uniform(0.0, self.options.recycle_jitter)
-            slot.expires_at = now + self.options.recycle * (1.0 - jitter)
-        self._connect_seconds = now - started
-        self.last_connect_failure = None
+    def _connected(self) -> None:
         self.breaker.connected()
-        self.events.emit(events.ConnectSucceeded(self.name, now, slot.number, now - started))
-        self._settle(slot, now)
-        self._serve(now)
 
-    def _open_failed(self, slot: Slot[T], started: float, error: Exception) -> None:
-        now = self.clock.monotonic()
-        failure = error
-        if isinstance(error, TimeoutError) and not isinstance(error, errors.SteadypoolError):
-            failure = errors.ConnectTimeout(
-                f"connecting took longer than {self.options.connect_timeout:.2f}s",
-                errors.Report(errors.Phase.CONNECTING, errors.Elapsed(connecting=now - started)),
-            )
-        self.last_connect_failure = failure
-        final = refusal.is_final(failure)
+    def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
         self.breaker.failed(now=now, someone_waits=bool(self._waiters))
-        self.events.emit(
-            events.ConnectAttemptFailed(self.name, now, slot.number, now - started, failure, final)
-        )
-        self._free(slot, "connect failed")
         self._wanted_idle = 0
         if final and not self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING):
             pool = self.snapshot()
@@ -482,98 +415,14 @@ class Pool(Generic[T]):
                 self._fail(waiter, refusal.connect_failed(failure, waited, waiter.deadline, pool), now)
         self._serve()
 
-    async def _prove(self, slot: Slot[T]) -> None:
-        connection = self._connection(slot)
-        doubt = self._loop().call_later(max(PATIENCE, self._connect_seconds), self._doubt, slot)
-        try:
-            # Half the time of a connect, so that whoever waits for this can still get a new one.
-            async with asyncio.timeout(self.options.connect_timeout / 2):
-                await self.driver.ping(connection)
-        except Exception:  # noqa: BLE001 - whatever a ping raises means that the connection is not to be used
-            self.suspect_all()
-            self._retire(slot, "found dead", abrupt=True)
-            self._serve()
-            return
-        finally:
-            doubt.cancel()
-        slot.suspect = False
-        self._answered(slot)
-
-    def _doubt(self, slot: Slot[T]) -> None:
-        """A ping takes long: ask all idle connections now, and serve whoever waits without counting on any of them.
-
-        Where one connection has gone silent the others often have too, and meeting them one by one adds up.
-        """
-        if slot.state is not SlotState.PROVING:
-            return
-        self._slots.move(slot, SlotState.SILENT)
-        self.suspect_all()
-        while self._idle:
-            sibling = self._idle.pop()
-            self._slots.move(sibling, SlotState.SILENT)
-            self._start(sibling, self._prove(sibling))
-        self._serve()
-
-    def _answered(self, slot: Slot[T]) -> None:
-        """The server has answered on a clean connection."""
-        slot.proven_at = now = self.clock.monotonic()
-        self._settle(slot, now)
-        self._serve(now)
-
-    async def _reset(self, slot: Slot[T]) -> None:
-        connection = self._connection(slot)
-        try:
-            async with asyncio.timeout(self.options.leave_timeout):
-                await self.driver.reset(connection)
-        except Exception:  # noqa: BLE001 - whatever went wrong, a connection that can't be cleaned is not used again
-            self._retire(slot, "not clean", abrupt=True)
-            self._serve()
-            return
-        self._answered(slot)
-
-    async def _close(self, slot: Slot[T], reason: str) -> None:
-        connection = self._connection(slot)
-        try:
-            async with asyncio.timeout(self.options.leave_timeout):
-                await self._part(connection)
-        except asyncio.CancelledError:
-            self.driver.abort(connection)
-            raise
-        except Exception:  # noqa: BLE001 - a connection that can't be closed politely is cut off
-            self.driver.abort(connection)
-        finally:
-            self._free(slot, reason)
-            self._serve()
-
-    async def _part(self, connection: T) -> None:
-        try:
-            await self.driver.close(connection)
-        except Exception:  # noqa: BLE001 - whatever a goodbye raises, the server may still have the connection
-            self.driver.abort(connection)
-            await self.driver.close(connection)
-
-    def _retire(self, slot: Slot[T], reason: str, *, abrupt: bool = False) -> None:
-        """Close a connection that nobody holds; its place is free when the server has let go of it."""
-        if slot.state is SlotState.GONE:
-            return
-        self._slots.move(slot, SlotState.CLOSING)
-        if abrupt:
-            self.driver.abort(self._connection(slot))
-        self._start(slot, self._close(slot, reason))
-
-    def _free(self, slot: Slot[T], reason: str) -> None:
-        if slot.state is SlotState.GONE:
-            return
-        self._slots.move(slot, SlotState.GONE)
-        slot.connection = None
-        self.events.emit(events.Closed(self.name, self.clock.monotonic(), slot.number, reason))
+    def _forget(self, waiter: Waiter[T]) -> None:
+        self._waiters.pop(waiter, None)
+        self._overtime.pop(waiter, None)
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+            waiter.timer = None
 
     # -- upkeep ------------------------------------------------------------------------------------------------
-
-    def suspect_all(self) -> None:
-        """Let every idle connection prove itself before somebody gets it."""
-        for slot in self._slots:
-            slot.suspect = slot.suspect or slot.state in LIVE
 
     def _wake_at(self, moment: float) -> None:
         if self._wake_timer is not None:
@@ -694,54 +543,6 @@ class Pool(Generic[T]):
         if not self._said_closed:
             self._said_closed = True
             self.events.emit(events.PoolClosedEvent(self.name, now, aborted))
-
-    # -- small helpers -----------------------------------------------------------------------------------------
-
-    def _connection(self, slot: Slot[T]) -> T:
-        assert slot.connection is not None, "a slot without a connection in use"
-        return slot.connection
-
-    def _start(self, slot: Slot[T], work: Coroutine[Any, Any, None]) -> None:
-        # An empty context: the pool's work must not inherit the deadline of the caller that happened to start it.
-        task = self._loop().create_task(
-            work, name=f"{self.name}-{slot.state.value}-{slot.number}", context=contextvars.Context()
-        )
-        slot.task = task
-        self._tasks.add(task)
-        task.add_done_callback(lambda ended: self._ended(slot, ended))
-
-    def _ended(self, slot: Slot[T], task: asyncio.Task[None]) -> None:
-        """A task of the pool is done. One that was cancelled, maybe before its first step, left its slot as it was."""
-        self._tasks.discard(task)
-        if slot.task is not task or not task.cancelled():
-            return
-        if slot.state is SlotState.OPENING:
-            self._free(slot, "closed while opening")
-        elif slot.state in SUPPLY or slot.state is SlotState.SILENT:
-            self._retire(slot, "interrupted", abrupt=True)
-        self._serve()
-
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        assert self._home is not None, "the pool was never used"
-        return self._home[0]
-
-    def _at_home(self) -> asyncio.AbstractEventLoop:
-        here = (asyncio.get_running_loop(), os.getpid())
-        if self._home is None:
-            self._home = here
-        elif self._home != here:
-            where = "process" if self._home[1] != here[1] else "event loop"
-            raise errors.WrongEventLoop(
-                f"the pool {self.name!r} belongs to another {where}; make one for each {where}, "
-                "or dispose of it there before you use it here"
-            )
-        return here[0]
-
-
-def _being_cancelled() -> bool:
-    """Whether somebody cancelled this task, as opposed to a CancelledError that came from within."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _task_name() -> str:

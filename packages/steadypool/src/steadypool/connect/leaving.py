@@ -63,10 +63,11 @@ class Farewell:
             async with asyncio.timeout(timeout):
                 await ended
         except TimeoutError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             return False
         finally:
             loop.remove_reader(descriptor)
+            if not ended.done() or ended.cancelled():  # also when whoever waits here is cancelled
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.close()
         return True
 

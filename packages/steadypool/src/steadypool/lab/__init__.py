@@ -1,6 +1,7 @@
 """The fault lab: a real Postgres on the desk, and a network in between that can be made to fail."""
 
 from steadypool.lab.certificate import Certificate, self_signed
+from steadypool.lab.direction import Direction
 from steadypool.lab.errors import LabError
 from steadypool.lab.postgres import EmbeddedPostgres
 from steadypool.lab.proxy import FaultProxy, Mode
@@ -10,6 +11,7 @@ from steadypool.lab.sleepy import SleepyPostgres, Suspend, WakeMode
 
 __all__ = [
     "Certificate",
+    "Direction",
     "EmbeddedPostgres",
     "FaultProxy",
     "LabError",

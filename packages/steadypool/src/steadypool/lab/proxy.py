@@ -11,10 +11,12 @@ import contextlib
 import socket
 import struct
 from collections import deque
+from dataclasses import replace
 from enum import Enum, StrEnum
 from types import TracebackType
 from typing import Self, cast
 
+from steadypool.lab.direction import Direction
 from steadypool.lab.ports import HOST, listen, listen_anywhere
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -32,6 +34,9 @@ class Mode(StrEnum):
     """Nobody listens: new connections are refused. Those that exist go on."""
     RESET = "reset"
     """Every connection is reset: those that exist now, later ones once they are accepted."""
+    HALF_OPEN = "half-open"
+    """The connections that exist now lose their server, which is told so, while their clients hear nothing, ever
+    again. Later ones pass."""
 
 
 class FaultProxy:
@@ -42,8 +47,8 @@ class FaultProxy:
         upstream_port: the server's port.
 
     Attributes:
-        delay: seconds that every byte spends on the way, each way; order is kept.
         accepted: connections accepted so far.
+        most_open: the most connections that clients had open at the same time.
         bytes_up, bytes_down: bytes read from clients, and bytes delivered to them.
         round_trips: how often a client has sent something and then been answered, over all connections.
 
@@ -55,15 +60,17 @@ class FaultProxy:
 
     def __init__(self, upstream_host: str, upstream_port: int) -> None:
         self.upstream = (upstream_host, upstream_port)
-        self.delay = 0.0
+        self._up = Direction()
+        self._down = Direction()
         self.accepted = 0
+        self.most_open = 0
         self.bytes_up = 0
         self.bytes_down = 0
         self.round_trips = 0
         self._mode = Mode.PASS
         self._listener: socket.socket | None = None
         self._port = 0
-        self._links: set[_Link] = set()
+        self._links: dict[Link, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
@@ -81,6 +88,40 @@ class FaultProxy:
         return sum(link.is_open for link in self._links)
 
     @property
+    def links(self) -> tuple[Link, ...]:
+        """The connections, the oldest first; each can be treated on its own."""
+        return tuple(self._links)
+
+    @property
+    def up(self) -> Direction:
+        """What happens to bytes on their way to the server, on every connection without a direction of its own."""
+        return self._up
+
+    @up.setter
+    def up(self, value: Direction) -> None:
+        self._up = value
+        self._flush()
+
+    @property
+    def down(self) -> Direction:
+        """What happens to bytes on their way to the client, on every connection without a direction of its own."""
+        return self._down
+
+    @down.setter
+    def down(self, value: Direction) -> None:
+        self._down = value
+        self._flush()
+
+    @property
+    def delay(self) -> float:
+        """Seconds that every byte spends on the way, each way; setting it keeps what else is set."""
+        return self._down.delay
+
+    @delay.setter
+    def delay(self, seconds: float) -> None:
+        self._up, self._down = replace(self._up, delay=seconds), replace(self._down, delay=seconds)
+
+    @property
     def mode(self) -> Mode:
         """What the network does; set it to change that from one moment to the next."""
         return self._mode
@@ -94,6 +135,13 @@ class FaultProxy:
             self._listen()
         if self._mode is Mode.RESET:
             self.drop_all(reset=True)
+        if self._mode is Mode.HALF_OPEN:
+            for link in tuple(self._links):
+                link.lose_server()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Something has changed: send what may go now."""
         for link in tuple(self._links):
             link.flush()
         self._wake_waiting()
@@ -149,11 +197,11 @@ class FaultProxy:
     async def _connect(self, accepted: socket.socket) -> None:
         """Put a link between the client and the server; a silent network connects once it is silent no more."""
         loop = asyncio.get_running_loop()
-        link = _Link(self)
-        self._links.add(link)
+        link = Link(self)
+        self._links[link] = None
         try:
             await loop.connect_accepted_socket(lambda: link.client_side, accepted)
-            while self._mode is Mode.SILENT and link.is_open:
+            while (self._mode is Mode.SILENT or link.lost_server) and link.is_open:
                 await self._changed.wait()
             if not link.is_open:
                 # Given up by the client before the network came back: the server never hears of it.
@@ -171,9 +219,9 @@ class FaultProxy:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def forget(self, link: _Link) -> None:
+    def forget(self, link: Link) -> None:
         """A link is over."""
-        self._links.discard(link)
+        self._links.pop(link, None)
         self._wake_waiting()
 
 
@@ -187,13 +235,15 @@ class _Sign(Enum):
 class _Side(asyncio.Protocol):
     """One socket of a link: what comes in goes into the other side's queue, what is in ours goes out when due."""
 
-    def __init__(self, link: _Link) -> None:
+    def __init__(self, link: Link) -> None:
         self.link = link
         self.transport: asyncio.Transport | None = None
         self.ended = False
         """Its peer will send nothing more."""
         self.finished = False
         """Its peer has been told that nothing more will come."""
+        self.arrived = 0
+        """Bytes delivered to its peer."""
         self._pending: deque[tuple[float, bytes | _Sign]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -206,14 +256,23 @@ class _Side(asyncio.Protocol):
         if self.link.closed:
             self.transport.abort()
         else:
+            self.link.proxy.most_open = max(self.link.proxy.most_open, self.link.proxy.open)
             self.deliver()
 
     def data_received(self, data: bytes) -> None:
         self.link.read(self, len(data))
         self.other.queue(data)
 
+    @property
+    def way(self) -> Direction:
+        """What happens to the bytes that are delivered here."""
+        return self.link.up if self is self.link.server_side else self.link.down
+
     def eof_received(self) -> bool:
         self.ended = True
+        if self.link.lost_server:
+            self.link.end(reset=False)  # nobody is left who could be told
+            return False
         self.other.queue(_Sign.END)
         return True  # keeps the other direction open: there may still be something to say
 
@@ -233,18 +292,23 @@ class _Side(asyncio.Protocol):
             self.other.transport.resume_reading()
 
     def queue(self, what: bytes | _Sign) -> None:
-        due = asyncio.get_running_loop().time() + self.link.proxy.delay
+        if self.link.lost_server:
+            return
+        due = self.way.arrival(asyncio.get_running_loop().time())
         # Never before what was sent earlier, also when the delay has become shorter since.
         if self._pending:
             due = max(due, self._pending[-1][0])
-        self._pending.append((due, what))
+        if isinstance(what, bytes):
+            self._pending.extend(self.way.pieces(what, due))
+        else:
+            self._pending.append((due, what))
         self.deliver()
 
     def deliver(self) -> None:
         """Send what is due; come back for the rest."""
         self.forget_timer()
         loop = asyncio.get_running_loop()
-        while self._pending and self.link.proxy.mode is not Mode.SILENT and not self.link.closed:
+        while self._pending and not self.link.closed and not self._is_silent():
             due, what = self._pending[0]
             if self.transport is None:
                 return
@@ -254,10 +318,19 @@ class _Side(asyncio.Protocol):
             self._pending.popleft()
             self._send(self.transport, what)
 
+    def _is_silent(self) -> bool:
+        return self.link.proxy.mode is Mode.SILENT or self.way.silent
+
     def _send(self, transport: asyncio.Transport, what: bytes | _Sign) -> None:
         if isinstance(what, bytes):
+            limit = self.way.cut_after
+            if limit is not None:
+                what = what[: max(0, limit - self.arrived)]
+            self.arrived += len(what)
             self.link.delivered(self, len(what))
             transport.write(what)
+            if limit is not None and self.arrived >= limit:
+                self.link.end(reset=False)
         elif what is _Sign.RESET:
             self.link.end(reset=True)
         else:
@@ -271,9 +344,12 @@ class _Side(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
 
-    def end(self, *, reset: bool) -> None:
+    def drop_pending(self) -> None:
         self._pending.clear()
         self.forget_timer()
+
+    def end(self, *, reset: bool) -> None:
+        self.drop_pending()
         if self.transport is None:
             return
         if reset:
@@ -286,15 +362,39 @@ class _Side(asyncio.Protocol):
             self.transport.close()
 
 
-class _Link:
-    """One client's connection and its counterpart to the server."""
+class Link:
+    """One client's connection and its counterpart to the server; see `FaultProxy.links`."""
 
     def __init__(self, proxy: FaultProxy) -> None:
         self.proxy = proxy
         self.closed = False
+        self.lost_server = False
+        """Its server is gone, and its client does not know."""
+        self._own_up: Direction | None = None
+        self._own_down: Direction | None = None
         self.client_side = _Side(self)
         self.server_side = _Side(self)
         self._unanswered = False
+
+    @property
+    def up(self) -> Direction:
+        """What happens to its bytes on their way to the server; None sets what is true for all of them again."""
+        return self._own_up or self.proxy.up
+
+    @up.setter
+    def up(self, value: Direction | None) -> None:
+        self._own_up = value
+        self.flush()
+
+    @property
+    def down(self) -> Direction:
+        """What happens to its bytes on their way to the client; None sets what is true for all of them again."""
+        return self._own_down or self.proxy.down
+
+    @down.setter
+    def down(self, value: Direction | None) -> None:
+        self._own_down = value
+        self.flush()
 
     @property
     def is_open(self) -> bool:
@@ -319,6 +419,14 @@ class _Link:
         """The mode has changed: send what may go now."""
         self.client_side.deliver()
         self.server_side.deliver()
+
+    def lose_server(self) -> None:
+        """Half-open: the server's side is reset, the client hears nothing of it, nor anything else."""
+        self.lost_server = True
+        self.server_side.end(reset=True)
+        self.client_side.drop_pending()
+        if self.client_side.ended:
+            self.end(reset=False)
 
     def end(self, *, reset: bool) -> None:
         """Close both sides now."""

@@ -7,6 +7,9 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from enum import StrEnum
 
+_LONGEST_REASON = 400
+"""Characters; a subscriber who takes nothing through many reconnects has one gap with all their reasons."""
+
 
 @dataclass(frozen=True, slots=True)
 class Notification:
@@ -41,6 +44,8 @@ class Overflow(StrEnum):
 class Mailbox:
     """Holds what one subscriber has not taken yet.
 
+    While it is held back, nothing but gaps can be taken: the subscriber is still catching up.
+
     Args:
         size: notifications that may wait.
         overflow: what happens to more.
@@ -50,24 +55,28 @@ class Mailbox:
         self.size = size
         self.overflow = overflow
         self.dropped = 0
+        self._held_back = False
         self._gap: Gap | None = None
         self._waiting: OrderedDict[object, tuple[float, Notification]] = OrderedDict()
         self._takers: deque[asyncio.Future[None]] = deque()
-        self._end: BaseException | None = None
+        self._ended = False
+        self._error: BaseException | None = None
 
     def __len__(self) -> int:
         return len(self._waiting) + (self._gap is not None)
 
-    def put(self, notification: Notification, now: float) -> None:
-        """Keep one for the subscriber."""
+    def put(self, notification: Notification, now: float) -> Gap | None:
+        """Keep one for the subscriber; returns the gap that this opened, if there was no room."""
         conflates = self.overflow is Overflow.CONFLATE
         key: object = (notification.channel, notification.payload) if conflates else object()
         if key in self._waiting:
-            return
+            return None
         self._waiting[key] = (now, notification)
+        told_before = self._gap is not None
         if len(self._waiting) > self.size:
             self._make_room(now)
         self._wake()
+        return None if told_before else self._gap
 
     def _make_room(self, now: float) -> None:
         if self.overflow is Overflow.CONFLATE:
@@ -83,40 +92,61 @@ class Mailbox:
         known = self._gap
         if known is not None:
             reason = known.reason if gap.reason in known.reason else f"{known.reason}; {gap.reason}"
-            gap = Gap(min(known.since, gap.since), max(known.until, gap.until), reason)
+            gap = Gap(min(known.since, gap.since), max(known.until, gap.until), reason[-_LONGEST_REASON:])
         self._gap = gap
         self._wake()
 
+    def hold_back(self) -> None:
+        """Let notifications wait until `let_go`."""
+        self._held_back = True
+
+    def let_go(self) -> None:
+        """What was held back can be taken."""
+        self._held_back = False
+        self._wake(len(self))
+
     def end(self, error: BaseException | None = None) -> None:
         """Nothing more will come; `error` is raised to the subscriber, or iteration just ends."""
-        self._end = error or StopAsyncIteration()
-        self._wake()
+        self._ended, self._error = True, error
+        self._wake(len(self._takers))
 
     def resume(self) -> None:
         """Take an `end` back: there will be more after all."""
-        self._end = None
+        self._ended, self._error = False, None
 
     async def take(self) -> Notification | Gap:
         """The next thing, gaps first. Raises what `end` was given once nothing is left."""
-        while not len(self):
-            if self._end is not None:
-                raise self._end
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._takers.append(future)
-            try:
-                await future
-            finally:
-                if future in self._takers:
-                    self._takers.remove(future)
+        while (thing := self._next()) is None:
+            if self._ended:
+                # one error may be raised many times, and its traceback would grow with each
+                raise StopAsyncIteration if self._error is None else self._error.with_traceback(None)
+            await self._something_new()
+        return thing
+
+    def _next(self) -> Notification | Gap | None:
         if self._gap is not None:
             gap, self._gap = self._gap, None
             return gap
-        _, (_, notification) = self._waiting.popitem(last=False)
-        return notification
+        if self._waiting and not self._held_back:
+            _, (_, notification) = self._waiting.popitem(last=False)
+            return notification
+        return None
 
-    def _wake(self) -> None:
-        while self._takers:
+    async def _something_new(self) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._takers.append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future in self._takers:
+                self._takers.remove(future)
+            else:
+                self._wake()  # it was told of something that it will not take: the next one is told
+            raise
+
+    def _wake(self, count: int = 1) -> None:
+        while self._takers and count > 0:
             future = self._takers.popleft()
             if not future.done():
                 future.set_result(None)
-                return
+                count -= 1

@@ -7,12 +7,17 @@ from collections import deque
 from collections.abc import Callable
 
 from psycopg import OperationalError
+from psycopg.errors import Diagnostic
 from psycopg.pq import ConnStatus, ExecStatus
 
 from steadypool.connect.leaving import abort_psycopg
 from steadypool.connect.psycopg_connection import SteadyConnection
 from steadypool.listener.mailbox import Notification
 
+_SLICE = 0.1
+"""Seconds after which whoever waits for an answer looks whether the event loop was free to hear it."""
+
+_LAST_WORDS = frozenset({"FATAL", "PANIC"})
 _ERRORS = frozenset({ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE})
 
 
@@ -33,8 +38,12 @@ class Wire:
         self._commands: deque[tuple[str, asyncio.Future[None]]] = deque()
         """What was asked for and is not answered yet; the first one is on its way."""
         self._error: OperationalError | None = None
+        self._last_words = ""
+        self.received = 0
+        """Notifications so far."""
         self.lost: asyncio.Future[BaseException] = self._loop.create_future()
         """Done when the connection is gone, with what it died of."""
+        connection.add_notice_handler(self._noticed)
         self._loop.add_reader(self._descriptor, self._readable)
 
     @property
@@ -51,6 +60,28 @@ class Wire:
             OperationalError: the server refused it, or the connection is gone.
         """
         await self.submit(sql)
+
+    async def wait_for(self, future: asyncio.Future[None], seconds: float) -> bool:
+        """Wait for `future` until nothing was heard for so many seconds; returns whether it is done.
+
+        What counts is time in which this event loop could hear: while it was blocked, or the machine stood still, the
+        answer may long have been there. As long as notifications come, the connection is not silent, only late.
+
+        Raises:
+            OperationalError: the connection was lost.
+        """
+        silent = 0.0
+        while silent < seconds and not future.done() and not self.lost.done():
+            received, started = self.received, self._loop.time()
+            piece = min(_SLICE, seconds - silent)
+            await asyncio.wait({future, self.lost}, timeout=piece)
+            elapsed = self._loop.time() - started
+            silent = 0.0 if self.received != received else silent + max(piece, min(elapsed, piece + _SLICE / 2))
+        if not future.done() and not self.lost.done():
+            self._readable()  # some event loops run timers before they look at sockets
+        if not future.done() and self.lost.done():
+            raise self.lost.result()
+        return future.done()
 
     def submit(self, sql: str) -> asyncio.Future[None]:
         """Like `run`, without waiting."""
@@ -92,20 +123,26 @@ class Wire:
         except OperationalError as error:
             self.close(error)
             return
-        if self._pgconn.status == ConnStatus.BAD:
+        if not self.lost.done() and self._pgconn.status == ConnStatus.BAD:
             self.close(OperationalError("the server ended the listening connection"))
 
     def _take_notifications(self) -> None:
-        while (notify := self._pgconn.notifies()) is not None:
-            self._deliver(Notification(notify.relname.decode(), notify.extra.decode(), notify.be_pid))
+        while not self.lost.done() and (notify := self._pgconn.notifies()) is not None:
+            self.received += 1
+            self._deliver(Notification(_text(notify.relname), _text(notify.extra), notify.be_pid))
+
+    def _noticed(self, notice: Diagnostic) -> None:
+        """A server that ends a connection says why before it does."""
+        if notice.severity_nonlocalized in _LAST_WORDS:
+            self._last_words = f"the server ended the connection: {notice.message_primary} ({notice.sqlstate})"
 
     def _take_results(self) -> None:
-        while self._commands and not self._pgconn.is_busy():
+        while self._commands and not self.lost.done() and not self._pgconn.is_busy():
             result = self._pgconn.get_result()
             if result is None:
                 self._answer_first()
             elif result.status in _ERRORS:
-                self._error = OperationalError(result.get_error_message())
+                self._error = OperationalError(result.get_error_message().strip())
 
     def _answer_first(self) -> None:
         (_, answer), error = self._commands.popleft(), self._error
@@ -119,14 +156,23 @@ class Wire:
         """Cut it off now. Never waits, and a second call does nothing."""
         if self.lost.done():
             return
-        self.lost.set_result(error or OperationalError("the listening connection was closed"))
-        self._loop.remove_reader(self._descriptor)  # before its number can be another socket's
-        self._loop.remove_writer(self._descriptor)
+        if self._last_words:
+            error = OperationalError(self._last_words)
+        error = error or OperationalError("the listening connection was closed")
+        if not self._loop.is_closed():
+            self.lost.set_result(error)
+            self._loop.remove_reader(self._descriptor)  # before its number can be another socket's
+            self._loop.remove_writer(self._descriptor)
         abort_psycopg(self._connection)
         while self._commands:
             _, answer = self._commands.popleft()
             if not answer.done():
-                answer.set_exception(OperationalError("the listening connection was lost"))
+                answer.set_exception(OperationalError(f"the listening connection was lost: {error}"))
+
+
+def _text(value: bytes) -> str:
+    """In a database without an encoding (SQL_ASCII) anything can be in it, and it must not stop what follows."""
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _retrieve(answer: asyncio.Future[None]) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import URL, util
+from sqlalchemy import URL, exc, util
 from sqlalchemy.dialects import registry
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
-from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg, PGExecutionContext_asyncpg
+from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg, PGExecutionContext_psycopg
 
 from steadypool import errors
 from steadypool.clock import SYSTEM_CLOCK, Clock
@@ -33,6 +33,7 @@ from steadypool.connect.options import (
 from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
 from steadypool.settings import Password
+from steadypool.sqlalchemy.cursors import BoundedCursor, BoundedCursors
 
 TIMEOUT_OPTION = "steadypool_statement_timeout"
 """Execution option: seconds that a statement may run; the engine's own limit if absent."""
@@ -67,6 +68,7 @@ class GuardedDialect:
     """What both dialects have in common. Mixed in before SQLAlchemy's class."""
 
     driver: str
+    loaded_dbapi: Any
 
     def __init__(self, steadypool_guards: Guards | None = None, **kw: Any) -> None:
         super().__init__(**kw)
@@ -94,7 +96,27 @@ class GuardedDialect:
         if context is not None:
             context.steadypool_started = self.guards.clock.monotonic()
         self._bounded(None if server is None else server + CLIENT_GRACE, call, cursor, *args, context)
-        self._proven[cursor._connection] = self.guards.clock.monotonic()
+        self._proven[_connection_of(cursor)] = self.guards.clock.monotonic()
+
+    def bounded_cursor(self, cursor: Any, context: Any) -> BoundedCursor:
+        """A server-side cursor whose fetches may take as long as a statement, and whose end as long as leaving."""
+
+        def fetching(call: Callable[..., Any], *args: Any) -> Any:
+            server = self.statement_timeout(context)
+            rows = self._bounded(None if server is None else server + CLIENT_GRACE, call, *args)
+            self.spoke(_connection_of(cursor))
+            return rows
+
+        def leaving(call: Callable[..., Any]) -> None:
+            driver_connection = _connection_of(cursor)
+            if self.is_open(driver_connection):
+                try:
+                    self._bounded(self.guards.leave_timeout, call)
+                except BaseException:
+                    self.cut(driver_connection)
+                    raise
+
+        return BoundedCursor(cursor, fetching, leaving)
 
     def statement_timeout(self, context: Any) -> float | None:
         """Seconds that this statement may run on the server, or None."""
@@ -164,7 +186,12 @@ class GuardedDialect:
         if isinstance(error, TimeoutError):
             limit = self.guards.connect_timeout
             return errors.ConnectTimeout(f"not connected within {limit:g} s: {outcome.summary}", report)
-        return errors.ConnectFailed(f"cannot connect: {outcome.summary}", report, final=outcome.final)
+        # What neither the network nor the driver says is a mistake in a handler: trying again would repeat it.
+        final = outcome.final or not (
+            isinstance(error, OSError | EOFError | exc.DBAPIError | self.loaded_dbapi.Error)
+            or type(error).__module__.partition(".")[0] == self.driver
+        )
+        return errors.ConnectFailed(f"cannot connect: {outcome.summary}", report, final=final)
 
     def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
         """The driver's arguments for a URL. libpq's options in it are carried out, or refused, by either driver."""
@@ -238,10 +265,15 @@ class GuardedDialect:
         raise NotImplementedError
 
 
+class AsyncpgContext(BoundedCursors, PGExecutionContext_asyncpg):
+    """SQLAlchemy's, with bounds on what `stream()` fetches."""
+
+
 class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
     """SQLAlchemy's asyncpg dialect, with bounds."""
 
     supports_statement_cache = True
+    execution_ctx_cls = AsyncpgContext
 
     adapter_names = frozenset(SQLALCHEMY_OPTIONS[ASYNCPG])
 
@@ -265,6 +297,7 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
             **self.guards.server_settings,
             **(changed.pop("server_settings", None) or {}),
         }
+        changed.pop("timeout", None)  # create_async_engine made it the limit of the whole connect
         if self.guards.statement_timeout is not None:
             changed.setdefault("command_timeout", self.guards.statement_timeout + CLIENT_GRACE)
         return await open_asyncpg(
@@ -280,7 +313,7 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any
     ) -> None:
         """asyncpg has a limit of its own, set once a connection; a workload's other limit replaces it for a while."""
-        seconds, connection = self.statement_timeout(context), cursor._connection
+        seconds, connection = self.statement_timeout(context), _connection_of(cursor)
         if seconds is None or seconds == self.guards.statement_timeout:
             super()._execute_bounded(call, cursor, args, context)
             return
@@ -320,10 +353,15 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         """asyncpg begins no transactions of its own."""
 
 
+class PsycopgContext(BoundedCursors, PGExecutionContext_psycopg):
+    """SQLAlchemy's, with bounds on what `stream()` fetches."""
+
+
 class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     """SQLAlchemy's async psycopg dialect, with bounds, and with a termination that does not wait."""
 
     supports_statement_cache = True
+    execution_ctx_cls = PsycopgContext
     has_terminate = True
 
     adapter_names = frozenset(SQLALCHEMY_OPTIONS[PSYCOPG])
@@ -347,6 +385,7 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         """Open a psycopg connection whose waits end at once."""
         from steadypool.connect.psycopg_driver import open_psycopg  # psycopg may not be installed
 
+        changed.pop("connect_timeout", None)  # create_async_engine made it the limit of the whole connect
         for name in ("context", "client_encoding"):
             if name in self._url_arguments:
                 changed.setdefault(name, self._url_arguments[name])
@@ -383,9 +422,10 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
 
     async def prove(self, driver_connection: Any, *, select: bool) -> None:
         """One round trip: in autocommit, so that no transaction is begun around it."""
+        before = driver_connection.autocommit
         await driver_connection.set_autocommit(True)
         await driver_connection.execute("SELECT 1" if select else "")
-        await driver_connection.set_autocommit(False)
+        await driver_connection.set_autocommit(before)
         self.spoke(driver_connection)
 
     async def roll_back(self, driver_connection: Any) -> None:
@@ -400,6 +440,12 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
 
 _IN_TRANSACTION = frozenset({1, 2, 3})
 """libpq's PQTRANS_ACTIVE, PQTRANS_INTRANS and PQTRANS_INERROR."""
+
+
+def _connection_of(cursor: Any) -> Any:
+    """The driver's connection under a cursor of SQLAlchemy's; that of 2.0 for psycopg does not know it itself."""
+    known = getattr(cursor, "_connection", None)
+    return cursor._cursor.connection if known is None else known
 
 
 def _driver_connection(dbapi_connection: Any) -> Any:

@@ -80,7 +80,7 @@ def create_async_engine(
     guarded = given.set(drivername=_our_name(given))
     connect_args = dict(arguments.pop("connect_args", {}))
     limit = connection_timeout or _driver_timeout(connect_args) or DEFAULT_CONNECTION_TIMEOUT
-    if not {"pool", "poolclass"} & arguments.keys():
+    if arguments.get("pool") is None and arguments.get("poolclass") is None:
         pre_ping = arguments.pop("pool_pre_ping", False)
         arguments |= {
             "poolclass": SteadyPool,
@@ -112,7 +112,7 @@ def create_async_engine(
     )
     sync_engine = engine.sync_engine
     # The dialect was found by our name for it; everybody who looks at the URL sees what was asked for.
-    sync_engine.url = given
+    sync_engine.url = sync_engine.url.set(drivername=given.drivername)
     event.listen(sync_engine, "handle_error", name_error)
     return engine
 

@@ -30,16 +30,8 @@ def name_error(context: ExceptionContext) -> BaseException | None:
     original = context.original_exception
     if isinstance(original, errors.SteadypoolError) or not isinstance(original, Exception):
         return None  # named already, or a cancellation, which is the caller's own doing
-    if isinstance(original, LimitReached):
-        # Its statement may still be on its way: nobody may use the connection again. That it did not answer says
-        # something about the others too, unless it was the caller's own deadline that was short.
-        context.is_disconnect = True
-        context.invalidate_pool_on_disconnect = original.deadline is None
-        return (
-            _deadline(context, original)
-            if original.deadline is not None
-            else _timeout(context, original.seconds)
-        )
+    if isinstance(original, TimeoutError) and original.errno is None:
+        return _given_up(context, original)
     sqlstate = sqlstate_of(original)
     if sqlstate == QUERY_CANCELED:
         limit = _dialect(context).statement_timeout(context.execution_context)
@@ -47,11 +39,25 @@ def name_error(context: ExceptionContext) -> BaseException | None:
             return _timeout(context, limit)
         return None
     gone = fate_of(sqlstate) in (Fate.EVICT, Fate.EVICT_AND_PROVE) if sqlstate else False
-    broken = isinstance(original, OSError) and not isinstance(original, TimeoutError)
-    if context.is_disconnect or gone or broken:
+    if context.is_disconnect or gone or isinstance(original, OSError):
         context.is_disconnect = True
         return _lost(context, sqlstate)
     return None
+
+
+def _given_up(context: ExceptionContext, original: TimeoutError) -> BaseException:
+    """The client gave a statement up: by our limit, or by asyncpg's own, whose TimeoutError says nothing.
+
+    It may still be on its way, so nobody may use the connection again. That it did not answer says something about
+    the others too, unless it was the caller's own deadline that was short.
+    """
+    by_deadline = isinstance(original, LimitReached) and original.deadline is not None
+    context.is_disconnect = True
+    context.invalidate_pool_on_disconnect = not by_deadline
+    if isinstance(original, LimitReached):
+        return _deadline(context, original) if by_deadline else _timeout(context, original.seconds)
+    limit = _dialect(context).statement_timeout(context.execution_context)
+    return _timeout(context, _elapsed(context) if limit is None else limit)
 
 
 def _dialect(context: ExceptionContext) -> GuardedDialect:
@@ -86,7 +92,9 @@ def _workload(context: ExceptionContext) -> str | None:
 
 
 def _statement(context: ExceptionContext) -> str:
-    return fingerprint(context.statement) if context.statement else "transaction control"
+    # While rows are fetched only the execution context knows which statement they belong to.
+    statement = context.statement or getattr(context.execution_context, "statement", None)
+    return fingerprint(statement) if statement else "transaction control"
 
 
 def _timeout(context: ExceptionContext, limit: float) -> StatementTimeout:
@@ -98,7 +106,7 @@ def _timeout(context: ExceptionContext, limit: float) -> StatementTimeout:
         pool.observers.emit(StatementTimedOut(pool.core.name, now, name, limit, workload))
     what = f" on workload {workload!r}" if workload else ""
     original = context.original_exception
-    unanswered = isinstance(original, LimitReached)
+    unanswered = isinstance(original, TimeoutError)
     return StatementTimeout(
         f"statement ended after {_elapsed(context):.2f}s{what}, limit {limit:.2f}s: {name}. "
         + ("The server did not answer; the connection was dropped. " if unanswered else "")

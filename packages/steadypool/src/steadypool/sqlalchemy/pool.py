@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import exc, pool
 from sqlalchemy.pool.base import ResetStyle, _ConnectionRecord  # pyright: ignore[reportPrivateUsage]
 from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
 
 from steadypool import errors
 from steadypool.connect.leaving import Farewell, take_farewell
@@ -44,6 +47,9 @@ class Record(_ConnectionRecord):
 
     lease: Lease[Record] | None = None
     farewell: Farewell | None = None
+    collected: bool = False
+    """Whether its last user forgot to give it back, and the garbage collector did."""
+    _fairy_ref: weakref.ref[Any] | None = None
 
     def __init__(self, owner: SteadyPool) -> None:
         self._owner = owner
@@ -54,6 +60,19 @@ class Record(_ConnectionRecord):
             self.cut()
             owner.stop_watching(self)
             raise
+
+    @property
+    def fairy_ref(self) -> weakref.ref[Any] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """SQLAlchemy's reference to the proxy that the user has; dead when that was never closed."""
+        return self._fairy_ref
+
+    @fairy_ref.setter
+    def fairy_ref(self, value: weakref.ref[Any] | None) -> None:
+        if value is not None:
+            self.collected = False
+        elif self._fairy_ref is not None and self._fairy_ref() is None:
+            self.collected = True
+        self._fairy_ref = value
 
     def cut(self) -> None:
         """Cut the connection off, and keep what tells when the server has let go of it."""
@@ -70,6 +89,15 @@ class Record(_ConnectionRecord):
             if self.farewell is not None:
                 self._owner.watched.add(self)
         super().invalidate(e, soft)
+
+    def checkin(self, _fairy_was_created: bool = True) -> None:
+        """As SQLAlchemy's; the place is given back even if an event handler fails."""
+        lease = self.lease
+        try:
+            super().checkin(_fairy_was_created)
+        finally:
+            if lease is not None and self.lease is lease and self.fairy_ref is None:
+                self._owner._do_return_conn(self)
 
 
 class RecordDriver:
@@ -118,8 +146,9 @@ class RecordDriver:
         driver_connection = connection.driver_connection
         try:
             connection.cut()
-        except Exception:  # noqa: BLE001 - an event handler's: nobody is there to tell, and the pool has to go on
+        except Exception:
             self._owner.logger.exception("An event handler failed while a connection was cut off")
+            connection.dbapi_connection = None
         finally:
             if driver_connection is not None:
                 self._owner.dialect.cut(driver_connection)
@@ -129,8 +158,10 @@ class RecordDriver:
         if connection.dbapi_connection is not None:
             await greenlet_spawn(connection.close)
         if connection.farewell is not None:
-            await connection.farewell.wait(self._owner.options.leave_timeout)
-            self._owner.stop_watching(connection)
+            try:
+                await connection.farewell.wait(self._owner.options.leave_timeout)
+            finally:
+                self._owner.stop_watching(connection)
 
 
 class SteadyPool(pool.Pool):
@@ -141,13 +172,15 @@ class SteadyPool(pool.Pool):
     """
 
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
+    _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
+    """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
 
     def __init__(
         self,
         creator: Any,
         pool_size: int = 5,
         max_overflow: int = 10,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         use_lifo: bool = False,
         steady_options: PoolOptions | None = None,
         steady_name: str = "main",
@@ -165,7 +198,7 @@ class SteadyPool(pool.Pool):
         self.options = PoolOptions(
             size=UNLIMITED if unlimited else pool_size,
             max_overflow=None if unlimited or max_overflow == -1 else max_overflow,
-            pool_timeout=timeout,
+            pool_timeout=math.inf if timeout is None else timeout,
             connect_timeout=base.connect_timeout,
             recycle=recycle if recycle >= 0 else None,
             recycle_jitter=base.recycle_jitter,
@@ -238,14 +271,17 @@ class SteadyPool(pool.Pool):
             return
         gone = entry._is_hard_or_soft_invalidated()  # pyright: ignore[reportPrivateUsage]
         fate = Fate.EVICT if gone else Fate.KEEP
-        if threading.get_ident() == self._home_thread:
+        home = self._home_loop
+        if home is None or home.is_closed():
+            return  # the pool has ended with its loop
+        if entry.collected or threading.get_ident() != self._home_thread:
+            # The garbage collector runs in whichever thread happens to allocate, and in the middle of anything.
+            home.call_soon_threadsafe(lease.release, fate)
+        else:
             proven_at = self.dialect.proven_at(entry.driver_connection)
             if proven_at is not None:
                 lease.touch(proven_at)
             lease.release(fate)
-        elif self._home_loop is not None and not self._home_loop.is_closed():
-            # The garbage collector runs in whichever thread happens to allocate.
-            self._home_loop.call_soon_threadsafe(lease.release, fate)
 
     def _invalidate(
         self,
@@ -262,11 +298,12 @@ class SteadyPool(pool.Pool):
             connection.invalidate(exception)
 
     def _close_connection(self, connection: DBAPIConnection, *, terminate: bool = False) -> None:
-        if terminate and threading.get_ident() != self._home_thread and self._home_loop is not None:
-            if not self._home_loop.is_closed():
-                self._home_loop.call_soon_threadsafe(self._dialect.do_terminate, connection)
-            return
-        super()._close_connection(connection, terminate=terminate)
+        home = self._home_loop
+        elsewhere = threading.get_ident() != self._home_thread
+        if terminate and elsewhere and home is not None and not home.is_closed():
+            home.call_soon_threadsafe(self._dialect.do_terminate, connection)
+        else:
+            super()._close_connection(connection, terminate=terminate)
 
     def recreate(self) -> SteadyPool:
         """A new pool with the same arguments, as `Engine.dispose` needs it."""
@@ -284,14 +321,16 @@ class SteadyPool(pool.Pool):
 
     def dispose(self) -> None:
         """Close all idle connections at once; those in use are closed when they come back."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            self.core.abort_idle()
-            self._stop_watching_all()
-        else:
+        if in_greenlet():
             if self.core.count():
                 await_only(self.core.evict())
+        else:
+            # Those that a task still watches are its own, as long as its loop runs.
+            running = self._home_loop is not None and self._home_loop.is_running()
+            watched = set(self.watched) if running else set[Record]()
+            self.core.abort_idle()
+            for record in self.watched - watched:
+                self.stop_watching(record)
         self.logger.info("Pool disposed. %s", self.status())
 
     async def close(self, grace: float | None = None) -> None:
@@ -325,9 +364,9 @@ class SteadyPool(pool.Pool):
         """Connections that are kept open; 0 for no limit."""
         return 0 if self.options.size == UNLIMITED else self.options.size
 
-    def timeout(self) -> float:
-        """Seconds a caller waits while all connections are in use."""
-        return self.options.pool_timeout
+    def timeout(self) -> float | None:
+        """Seconds a caller waits while all connections are in use; None for no limit."""
+        return None if self.options.pool_timeout == math.inf else self.options.pool_timeout
 
     def checkedin(self) -> int:
         """Connections in the pool that nobody uses."""

@@ -1,0 +1,477 @@
+"""The rows of the matrix: what happens to a peer, and what is promised about it.
+
+Each scenario is one small function from a stage and a peer to figures, next to the promise that is judged from these.
+Times are multiples of T, the seconds of every timeout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from steadypool.errors import ConnectionLost, SteadypoolError
+from steadypool.lab.load import Outcome, Requests, Tally, at_once, timed
+from steadypool.lab.matrix.stage import (
+    MARGIN,
+    LogNoise,
+    Probe,
+    Stage,
+    counted,
+    first_served_after,
+    seconds_until,
+)
+from steadypool.lab.names import resolving, silent_address
+from steadypool.lab.peers import Limits, Peer
+from steadypool.lab.proxy import FaultProxy, Mode
+
+PeerType = type[Peer]
+LONG = "select pg_sleep(30)"
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One row.
+
+    Attributes:
+        key: its name on the command line and in the raw figures.
+        title: what happens.
+        promise: what steadypool promises.
+        play: makes it happen to one peer.
+        judge: what is wrong with the figures, in words; nothing if the promise is kept. Takes T.
+    """
+
+    key: str
+    title: str
+    promise: str
+    play: Callable[[Stage, PeerType], Awaitable[Tally]]
+    judge: Callable[[Tally, float], list[str]]
+
+
+# -- silence -------------------------------------------------------------------------------------------------------
+
+
+async def accepts_then_silence(stage: Stage, kind: PeerType) -> Tally:
+    """A cold pool: connections are accepted, and nobody ever answers."""
+    async with stage.network() as proxy:
+        proxy.mode = Mode.SILENT
+        async with stage.peer(kind, stage.through(proxy), stage.limits(), proxy) as peer:
+            requests = await at_once(30, lambda: _ask(peer, stage.unit), stage.patience)
+            return await _over(requests, proxy, attempts=proxy.accepted, at_once=proxy.most_open)
+
+
+async def warm_then_silence(stage: Stage, kind: PeerType) -> Tally:
+    """Ten open connections, and then silence on all of them and for new ones."""
+    async with stage.network() as proxy:
+        async with stage.peer(kind, stage.through(proxy), stage.limits(), proxy) as peer:
+            await peer.warm(10)
+            await asyncio.sleep(0.6)
+            proxy.mode = Mode.SILENT
+            requests = await at_once(30, lambda: _ask(peer, stage.unit), stage.patience)
+            return await _over(requests, proxy)
+
+
+async def silence_in_mid_query(stage: Stage, kind: PeerType) -> Tally:
+    """Five statements run, and then silence; it heals when all callers have gone, or patience is over."""
+    async with stage.network() as proxy:
+        async with stage.peer(kind, stage.through(proxy), stage.limits(), proxy) as peer:
+            await peer.warm(5)
+            requests = Requests()
+            for _ in range(5):
+                requests.begin(lambda: _ask(peer, stage.unit, LONG))
+            await stage.until_backends("query = 'select pg_sleep(30)' and state = 'active'", 5)
+            proxy.mode = Mode.SILENT
+            await requests.finish(stage.patience)
+            proxy.mode = Mode.PASS
+            healed = time.monotonic()
+            back = await seconds_until(lambda: peer.held() == 0, 10.0)
+            await asyncio.sleep(max(0.0, healed + 2.0 - time.monotonic()))
+            running = await stage.backends("state = 'active'")
+            after = await at_once(15, lambda: _ask(peer, stage.unit), stage.patience)
+            return await _over(
+                requests, proxy, slots_back=back, running_2s_later=running, served_after=_served(after)
+            )
+
+
+# -- connections and servers that go away ------------------------------------------------------------------------
+
+
+async def idle_connections_reset(stage: Stage, kind: PeerType) -> Tally:
+    """Ten idle connections are reset by a firewall, then 20 requests."""
+    async with stage.network() as proxy:
+        async with stage.peer(kind, stage.through(proxy), stage.limits(), proxy) as peer:
+            await peer.warm(10)
+            await asyncio.sleep(0.6)
+            proxy.drop_all(reset=True)
+            await asyncio.sleep(0.05)
+            requests = await at_once(20, lambda: _ask(peer, stage.unit), stage.patience)
+            return await _over(requests, proxy)
+
+
+async def restarted_under_load(stage: Stage, kind: PeerType) -> Tally:
+    """The server is restarted under 50 tasks that ask without a pause; each request has 5 T."""
+    end = 5 * stage.unit
+    limits = stage.limits(pool=end)
+    async with stage.peer(kind, stage.server.url, limits) as peer:
+        requests, going, running = Requests(), True, 0
+
+        async def one() -> None:
+            nonlocal running
+            async with peer.within(end):
+                running += 1
+                try:
+                    await peer.ask()
+                finally:
+                    running -= 1
+
+        async def task() -> None:
+            while going:
+                outcome = await timed(one())
+                requests.outcomes.append(outcome)
+                await asyncio.sleep(0 if outcome.served else 0.01)
+
+        tasks = [asyncio.create_task(task(), name="lab load") for _ in range(50)]
+        await asyncio.sleep(0.5)
+        probe = Probe(stage.server.url)
+        probing = asyncio.create_task(probe.run(), name="lab probe")
+        await stage.server.restart("fast")
+        await asyncio.wait([probing], timeout=10.0)
+        await asyncio.sleep(1.5 * stage.unit)
+        going = False
+        await asyncio.wait(tasks, timeout=stage.patience)
+        hung = [left for left in tasks if not left.done()]
+        for left in hung:
+            left.cancel()
+        await asyncio.wait(tasks, timeout=5.0)
+        requests.outcomes += [Outcome(0.0, stage.patience, hung=True) for _ in hung]
+        figures = await counted(requests, not_in_flight=_not_in_flight(requests.outcomes))
+        if probe.up is not None and probe.down is not None:
+            first = first_served_after(requests.outcomes, (probe.down + probe.up) / 2)
+            figures.facts["first_after_prober"] = None if first is None else first - probe.up
+        return figures
+
+
+# -- a database that sleeps ----------------------------------------------------------------------------------------
+
+
+async def asleep_held(stage: Stage, kind: PeerType) -> Tally:
+    """200 requests, 5 T each, meet a database that holds connections and is awake after 3 T."""
+    unit = stage.unit
+    return await _asleep(stage, kind, stage.limits(pool=5 * unit), wake=3 * unit, mode="hold", end=5 * unit)
+
+
+async def asleep_refused(stage: Stage, kind: PeerType) -> Tally:
+    """The same, but connections are refused while it wakes."""
+    unit = stage.unit
+    return await _asleep(stage, kind, stage.limits(pool=5 * unit), wake=3 * unit, mode="refuse", end=5 * unit)
+
+
+async def documented_held(stage: Stage, kind: PeerType) -> Tally:
+    """Timeouts 5 T (the documented 10 s), requests of 15 T, awake after 6 T: longer than a connect may take."""
+    unit = stage.unit
+    limits = stage.limits(connect=5 * unit, pool=5 * unit, statement=5 * unit)
+    return await _asleep(stage, kind, limits, wake=6 * unit, mode="hold", end=15 * unit)
+
+
+async def documented_refused(stage: Stage, kind: PeerType) -> Tally:
+    """Timeouts 5 T (the documented 10 s), requests of 15 T, refused until it is awake after 3 T."""
+    unit = stage.unit
+    limits = stage.limits(connect=5 * unit, pool=5 * unit, statement=5 * unit)
+    return await _asleep(stage, kind, limits, wake=3 * unit, mode="refuse", end=15 * unit)
+
+
+async def _asleep(
+    stage: Stage, kind: PeerType, limits: Limits, *, wake: float, mode: str, end: float
+) -> Tally:
+    knocks = await stage.asleep(wake=wake, mode=mode)
+    async with stage.peer(kind, stage.sleepy.url, limits) as peer:
+
+        async def one() -> None:
+            async with peer.within(end):
+                await peer.ask()
+
+        requests = await at_once(200, one, end + stage.patience)
+        await requests.let_go()
+        return await counted(requests, attempts=knocks.attempts, at_once=knocks.most_at_once)
+
+
+# -- names and addresses -------------------------------------------------------------------------------------------
+
+
+async def silent_addresses(stage: Stage, kind: PeerType) -> Tally:
+    """A name with three addresses; packets to the first two are lost."""
+    name, dead = "three-addresses.test", ("127.0.0.2", "127.0.0.3")
+    async with stage.network() as proxy:
+        with ExitStack() as stack:
+            for address in dead:
+                stack.enter_context(silent_address(address, proxy.port))
+            stack.enter_context(resolving({name: [*dead, "127.0.0.1"]}))
+            async with stage.peer(kind, stage.through(proxy, name), stage.limits(), proxy) as peer:
+                requests = await at_once(1, lambda: _ask(peer, 3 * stage.unit), stage.patience)
+                first = requests.outcomes[0].seconds
+                proxy.drop_all(reset=True)
+                await asyncio.sleep(0.05)
+                again = await at_once(1, lambda: _ask(peer, 3 * stage.unit), stage.patience)
+                next_time = again.outcomes[0].seconds if again.outcomes[0].served else None
+                return await _over(requests, proxy, first=first, next_time=next_time)
+
+
+# -- leaving -------------------------------------------------------------------------------------------------------
+
+
+async def cancelled_anywhere(stage: Stage, kind: PeerType) -> Tally:
+    """500 transactions begin at once, and each is cancelled at a moment of its own."""
+    chance = random.Random(500)
+    async with stage.network() as proxy:
+        proxy.delay = 0.001
+        limits = stage.limits(pool=5 * stage.unit)
+        async with stage.peer(kind, stage.through(proxy), limits, proxy) as peer:
+            ends = [chance.uniform(0.0, 1.0) for _ in range(500)]
+            steps = ("insert into lab values (1)", "select pg_sleep(0.005)")
+            left = await asyncio.gather(*(_cancel_after(end, peer.transact(steps)) for end in ends))
+            connects = proxy.accepted
+            await asyncio.sleep(1.0)
+            open_work = await stage.backends("state <> 'idle'")
+            held = peer.held()
+            after = await at_once(15, lambda: _ask(peer, stage.unit), stage.patience)
+            figures = await _over(Requests(), proxy, served_after=_served(after))
+            figures.requests, figures.served = 500, sum(done for done, _ in left)
+            cancels = sorted(seconds for done, seconds in left if not done) or [0.0]
+            figures.slowest = cancels[-1]
+            figures.facts |= {
+                "connects": connects,
+                "not_idle_1s_later": open_work,
+                "held_1s_later": held,
+                "cancel_median": cancels[len(cancels) // 2],
+            }
+            return figures
+
+
+async def close_idle(stage: Stage, kind: PeerType) -> Tally:
+    """Closing a pool with ten idle connections on a silent network."""
+    return await _close(stage, kind, idle=10, busy=0)
+
+
+async def close_busy(stage: Stage, kind: PeerType) -> Tally:
+    """Closing a pool whose five connections run statements, on a silent network."""
+    return await _close(stage, kind, idle=5, busy=5)
+
+
+async def _close(stage: Stage, kind: PeerType, *, idle: int, busy: int) -> Tally:
+    async with stage.network() as proxy:
+        limits = stage.limits(statement=4 * stage.unit)
+        async with stage.peer(kind, stage.through(proxy), limits, proxy) as peer:
+            await peer.warm(idle)
+            requests = Requests()
+            for _ in range(busy):
+                requests.begin(lambda: peer.ask(LONG))
+            if busy:
+                await stage.until_backends("query = 'select pg_sleep(30)' and state = 'active'", busy)
+            proxy.mode = Mode.SILENT
+            with LogNoise() as noise:
+                closing = await at_once(1, peer.close, stage.patience)
+            await requests.finish(1.0)
+            figures = await _over(closing, proxy, errors_logged=noise.errors)
+            figures.facts["statements_that_hang"] = sum(one.hung for one in requests.outcomes)
+            await requests.let_go()
+            return figures
+
+
+# -- what scenarios share ------------------------------------------------------------------------------------------
+
+
+async def _ask(peer: Peer, end: float, sql: str = "select 1") -> None:
+    """One request; steadypool's users set an end of time, the others have their timeouts."""
+    if peer.has_deadlines:
+        async with peer.within(end):
+            await peer.ask(sql)
+    else:
+        await peer.ask(sql)
+
+
+async def _over(requests: Requests, proxy: FaultProxy, **facts: float | int | str | None) -> Tally:
+    figures = await counted(requests, **facts)
+    proxy.mode = Mode.RESET  # what hangs is let go of, so that the next row begins with nothing
+    figures.facts["never_let_go"] = await requests.let_go() or None
+    return figures
+
+
+async def _cancel_after(seconds: float, work: Awaitable[None]) -> tuple[bool, float]:
+    """Whether it was done by then; if not, how many seconds it took to be cancelled."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait([task], timeout=seconds)
+    if task.done():
+        return task.exception() is None, 0.0
+    began = time.monotonic()
+    task.cancel()
+    await asyncio.wait([task], timeout=10.0)
+    return False, time.monotonic() - began
+
+
+def _served(requests: Requests) -> int:
+    return sum(one.served for one in requests.outcomes)
+
+
+def _not_in_flight(outcomes: list[Outcome]) -> int:
+    """Of steadypool's errors, those that do not say that a statement was on its way. The others' do not tell."""
+    ours = [one.error for one in outcomes if isinstance(one.error, SteadypoolError)]
+    return sum(not isinstance(error, ConnectionLost) for error in ours)
+
+
+# -- promises ------------------------------------------------------------------------------------------------------
+
+
+def _wrong(*checks: tuple[bool, str]) -> list[str]:
+    return [complaint for kept, complaint in checks if not kept]
+
+
+def _ends(figures: Tally, limit: float) -> list[str]:
+    return _wrong(
+        (figures.hung == 0, f"{figures.hung} hang"),
+        (
+            figures.slowest <= limit + MARGIN,
+            f"slowest {figures.slowest:.2f} s, promised {limit + MARGIN:.2f}",
+        ),
+        (
+            figures.unnamed + figures.foreign == 0,
+            f"{figures.unnamed} empty, {figures.foreign} not of the library",
+        ),
+    )
+
+
+def _at_most(figures: Tally, fact: str, most: float) -> list[str]:
+    value = figures.facts.get(fact)
+    if value is None:
+        return [f"{fact}: never"]
+    return _wrong((float(value) <= most, f"{fact}: {float(value):.3g}, promised {most:g} at most"))
+
+
+def _all_served(figures: Tally, count: int) -> list[str]:
+    return _wrong(
+        (figures.served == count, f"{figures.served} of {figures.requests} served, promised {count}")
+    )
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario(
+        "silent",
+        "server accepts, then silence; 30 requests",
+        "all end ≤ T + 0.25 s, named; ≤ 2 attempts at a time",
+        accepts_then_silence,
+        lambda f, t: _ends(f, t) + _at_most(f, "at_once", 2),
+    ),
+    Scenario(
+        "warm-silent",
+        "warm connections go silent; 30 requests",
+        "≤ T + 0.25 s, named",
+        warm_then_silence,
+        lambda f, t: _ends(f, t),
+    ),
+    Scenario(
+        "mid-query",
+        "silence in mid-query",
+        "≤ T + 0.25 s, named; slots back ≤ 1 s after healing; nothing running 2 s later",
+        silence_in_mid_query,
+        lambda f, t: (
+            _ends(f, t)
+            + _at_most(f, "slots_back", 1.0)
+            + _at_most(f, "running_2s_later", 0)
+            + _wrong((f.facts["served_after"] == 15, f"{f.facts['served_after']} of 15 served afterwards"))
+        ),
+    ),
+    Scenario(
+        "idle-reset",
+        "idle connections reset, then 20 requests",
+        "0 fail",
+        idle_connections_reset,
+        lambda f, _t: _all_served(f, 20),
+    ),
+    Scenario(
+        "restart",
+        "server restarted under 50 tasks, deadline 5 T",
+        "only statements in flight fail; first success ≤ 0.6 s after a prober's",
+        restarted_under_load,
+        lambda f, _t: (
+            _wrong(
+                (f.hung == 0, f"{f.hung} hang"),
+                (f.facts["not_in_flight"] == 0, f"{f.facts['not_in_flight']} fail that were not in flight"),
+                (f.failed <= 15, f"{f.failed} fail, and only 15 can have been in flight"),
+            )
+            + _at_most(f, "first_after_prober", 0.6)
+        ),
+    ),
+    Scenario(
+        "asleep-held",
+        "asleep 3 T (held), 200 arrive, deadline 5 T",
+        "200, ≤ 2 attempts at a time until one succeeds",
+        asleep_held,
+        lambda f, _t: _all_served(f, 200) + _at_most(f, "at_once", 2),
+    ),
+    Scenario(
+        "asleep-refused",
+        "asleep 3 T (refused), 200 arrive, deadline 5 T",
+        "200",
+        asleep_refused,
+        lambda f, _t: _all_served(f, 200),
+    ),
+    Scenario(
+        "documented-held",
+        "documented timeouts (5 T): asleep 6 T held, deadline 15 T",
+        "200",
+        documented_held,
+        lambda f, _t: _all_served(f, 200),
+    ),
+    Scenario(
+        "documented-refused",
+        "documented timeouts (5 T): asleep 3 T refused, deadline 15 T",
+        "200",
+        documented_refused,
+        lambda f, _t: _all_served(f, 200),
+    ),
+    Scenario(
+        "addresses",
+        "first 2 of 3 addresses silent",
+        "≤ 0.5 s; next time at once",
+        silent_addresses,
+        lambda f, _t: _all_served(f, 1) + _at_most(f, "first", 0.5) + _at_most(f, "next_time", 0.2),
+    ),
+    Scenario(
+        "cancelled",
+        "500 tasks cancelled anywhere",
+        "nothing leaked, nothing left in a transaction; cancel returns ≤ 0.1 s",
+        cancelled_anywhere,
+        lambda f, _t: (
+            _at_most(f, "held_1s_later", 0)
+            + _at_most(f, "not_idle_1s_later", 0)
+            + _wrong(
+                (f.slowest <= 0.1, f"a cancel took {f.slowest:.2f} s"),
+                (f.facts["served_after"] == 15, f"{f.facts['served_after']} of 15 served afterwards"),
+            )
+        ),
+    ),
+    Scenario(
+        "close-idle",
+        "close on a silent network: 10 idle",
+        "≤ grace + 0.25 s, quietly",
+        close_idle,
+        lambda f, t: _ends(f, t) + _all_served(f, 1) + _at_most(f, "errors_logged", 0),
+    ),
+    Scenario(
+        "close-busy",
+        "close on a silent network: 5 busy",
+        "≤ grace + 0.25 s, quietly",
+        close_busy,
+        lambda f, t: (
+            _ends(f, t)
+            + _all_served(f, 1)
+            + _at_most(f, "errors_logged", 0)
+            + _wrong(
+                (f.facts["statements_that_hang"] == 0, f"{f.facts['statements_that_hang']} statements hang")
+            )
+        ),
+    ),
+)
+"""All rows, in order."""

@@ -1,0 +1,274 @@
+"""The life of each connection: opened, proven, cleaned and closed by tasks that the pool owns.
+
+Nothing here knows who waits. Each step ends in `_settle`, which decides what becomes of a connection that nobody
+holds, and in `_serve`, which brings callers and connections together; both belong to the pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import random
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, Generic, TypeVar
+
+from steadypool import errors, events, refusal
+from steadypool.clock import Clock
+from steadypool.lease import Driver, PoolOptions, Slot, SlotState
+from steadypool.roster import LIVE, SUPPLY, Roster
+
+T = TypeVar("T")
+
+PATIENCE = 0.25
+"""Seconds (or the time of the last connect, if that was longer) after which callers do not count on a ping any more."""
+
+
+class Lifecycle(ABC, Generic[T]):
+    """What `Pool` is built on; the arguments are those of the pool."""
+
+    def __init__(
+        self,
+        driver: Driver[T],
+        options: PoolOptions,
+        *,
+        name: str,
+        clock: Clock,
+        rng: random.Random,
+        observers: events.Events,
+    ) -> None:
+        self.driver = driver
+        self.options = options
+        self.name = name
+        self.clock = clock
+        self.events = observers
+        self.last_connect_failure: BaseException | None = None
+        self._rng = rng
+        self._slots = Roster[T]()
+        self._idle: deque[Slot[T]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._generation: int = 0
+        self._connect_seconds = 0.0
+        self._closed: bool = False
+        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+
+    # -- what the pool adds ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _settle(self, slot: Slot[T], now: float) -> None:
+        """A clean connection nobody holds: put it where it can be taken from, or let it go."""
+
+    @abstractmethod
+    def _serve(self, now: float | None = None) -> None:
+        """Something has changed that may serve or fail somebody who waits."""
+
+    @abstractmethod
+    def _connected(self) -> None:
+        """A connect succeeded."""
+
+    @abstractmethod
+    def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
+        """A connect failed and its slot is free."""
+
+    # -- what there is -----------------------------------------------------------------------------------------
+
+    def count(self, *states: SlotState) -> int:
+        """How many connections are in one of these states; all there are if none is named."""
+        return self._slots.count(*states) if states else len(self._slots)
+
+    def bind(self) -> None:
+        """Belong to the running event loop from now on; otherwise the first use decides."""
+        self._at_home()
+
+    def suspect_all(self) -> None:
+        """Let every idle connection prove itself before somebody gets it."""
+        for slot in self._slots:
+            slot.suspect = slot.suspect or slot.state in LIVE
+
+    def _outdated(self, slot: Slot[T]) -> bool:
+        return self._closed or slot.generation != self._generation
+
+    # -- what the pool's own tasks do --------------------------------------------------------------------------
+
+    async def _open(self, slot: Slot[T]) -> None:
+        started = self.clock.monotonic()
+        self.events.emit(events.ConnectStarted(self.name, started, slot.number))
+        try:
+            async with asyncio.timeout(self.options.connect_timeout):
+                connection = await self.driver.open()
+        except asyncio.CancelledError:
+            if _being_cancelled():
+                raise  # by `close`; `_ended` frees the slot
+            error = errors.ConnectFailed("the driver gave up connecting without saying why")
+            self._open_failed(slot, started, error)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises becomes the callers' named error
+            self._open_failed(slot, started, error)
+            return
+        if slot.state is SlotState.GONE:  # a driver that takes no notice of being cancelled
+            self.driver.abort(connection)
+            return
+        now = self.clock.monotonic()
+        slot.connection = connection
+        slot.opened_at = slot.proven_at = now
+        if self.options.recycle is not None:
+            jitter = self._rng.uniform(0.0, self.options.recycle_jitter)
+            slot.expires_at = now + self.options.recycle * (1.0 - jitter)
+        self._connect_seconds = now - started
+        self.last_connect_failure = None
+        self._connected()
+        self.events.emit(events.ConnectSucceeded(self.name, now, slot.number, now - started))
+        self._settle(slot, now)
+        self._serve(now)
+
+    def _open_failed(self, slot: Slot[T], started: float, error: Exception) -> None:
+        now = self.clock.monotonic()
+        failure = error
+        if isinstance(error, TimeoutError) and not isinstance(error, errors.SteadypoolError):
+            failure = errors.ConnectTimeout(
+                f"connecting took longer than {self.options.connect_timeout:.2f}s",
+                errors.Report(errors.Phase.CONNECTING, errors.Elapsed(connecting=now - started)),
+            )
+        self.last_connect_failure = failure
+        final = refusal.is_final(failure)
+        self.events.emit(
+            events.ConnectAttemptFailed(self.name, now, slot.number, now - started, failure, final)
+        )
+        self._free(slot, "connect failed")
+        self._connect_failed(failure, now, final=final)
+
+    async def _prove(self, slot: Slot[T]) -> None:
+        connection = self._connection(slot)
+        doubt = self._loop().call_later(max(PATIENCE, self._connect_seconds), self._doubt, slot)
+        try:
+            # Half the time of a connect, so that whoever waits for this can still get a new one.
+            async with asyncio.timeout(self.options.connect_timeout / 2):
+                await self.driver.ping(connection)
+        except Exception:  # noqa: BLE001 - whatever a ping raises means that the connection is not to be used
+            self.suspect_all()
+            self._retire(slot, "found dead", abrupt=True)
+            self._serve()
+            return
+        finally:
+            doubt.cancel()
+        slot.suspect = False
+        self._answered(slot)
+
+    def _doubt(self, slot: Slot[T]) -> None:
+        """A ping takes long: ask all idle connections now, and serve whoever waits without counting on any of them.
+
+        Where one connection has gone silent the others often have too, and meeting them one by one adds up.
+        """
+        if slot.state is not SlotState.PROVING:
+            return
+        self._slots.move(slot, SlotState.SILENT)
+        self.suspect_all()
+        while self._idle:
+            sibling = self._idle.pop()
+            self._slots.move(sibling, SlotState.SILENT)
+            self._start(sibling, self._prove(sibling))
+        self._serve()
+
+    def _answered(self, slot: Slot[T]) -> None:
+        """The server has answered on a clean connection."""
+        slot.proven_at = now = self.clock.monotonic()
+        self._settle(slot, now)
+        self._serve(now)
+
+    async def _reset(self, slot: Slot[T]) -> None:
+        connection = self._connection(slot)
+        try:
+            async with asyncio.timeout(self.options.leave_timeout):
+                await self.driver.reset(connection)
+        except Exception:  # noqa: BLE001 - whatever went wrong, a connection that can't be cleaned is not used again
+            self._retire(slot, "not clean", abrupt=True)
+            self._serve()
+            return
+        self._answered(slot)
+
+    async def _close(self, slot: Slot[T], reason: str) -> None:
+        connection = self._connection(slot)
+        try:
+            async with asyncio.timeout(self.options.leave_timeout):
+                await self._part(connection)
+        except asyncio.CancelledError:
+            self.driver.abort(connection)
+            raise
+        except Exception:  # noqa: BLE001 - a connection that can't be closed politely is cut off
+            self.driver.abort(connection)
+        finally:
+            self._free(slot, reason)
+            self._serve()
+
+    async def _part(self, connection: T) -> None:
+        try:
+            await self.driver.close(connection)
+        except Exception:  # noqa: BLE001 - whatever a goodbye raises, the server may still have the connection
+            self.driver.abort(connection)
+            await self.driver.close(connection)
+
+    def _retire(self, slot: Slot[T], reason: str, *, abrupt: bool = False) -> None:
+        """Close a connection that nobody holds; its place is free when the server has let go of it."""
+        if slot.state is SlotState.GONE:
+            return
+        self._slots.move(slot, SlotState.CLOSING)
+        if abrupt:
+            self.driver.abort(self._connection(slot))
+        self._start(slot, self._close(slot, reason))
+
+    def _free(self, slot: Slot[T], reason: str) -> None:
+        if slot.state is SlotState.GONE:
+            return
+        self._slots.move(slot, SlotState.GONE)
+        slot.connection = None
+        self.events.emit(events.Closed(self.name, self.clock.monotonic(), slot.number, reason))
+
+    # -- small helpers -----------------------------------------------------------------------------------------
+
+    def _connection(self, slot: Slot[T]) -> T:
+        assert slot.connection is not None, "a slot without a connection in use"
+        return slot.connection
+
+    def _start(self, slot: Slot[T], work: Coroutine[Any, Any, None]) -> None:
+        # An empty context: the pool's work must not inherit the deadline of the caller that happened to start it.
+        task = self._loop().create_task(
+            work, name=f"{self.name}-{slot.state.value}-{slot.number}", context=contextvars.Context()
+        )
+        slot.task = task
+        self._tasks.add(task)
+        task.add_done_callback(lambda ended: self._ended(slot, ended))
+
+    def _ended(self, slot: Slot[T], task: asyncio.Task[None]) -> None:
+        """A task of the pool is done. One that was cancelled, maybe before its first step, left its slot as it was."""
+        self._tasks.discard(task)
+        if slot.task is not task or not task.cancelled():
+            return
+        if slot.state is SlotState.OPENING:
+            self._free(slot, "closed while opening")
+        elif slot.state in SUPPLY or slot.state is SlotState.SILENT:
+            self._retire(slot, "interrupted", abrupt=True)
+        self._serve()
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        assert self._home is not None, "the pool was never used"
+        return self._home[0]
+
+    def _at_home(self) -> asyncio.AbstractEventLoop:
+        here = (asyncio.get_running_loop(), os.getpid())
+        if self._home is None:
+            self._home = here
+        elif self._home != here:
+            where = "process" if self._home[1] != here[1] else "event loop"
+            raise errors.WrongEventLoop(
+                f"the pool {self.name!r} belongs to another {where}; make one for each {where}, "
+                "or dispose of it there before you use it here"
+            )
+        return here[0]
+
+
+def _being_cancelled() -> bool:
+    """Whether somebody cancelled this task, as opposed to a CancelledError that came from within."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
