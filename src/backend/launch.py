@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import importlib.util
 import logging
 import signal
 import socket
@@ -62,7 +61,7 @@ def _say(text: str) -> None:
 
 
 def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).rstrip(".")
 
 
 # -- the port ------------------------------------------------------------------------------------------------
@@ -97,7 +96,7 @@ def _explain_port(server: ServerSettings) -> Generator[None]:
         if error.errno == errno.EADDRINUSE:
             raise StartError(
                 f"{where} is taken; end what listens there, or choose another port: "
-                f"PORT={server.port + 1} make run"
+                f"PORT={server.port % 65535 + 1} make run"
             ) from error
         if error.errno == errno.EACCES:
             raise StartError(
@@ -122,6 +121,8 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
         if server is None:
             starting.cancel()
         else:
+            if not server.is_stopping:
+                _say("stopping; requests in flight finish first, Ctrl-C again ends them at once")
             server.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -137,11 +138,8 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
 
 
 def _warn(settings: Settings) -> None:
-    if settings.observability.enabled and importlib.util.find_spec("logfire") is None:
-        print(
-            "plyr: LOGFIRE_ENABLED is on, but the package logfire is not installed; nothing is sent",
-            file=sys.stderr,
-        )
+    if settings.observability.enabled:
+        print("plyr: LOGFIRE_ENABLED is on, but this version sends nothing to Logfire yet", file=sys.stderr)
 
 
 async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:

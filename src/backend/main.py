@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -26,9 +27,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings: everything it needs to know; the environment where none are given.
     """
     settings = settings or get_settings()
+    storage = LocalStorage(settings.storage.audio_dir, settings.storage.max_upload_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        await asyncio.to_thread(storage.remove_leftovers)
         database = build_database(settings)
         with use_database(database):
             async with database, UploadJobs(database) as jobs:
@@ -45,7 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings = settings
-    app.state.storage = LocalStorage(settings.storage.audio_dir, settings.storage.max_upload_bytes)
+    app.state.storage = storage
     # CORS last: what is added later stands outside, and its headers belong on error answers as well.
     install(app, get_database)
     origins = settings.server.cors_origins

@@ -53,6 +53,11 @@ class Server:
         """Serve on these sockets; returns when stopped and all requests have ended."""
         await self._uvicorn.serve(listeners)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to."""
+        return self._uvicorn.should_exit
+
     def stop(self) -> None:
         """Take no new requests and end after those in flight; a second time: end at once."""
         if self._uvicorn.should_exit:

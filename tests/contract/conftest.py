@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from sqlalchemy.util import greenlet_spawn
 
 import steadypool.sqlalchemy as ours
 from steadypool.lab import EmbeddedPostgres
+
+collect_ignore = ["dropin"]  # its tests are run by test_dropin.py, once for each pool
 
 _numbers = itertools.count(1)
 
@@ -48,11 +51,11 @@ WANTED_DIFFERENCES = {
     "the message says more": "the exhaustion message goes on after stock's words",
     "one loss does not close the rest": "the others prove themselves; stock replaces all that are older",
     "dispose closes what comes back": "a connection in use at dispose() is closed when returned; stock keeps it",
-    "overflow is kept for who waits": "a returned overflow connection goes to a waiter or is closed; the same in stock",
     "first come, first served": "stock lets a newcomer take a connection before those who wait",
     "recycled in the background": "stock does it in the caller, who waits for it",
     "one loop, said clearly": "WrongEventLoop; stock fails in the driver",
     "cleaned behind SQLAlchemy's back": "a transaction begun by hand is rolled back at return; stock's asyncpg hands it on",
+    "what answered just now is not asked": "pre-ping leaves out what answered within ping_after_idle, 0.5 s",
     "not a QueuePool": "isinstance(engine.pool, QueuePool) is False; so are listeners for that class only",
 }
 """Where ours is not like stock and wants not to be. Each has a test that asserts what both do."""
@@ -170,3 +173,16 @@ def eventually() -> Callable[..., Awaitable[None]]:
                 await asyncio.sleep(0.002)
 
     return wait
+
+
+@pytest.fixture
+def wanted_differences() -> dict[str, str]:
+    return WANTED_DIFFERENCES
+
+
+@pytest.fixture
+def private_port() -> int:
+    """A port of this machine where nobody listens."""
+    with socket.socket() as somebody:
+        somebody.bind(("127.0.0.1", 0))
+        return somebody.getsockname()[1]

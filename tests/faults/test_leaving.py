@@ -8,7 +8,6 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -442,6 +441,3 @@ async def test_faults_leave_no_descriptor(db: Database, proxy: FaultProxy, pg: O
     await rests(db)
     await until(lambda: proxy.open == 0)
     await until(lambda: _descriptors() <= before)
-
-
-_Call = Callable[[], Awaitable[Any]]

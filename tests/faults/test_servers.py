@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
@@ -180,8 +179,7 @@ async def test_attempts_do_not_storm_a_server_that_refuses(
     assert proxy.accepted <= before + 1  # nobody waits any more
 
 
-@pytest.mark.parametrize("mode", ["refused", "starting"])
-async def test_opened_before_its_database(make_db: MakeDatabase, driver: str, mode: str) -> None:
+async def test_opened_before_its_database(make_db: MakeDatabase) -> None:
     server = EmbeddedPostgres.temporary()
     await server.start()
     try:
@@ -332,6 +330,3 @@ async def test_errors_of_sql_cost_no_connection(db: Database, proxy: FaultProxy)
             await call()
     assert proxy.accepted == 1
     assert db.pool.checkedin() == 1
-
-
-_Call = Callable[[], Awaitable[Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -202,12 +203,47 @@ async def test_rows_that_stop_coming(
                 proxy.mode = Mode.SILENT
 
     outcome = await timed(asyncio.wait_for(call(), 20))
+    gc.collect()  # a cursor that was left open would complain here
     assert_named(outcome.error, errors.StatementTimeout)
+    assert "generate_series" in str(outcome.error)
     assert outcome.seconds < T + STATEMENT_GRACE + T + MARGIN
     proxy.mode = Mode.PASS
     await rests(db)
     await serves(db)
     await nothing_strays(pg, db)
+
+
+@pytest.mark.parametrize("how", ["break", "cancel"])
+async def test_a_stream_that_is_left_early_on_a_silent_network(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer, how: str
+) -> None:
+    """psycopg says CLOSE to the cursor at its end, and asyncpg nothing."""
+    db = make_db(proxied_url, statement_timeout=20)
+    seen = asyncio.Event()
+
+    async def call() -> None:
+        async with db.engine.connect() as connection:
+            result = await connection.stream(text("select generate_series(1, 100000)"))
+            async for _ in result:
+                proxy.mode = Mode.SILENT
+                seen.set()
+                if how == "break":
+                    break
+            await result.close()
+
+    task = asyncio.create_task(timed(call()))
+    await seen.wait()
+    if how == "cancel":
+        await asyncio.sleep(0.05)
+        task.cancel()
+    done, _ = await asyncio.wait([task], timeout=3 * T + MARGIN)
+    assert done
+    del task, done
+    gc.collect()
+    proxy.mode = Mode.PASS
+    await rests(db)
+    await nothing_strays(pg, db)
+    await serves(db)
 
 
 # -- deadlines -----------------------------------------------------------------------------------------------------
@@ -377,7 +413,7 @@ async def test_a_forked_child(db: Database, pg: Observer) -> None:
             verdict = await asyncio.wait_for(asyncio.to_thread(os.read, read, 1000), 10)
     finally:
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        os.waitpid(child, 0)  # noqa: ASYNC222 - it was killed, so this does not wait
         os.close(read)
     assert b"belongs to another" in verdict
     # The child has not touched the parent's connection.

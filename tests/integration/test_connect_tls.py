@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import pwd
 import shutil
+import signal
 import socket
 import ssl
 import struct
@@ -137,6 +139,7 @@ class TlsServer:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder,
             user=None if self.owner is None else self.owner.pw_uid,
             group=None if self.owner is None else self.owner.pw_gid,
+            preexec_fn=end_with_the_tests,
         )  # fmt: skip
         end = time.monotonic() + 30
         while True:
@@ -158,6 +161,11 @@ class TlsServer:
 
     def url(self, options: str = "", port: int | None = None) -> str:
         return f"postgresql://app:{ENCODED}@localhost:{port or self.port}/postgres{options}"
+
+
+def end_with_the_tests() -> None:
+    """Let the kernel end this process with the one that started it, also when that is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def free_port() -> int:
@@ -262,10 +270,10 @@ class Middle:
             yield self
         finally:
             listener.close()
-            for writer in self._clients:
-                writer.transport.abort()
             if self._tasks:
-                await asyncio.wait(self._tasks)
+                await asyncio.wait(self._tasks, timeout=2)
+            for writer in self._clients:  # of a test that failed: their clients are still there
+                writer.transport.abort()
 
     def __post_init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -275,7 +283,6 @@ class Middle:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        self._clients.append(writer)
         task.add_done_callback(self._tasks.discard)
         self.connections += 1
         to_server: asyncio.StreamWriter | None = None
@@ -290,6 +297,7 @@ class Middle:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
                 await to_server.start_tls(context)
+            self._clients.append(writer)
             relays = [
                 asyncio.create_task(self._relay(reader, to_server, self.heard)),
                 asyncio.create_task(self._relay(from_server, writer, None)),

@@ -21,6 +21,8 @@ from steadypool.lab import FaultProxy, Mode
 
 pytestmark = pytest.mark.anyio
 
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
 def settings(request: pytest.FixtureRequest, proxied_url: str) -> DatabaseSettings:
@@ -134,8 +136,7 @@ async def test_readyz_answers_within_a_second_when_the_database_is_silent(
 
 
 async def test_the_example_in_the_readme_runs(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.setenv("DATABASE_URL", database_url)
     names: dict[str, Any] = {}
     exec(compile(example, "README.md", "exec"), names)

@@ -26,6 +26,7 @@ from .virtual import VirtualLoop
 
 NEAR = 1e-3
 """Seconds: two moments closer than this are one."""
+NONE_YET = dict.fromkeys(SlotState, 0)
 IDLE, LEASED, OPENING = SlotState.IDLE, SlotState.LEASED, SlotState.OPENING
 PROVING, RESETTING, SILENT = SlotState.PROVING, SlotState.RESETTING, SlotState.SILENT
 
@@ -386,13 +387,13 @@ class Rules:
             raise RuleBroken(
                 f"R1: {server.connecting} connecting and {server.counted} connected, {limit} allowed"
             )
-        counts = dict.fromkeys(SlotState, 0)
+        counts = NONE_YET.copy()
         owned = set[int]()
         for slot in roster._slots.values():
             counts[slot.state] += 1
             if slot.connection is not None:
                 owned.add(slot.connection.number)
-        if any(counts[state] != roster.count(state) for state in SlotState):
+        if counts != roster._counts:
             raise RuleBroken(f"R1: the counts are wrong: {counts}, {roster._counts}")
         if counts[IDLE] != len(pool._idle) or counts[IDLE] > self.options.size:
             raise RuleBroken(f"R8: {counts[IDLE]} idle ({len(pool._idle)} listed), size {self.options.size}")

@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from steadypool import errors
-from steadypool.deadline import current_deadline
+from steadypool.deadline import Deadline, current_deadline
 from steadypool.errors import Elapsed, Holder, Phase, PoolSnapshot, Report, SteadypoolError
 from steadypool.fastapi import install, lifespan, route_deadline, session_dependency
 
@@ -332,21 +332,31 @@ async def test_the_applications_own_deadline_replaces_the_settings(
     assert seen == [expected]
 
 
-async def test_a_longer_deadline_counts_from_the_arrival_of_the_request() -> None:
-    ends: list[float] = []
+async def test_a_routes_deadline_counts_from_the_arrival_of_the_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Clock:
+        now = 100.0
 
-    async def slow() -> None:
-        ends.append(current_deadline().at)  # type: ignore[union-attr]
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr("steadypool.fastapi.requests.SYSTEM_CLOCK", clock)
+    ends: list[Deadline | None] = []
+
+    async def takes_its_time() -> None:
+        clock.now += 30.0
 
     app = FastAPI()
     install(app, FakeDatabase())
 
-    @app.get("/it", dependencies=[Depends(slow), Depends(route_deadline(60))])
+    @app.get("/it", dependencies=[Depends(takes_its_time), Depends(route_deadline(60))])
     async def it() -> None:
-        ends.append(current_deadline().at)  # type: ignore[union-attr]
+        ends.append(current_deadline())
 
     await get(app, "/it")
-    assert ends[1] - ends[0] == pytest.approx(45.0, abs=1e-3)
+    assert ends == [Deadline(at=160.0, seconds=60.0)]
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf", "", "1,5"])
@@ -454,7 +464,7 @@ async def test_readyz_says_no_while_connecting_fails_and_yes_when_it_works_again
     async def fails() -> None:
         raise errors.ConnectTimeout("10.1.2.3 silent")
 
-    failing = PoolSnapshot(10, 5, last_connect_failure="10.1.2.3 silent")
+    failing = PoolSnapshot(10, 5, leased=1, last_connect_failure="10.1.2.3 silent")
     database = FakeDatabase(snapshot=failing, probe=fails)
     app = healthy_app(database)
     response = await get(app, "/readyz")

@@ -100,6 +100,17 @@ async def test_a_file_that_is_cut_short_is_an_error_and_not_an_endless_wait(stor
         await read(storage, file_id, 0, 8)
 
 
+async def test_leftovers_of_killed_uploads_are_removed_and_running_ones_are_not(
+    storage: LocalStorage, tmp_path: Path
+) -> None:
+    assert storage.remove_leftovers() == 0
+    file_id = await keep(storage, b"content")
+    async with storage.receive() as running, storage.receive() as killed:
+        os.utime(killed.path, (1, 1))
+        assert storage.remove_leftovers() == 1
+        assert {path.name for path in files(tmp_path)} == {running.path.name, file_id}
+
+
 async def test_a_full_disk_has_a_name(
     storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,8 @@ class BytesResponse(StreamingResponse):
             await super().stream_response(send)
 
 
-@router.api_route("/{file_id}", methods=["GET", "HEAD"])
+@router.get("/{file_id}")
+@router.head("/{file_id}", include_in_schema=False)
 async def stream_audio(
     request: Request, file_id: str, viewer: EarlyViewer, storage: StorageDep, track: OnlyTrack = None
 ) -> Response:
@@ -56,7 +57,8 @@ async def stream_audio(
     return _answer(request, storage, _allowed(found, viewer), size, part, response_headers)
 
 
-@router.api_route("/{file_id}/download", methods=["GET", "HEAD"])
+@router.get("/{file_id}/download")
+@router.head("/{file_id}/download", include_in_schema=False)
 async def download_audio(
     request: Request, file_id: str, viewer: EarlyViewer, storage: StorageDep, track: OnlyTrack = None
 ) -> Response:
@@ -94,6 +96,7 @@ def _select(request: Request, file_id: str, size: int) -> tuple[Slice | None, di
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, max-age=3600",
         "Vary": "Authorization, Cookie",
+        "X-Content-Type-Options": "nosniff",
     }
     if matches(request.headers.get("if-none-match"), etag):
         return None, headers

@@ -16,6 +16,7 @@ _FILE = Path(__file__).parent.parent / "static" / "index.html"
 
 
 @router.get("/")
+@router.head("/")
 async def page() -> Response:
     html, policy = _page()
     headers = {

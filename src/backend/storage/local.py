@@ -9,8 +9,9 @@ import io
 import os
 import tempfile
 import threading
+import time
 from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from backend.storage.base import FILE_ID, Incoming, StorageFull, TooLarge
@@ -18,6 +19,7 @@ from backend.storage.base import FILE_ID, Incoming, StorageFull, TooLarge
 # Each write is a trip to a thread; a network chunk is 64 KiB at most, so gather a few.
 WRITE_AT = 512 * 1024
 READ_SIZE = 256 * 1024
+LEFTOVER_AFTER = 86_400.0
 
 
 @contextmanager
@@ -130,6 +132,20 @@ class LocalStorage:
             self._tmp.mkdir(parents=True, exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=self._tmp)
         return _LocalIncoming(_File(io.FileIO(descriptor, "wb")), Path(name), self._max_bytes)
+
+    def remove_leftovers(self, older_than: float = LEFTOVER_AFTER) -> int:
+        """Delete what uploads left behind whose process was killed; returns how many. Blocking.
+
+        Args:
+            older_than: seconds without a byte written, so that no upload of another process is hit.
+        """
+        removed = 0
+        for path in self._tmp.glob("*"):
+            with suppress(FileNotFoundError):  # another process does the same
+                if time.time() - path.stat().st_mtime > older_than:
+                    path.unlink()
+                    removed += 1
+        return removed
 
     async def keep(self, incoming: Incoming, file_id: str) -> None:
         await asyncio.to_thread(self._keep, incoming.path, self._path(file_id))

@@ -20,12 +20,11 @@ from sqlalchemy.util import greenlet_spawn
 
 from steadypool.breaker import BreakerState
 from steadypool.clock import Backoff
-from steadypool.connect.dsn import parse_url
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
 from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue, Surroundings
-from steadypool.errors import ConfigurationError, PoolSnapshot
-from steadypool.events import Acquired, Event, Events
+from steadypool.errors import ConfigurationError, HeartbeatMissed, Phase, PoolClosed, PoolSnapshot, Report
+from steadypool.events import Acquired, ConnectSucceeded, Event, Events
 from steadypool.listener import (
     CatchUp,
     Listener,
@@ -35,6 +34,7 @@ from steadypool.listener import (
     Subscription,
     check_channel,
 )
+from steadypool.listener.opening import connector_for, options_for
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
@@ -94,7 +94,7 @@ class Database:
     Args:
         settings: where it is and how it is used; read from the environment if not given.
         name: what errors, events and statistics call it.
-        listener: times of the connection that `listen` uses.
+        listener: times of the connection that `listen` uses; by DATABASE_IDLE_POLICY if not given.
         on_connect: awaited with the driver's connection after every connect (types, search_path).
         engine_arguments: anything else for SQLAlchemy's `create_async_engine` (echo, json_serializer, …).
 
@@ -126,7 +126,7 @@ class Database:
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
-        self._listener_options = listener or ListenerOptions()
+        self._listener_options = listener
         self._listener: Listener | None = None
         self.engine = self._make_engine(engine_arguments or {})
         if on_connect is not None:
@@ -418,32 +418,34 @@ class Database:
         return self._listener
 
     def _make_listener(self) -> Listener:
-        from steadypool.connect.psycopg_driver import open_psycopg  # psycopg may not be installed
+        core = self.pool.core
+        if core.closed:
+            raise PoolClosed(f"the database {self.name!r} is closed", Report(phase=Phase.CLOSING))
+        blamed = False
 
-        s = self.settings
-        url = s.direct_url if s.direct_url is not None else s.url
-        target = parse_url("" if url is None else url.get_secret_value())
+        def lost(error: Exception) -> None:
+            nonlocal blamed
+            if isinstance(error, HeartbeatMissed):
+                blamed = True  # until it is known better, new connections are tried one at a time
+                core.breaker.failed(now=core.clock.monotonic(), someone_waits=core.waiting > 0)
+            core.suspect_all()
 
-        async def connect(timeout: float) -> Any:
-            return await open_psycopg(
-                target,
-                timeout=timeout,
-                guards=session_guards(s),
-                socket_options=socket_guards(s),
-                password=s.password,
-                autocommit=True,
-            )
+        def proven() -> None:
+            nonlocal blamed
+            if blamed:
+                blamed = False
+                core.breaker.connected()
 
         listener = Listener(
-            connect,
-            self._listener_options,
+            connector_for(self.settings),
+            self._listener_options or options_for(self.settings),
             name=self.name,
-            clock=self.pool.core.clock,
+            clock=core.clock,
             observers=self.events,
-            on_silence=lambda: self.pool.core.suspect_all(),
+            on_lost=lost,
+            on_proven=proven,
         )
-        if self._listener_options.dormant_after is not None:
-            self.events.subscribe(lambda event: _wake(listener, event))
+        self.events.subscribe(lambda event: _inform(listener, event))
         return listener
 
     def listen(
@@ -482,9 +484,13 @@ class Database:
             session: send it in this session's transaction: it is delivered if, and only if, that commits.
 
         Raises:
-            errors.ConfigurationError: the payload is longer than Postgres takes.
+            errors.ConfigurationError: the payload is longer than Postgres takes, or has a NUL in it.
         """
         check_channel(channel)
+        if "\0" in payload:
+            raise ConfigurationError(
+                f"a payload for channel {channel!r} with a NUL in it: Postgres takes none"
+            )
         if (size := len(payload.encode())) > LONGEST_PAYLOAD:
             raise ConfigurationError(
                 f"a payload of {size:,} bytes for channel {channel!r}: allowed: at most {LONGEST_PAYLOAD:,}. "
@@ -528,7 +534,9 @@ def _set_local(session: AsyncSession, settings: Mapping[str, str]) -> None:
     event.listen(session.sync_session, "after_begin", after_begin)
 
 
-def _wake(listener: Listener, event: Event) -> None:
-    """A request uses the database, so a dormant listener may as well."""
+def _inform(listener: Listener, event: Event) -> None:
+    """A request uses the database, so a dormant listener may as well; or it answers, so a listener may try again."""
     if isinstance(event, Acquired):
         listener.activity()
+    elif isinstance(event, ConnectSucceeded):
+        listener.server_answers()

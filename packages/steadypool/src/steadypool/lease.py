@@ -92,6 +92,9 @@ class Driver(Protocol[C]):
 class SlotState(Enum):
     """Where a connection is in its life. Each slot is in exactly one state; GONE is where it ends."""
 
+    # The one that Enum defines is Python code, and states are counted all the time. Members are singletons.
+    __hash__ = object.__hash__
+
     OPENING = "opening"
     """A task of the pool is connecting; nobody holds it."""
     IDLE = "idle"

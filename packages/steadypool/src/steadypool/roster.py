@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
@@ -25,7 +24,7 @@ class Roster(Generic[T]):
 
     def __init__(self) -> None:
         self._slots: dict[int, Slot[T]] = {}
-        self._counts: Counter[SlotState] = Counter()
+        self._counts = dict.fromkeys(SlotState, 0)
         self._numbers = 0
 
     def __len__(self) -> int:
@@ -36,7 +35,10 @@ class Roster(Generic[T]):
 
     def count(self, *states: SlotState) -> int:
         """How many slots are in one of these states."""
-        return sum(self._counts[state] for state in states)
+        total = 0
+        for state in states:
+            total += self._counts[state]
+        return total
 
     def add(self, generation: int) -> Slot[T]:
         """A new slot, whose connection is about to be opened."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
+import functools
 import getpass
 import hashlib
 import hmac
@@ -19,8 +21,9 @@ import ssl
 import stringprep
 import struct
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from steadypool.connect.outcome import BindingRefused, CertificateNotProven, ServerRefused
 
@@ -30,6 +33,8 @@ _PROTOCOL = 196608
 _MOST_PER_PLACE = 64
 _LARGEST_MESSAGE = 65_536
 _MOST_ROUNDS = 10_000_000
+
+Result = TypeVar("Result")
 
 Place = tuple[str, int, str | None]
 """A host, its port, and the user whose password was the proof."""
@@ -124,36 +129,78 @@ async def prove(context: ssl.SSLContext, hostname: str, peer: Any, login: Login,
         raise BindingRefused(
             "channel_binding=require needs a password in the URL or as password=; there is none"
         )
-    loop = asyncio.get_running_loop()
-    sock = socket.socket(socket.AF_INET6 if len(peer) == 4 else socket.AF_INET, socket.SOCK_STREAM)
-    try:
+    family = socket.AF_INET6 if len(peer) == 4 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
+        loop = asyncio.get_running_loop()
         await loop.sock_connect(sock, peer)
-        secured = {"ssl": context, "server_hostname": hostname} if direct else {}
-        reader, writer = await asyncio.open_connection(sock=sock, **secured)  # pyright: ignore[reportArgumentType]
-    except BaseException:  # also when cancelled: nobody else knows this socket
-        sock.close()
-        raise
-    try:
         if not direct:
-            writer.write(_SSL_REQUEST)
-            if await reader.readexactly(1) != b"S":
+            await loop.sock_sendall(sock, _SSL_REQUEST)
+            # one byte and no more: what comes unencrypted behind it must not pass for the server's word
+            if await loop.sock_recv(sock, 1) != b"S":
                 raise BindingRefused("the server does not speak TLS")
-            await writer.start_tls(context, server_hostname=hostname)
-        certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        channel = _Channel(sock, context, hostname)
+        certificate = await channel.handshake()
         if certificate is None:
             raise BindingRefused("the server showed no certificate")
-        await _log_in(reader, writer, login, login.password, certificate)
+        await _log_in(channel, login, login.password, certificate)
         return certificate
-    except asyncio.IncompleteReadError as error:
-        raise ConnectionResetError("the server closed the connection during the log-in") from error
-    finally:
-        writer.transport.abort()
+
+
+class _Channel:
+    """TLS over a socket, without transports: when the socket is closed, nothing is left to end."""
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext, hostname: str) -> None:
+        self._socket = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
+
+    async def handshake(self) -> bytes | None:
+        """Agree on the keys; returns the server's certificate in DER form."""
+        await self._carry(self._tls.do_handshake)
+        return self._tls.getpeercert(binary_form=True)
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it."""
+        await self._carry(functools.partial(self._tls.write, data))
+
+    async def receive(self, count: int) -> bytes:
+        """Exactly so many bytes."""
+        data = b""
+        while len(data) < count:
+            part = await self._carry(functools.partial(self._tls.read, count - len(data)))
+            if not part:
+                raise ConnectionResetError(
+                    errno.ECONNRESET, "the server closed the connection during the log-in"
+                )
+            data += part
+        return data
+
+    async def _carry(self, step: Callable[[], Result]) -> Result:
+        """Take a step of TLS, carrying bytes to and from the socket as long as it needs them."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                result = step()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                received = await loop.sock_recv(self._socket, _LARGEST_MESSAGE)
+                if received:
+                    self._incoming.write(received)
+                else:
+                    self._incoming.write_eof()
+                continue
+            await self._flush()
+            return result
+
+    async def _flush(self) -> None:
+        data = self._outgoing.read()
+        if data:
+            await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
 
 async def _log_in(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
+    channel: _Channel,
     login: Login,
     password: str,
     certificate: bytes,
@@ -162,29 +209,29 @@ async def _log_in(
     names = b"".join(
         f"{k}\0{v}\0".encode() for k, v in (("user", user), ("database", login.database or user))
     )
-    writer.write(struct.pack("!ii", len(names) + 9, _PROTOCOL) + names + b"\0")
-    offered = (await _authentication(reader, 10)).split(b"\0")
+    await channel.send(struct.pack("!ii", len(names) + 9, _PROTOCOL) + names + b"\0")
+    offered = (await _authentication(channel, 10)).split(b"\0")
     if PLUS.encode() not in offered:
         raise BindingRefused("the server offers no log-in with channel binding")
     exchange = ScramPlus(password, certificate_hash(certificate))
     first = exchange.first()
-    writer.write(_password_message(PLUS.encode() + b"\0" + struct.pack("!i", len(first)) + first))
-    writer.write(_password_message(exchange.final(await _authentication(reader, 11))))
-    exchange.verify(await _authentication(reader, 12))
+    await channel.send(_password_message(PLUS.encode() + b"\0" + struct.pack("!i", len(first)) + first))
+    await channel.send(_password_message(exchange.final(await _authentication(channel, 11))))
+    exchange.verify(await _authentication(channel, 12))
 
 
 def _password_message(body: bytes) -> bytes:
     return b"p" + struct.pack("!i", len(body) + 4) + body
 
 
-async def _authentication(reader: asyncio.StreamReader, expected: int) -> bytes:
+async def _authentication(channel: _Channel, expected: int) -> bytes:
     """The body of the next message, which must be a request for authentication of one kind."""
-    kind, length = struct.unpack("!ci", await reader.readexactly(5))
+    kind, length = struct.unpack("!ci", await channel.receive(5))
     if not 4 <= length <= _LARGEST_MESSAGE:
         raise BindingRefused("the server does not speak Postgres's protocol")
-    body = await reader.readexactly(length - 4)
+    body = await channel.receive(length - 4)
     if kind == b"v":  # the server speaks an older minor version, or lacks an option: of no matter here
-        return await _authentication(reader, expected)
+        return await _authentication(channel, expected)
     if kind == b"E":
         fields = {part[:1]: part[1:].decode(errors="replace") for part in body.split(b"\0") if part}
         raise ServerRefused(fields.get(b"M", "refused"), fields.get(b"C"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,8 +11,10 @@ from steadypool.lab.errors import LabError
 
 
 @contextmanager
-def resolving(names: Mapping[str, Sequence[str]]) -> Generator[None]:
+def resolving(names: Mapping[str, Sequence[str] | Callable[[], Sequence[str]]]) -> Generator[None]:
     """Let these names have these addresses, in that order, for everything in this process that asks Python.
+
+    A function is asked with every lookup: name servers answer in another order each time.
 
     Example:
         >>> with resolving({"two.test": ["127.0.0.2", "127.0.0.1"]}):
@@ -25,7 +27,9 @@ def resolving(names: Mapping[str, Sequence[str]]) -> Generator[None]:
         name = host.decode() if isinstance(host, bytes) else host
         if name not in names:
             return real(host, port, *args, **kwargs)
-        return [answer for address in names[name] for answer in real(address, port, *args, **kwargs)]
+        known = names[name]
+        addresses = known() if callable(known) else known
+        return [answer for address in addresses for answer in real(address, port, *args, **kwargs)]
 
     socket.getaddrinfo = getaddrinfo
     try:

@@ -237,6 +237,18 @@ class StockSqlAlchemy(Peer):
         await self.engine.dispose()
 
 
+class StockSqlAlchemyPsycopg(StockSqlAlchemy):
+    """SQLAlchemy's own engine on psycopg, which was plyr.fm's default driver, without further protection."""
+
+    name = "sqlalchemy+psycopg"
+
+    async def open(self) -> None:
+        """No `connect_args` but the connect timeout, in whole seconds."""
+        connect = self.limits.connect
+        given: dict[str, Any] = {} if connect is None else {"connect_timeout": max(2, math.ceil(connect))}
+        self.engine = self._engine(self.url.replace("postgresql://", "postgresql+psycopg://"), given)
+
+
 class Steadypool(Peer):
     """steadypool's Database; subclasses choose the driver."""
 

@@ -6,15 +6,9 @@ round trip every few seconds (a `SELECT 1` would say that the socket works, not 
 """
 
 from steadypool.listener.mailbox import Gap, Notification, Overflow
-from steadypool.listener.supervisor import (
-    CatchUp,
-    Listener,
-    ListenerOptions,
-    ListenerState,
-    ListenerStats,
-    Subscription,
-    check_channel,
-)
+from steadypool.listener.state import ListenerOptions, ListenerState, ListenerStats
+from steadypool.listener.subscription import CatchUp, Subscription
+from steadypool.listener.supervisor import Listener, check_channel
 
 __all__ = [
     "CatchUp",

@@ -4,94 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from enum import StrEnum
+from contextvars import Context, copy_context
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from steadypool import errors, events
 from steadypool.clock import SYSTEM_CLOCK, Backoff, Clock
-from steadypool.connect.psycopg_connection import SteadyConnection
+from steadypool.deadline import override_deadline
+from steadypool.listener.heartbeat import Heartbeat
 from steadypool.listener.mailbox import Gap, Mailbox, Notification, Overflow
-from steadypool.listener.wire import Wire
+from steadypool.listener.state import ListenerOptions, ListenerState, ListenerStats
+from steadypool.listener.subscription import CatchUp, Subscription
+
+if TYPE_CHECKING:  # the library can be used without psycopg; listening needs it
+    from steadypool.connect.psycopg_connection import SteadyConnection
+    from steadypool.listener.wire import Wire
 
 _log = logging.getLogger("steadypool.listener")
-
-CatchUp = Callable[[], Awaitable[None]]
-"""Reads anew what the notifications are about; run after LISTEN and before anything is delivered."""
 
 LONGEST_CHANNEL = 63
 """Bytes of a channel's name that Postgres keeps (NAMEDATALEN - 1)."""
 
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
+"""Ceilings of the first and the longest pause between two attempts to connect, or to catch up, in seconds."""
 
-class ListenerState(StrEnum):
-    """How the listener is."""
+SHORT_PAUSE = 0.5
+"""Ceiling of a pause that somebody else's success cuts short, in seconds."""
 
-    IDLE = "idle"
-    """Nobody has subscribed yet."""
-    STARTING = "starting"
-    """It connects for the first time."""
-    CONNECTED = "connected"
-    """It hears."""
-    RECONNECTING = "reconnecting"
-    """It heard, and connects again."""
-    DEAF = "deaf"
-    """It is connected to something that does not pass notifications on: a transaction pooler."""
-    DORMANT = "dormant"
-    """It let go of its connection so that the database may sleep; the next request wakes it."""
-    CLOSED = "closed"
-    """It was closed."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListenerOptions:
-    """How the listener behaves. Seconds.
-
-    `dormant_after` of None keeps the heartbeat going for ever; with a number nothing is sent to an idle server,
-    and after that many seconds without requests or notifications the connection is given up until there are some.
-    """
-
-    connect_timeout: float = 15.0
-    heartbeat_interval: float = 5.0
-    heartbeat_timeout: float = 2.0
-    catch_up_timeout: float = 15.0
-    dormant_after: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ListenerStats:
-    """The listener at one moment; times in seconds, None where there was none yet."""
-
-    state: ListenerState
-    channels: tuple[str, ...]
-    subscribers: int
-    lag: float | None
-    silent_for: float | None
-    connects: int
-    gaps: int
-    dropped: int
-    last_error: str | None
-
-
-class Subscription:
-    """What `async for` over `Database.listen` iterates: `Notification`s, and `Gap`s where some may be missing."""
-
-    def __init__(self, channel: str, mailbox: Mailbox, catch_up: CatchUp | None, since: float) -> None:
-        self.channel = channel
-        self.mailbox = mailbox
-        self.catch_up = catch_up
-        self.deaf_since: float | None = since
-        self.deaf_because = "the listener started late"
-        self.heard_before = False
-        self.live = asyncio.Event()
-        """Set while notifications of the channel are being heard."""
-
-    def __aiter__(self) -> Subscription:
-        return self
-
-    async def __anext__(self) -> Notification | Gap:
-        return await self.mailbox.take()
+CLOSE_TIMEOUT = 5.0
+"""Seconds that `close` waits for catch-up functions that do not let themselves be cancelled."""
 
 
 class Listener:
@@ -105,7 +49,9 @@ class Listener:
         clock: where the time comes from.
         backoff: the pauses between connects.
         observers: where events go.
-        on_silence: called when the connection died or did not answer: others to the same server may be dead too.
+        on_lost: called with the reason when the connection died or did not answer: others to the same server may be
+            dead too.
+        on_proven: called when a new connection has proven itself.
     """
 
     def __init__(
@@ -117,28 +63,34 @@ class Listener:
         clock: Clock = SYSTEM_CLOCK,
         backoff: Backoff | None = None,
         observers: events.Events | None = None,
-        on_silence: Callable[[], None] | None = None,
+        on_lost: Callable[[Exception], None] | None = None,
+        on_proven: Callable[[], None] | None = None,
     ) -> None:
         self.options = options or ListenerOptions()
         self.state = ListenerState.IDLE
         self._connect = connect
         self._name = name
         self._clock = clock
-        self._backoff = backoff or Backoff(first=0.1, ceiling=30.0)
+        self._backoff = backoff or Backoff(first=FIRST_PAUSE, ceiling=LONGEST_PAUSE)
         self._events = observers or events.Events()
-        self._on_silence = on_silence
-        self._subscriptions: dict[Subscription, None] = {}
-        self._heartbeat_channel = f"steadypool_{uuid.uuid4().hex}"
-        self._beats: dict[str, asyncio.Future[None]] = {}
+        self._on_lost = on_lost
+        self._on_proven = on_proven
+        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._channels: dict[str, dict[Subscription, None]] = {}
+        self._heartbeat = Heartbeat(self.options.heartbeat_timeout, clock)
         self._wire: Wire | None = None
-        self._held: list[Notification] | None = None
+        """The connection that hears; one that has not proven itself yet is not here."""
+        self._first: set[Subscription] = set()
+        """Who has to try to catch up before the listener says that it is connected."""
         self._task: asyncio.Task[None] | None = None
-        self._wanted = asyncio.Event()
+        self._joining: dict[Subscription, asyncio.Task[None]] = {}
+        self._wanted, self._nudged = asyncio.Event(), asyncio.Event()
+        self._doing = ""
+        now = clock.monotonic()
+        self._used_at = self._told_at = now
         self._heard_at: float | None = None
-        self._active_at = clock.monotonic()
-        self._lag: float | None = None
-        self._connects = self._gaps = 0
-        self._last_error: BaseException | None = None
+        self._connects = self._gaps = self._dropped = 0
+        self._last_error: Exception | None = None
 
     # -- what subscribers call ---------------------------------------------------------------------------------
 
@@ -157,264 +109,386 @@ class Listener:
         a service starts without its database. In that case the first thing it hears is a `Gap`.
 
         Raises:
-            errors.ConfigurationError: the channel's name cannot be one.
+            errors.ConfigurationError: the channel's name cannot be one, or the buffer has no room.
             errors.ListenerDeaf: from the iteration, while a pooler swallows notifications.
+            errors.PoolClosed: the listener was closed.
+            errors.WrongEventLoop: it belongs to another event loop or process.
         """
         check_channel(channel)
+        if buffer < 1:
+            raise errors.ConfigurationError(f"buffer={buffer!r}: allowed: room for 1 notification or more")
+        self._bind()
         if self.state is ListenerState.CLOSED:
             raise errors.PoolClosed("the listener is closed", errors.Report(phase=errors.Phase.CLOSING))
-        mailbox = Mailbox(buffer, overflow)
-        subscription = Subscription(channel, mailbox, catch_up, self._clock.monotonic())
-        self._subscriptions[subscription] = None
+        subscription = Subscription(channel, Mailbox(buffer, overflow), catch_up, self._clock.monotonic())
+        self._add(subscription)
         try:
-            if self._task is None:
-                self._move(ListenerState.STARTING)
-                self._task = asyncio.create_task(self._supervise(), name=f"{self._name}-listener")
-            elif self.state is ListenerState.CONNECTED:
-                await self._begin_hearing(subscription)
-            self.activity()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.options.heartbeat_timeout):
-                    await subscription.live.wait()
+            await subscription.begin(self.options.heartbeat_timeout)
             yield subscription
         finally:
-            self._subscriptions.pop(subscription, None)
-            mailbox.end()
-            self._stop_hearing(channel)
+            self._remove(subscription)
 
     def activity(self) -> None:
         """The application uses the database: a dormant listener wakes."""
-        self._active_at = self._clock.monotonic()
+        self._used_at = self._clock.monotonic()
         self._wanted.set()
+
+    def server_answers(self) -> None:
+        """Somebody else could connect: a listener that pauses between attempts tries again soon."""
+        self._nudged.set()
 
     def stats(self) -> ListenerStats:
         """How it is."""
         now = self._clock.monotonic()
+        subscriptions = tuple(self._subscriptions())
         return ListenerStats(
             state=self.state,
-            channels=tuple(sorted(self._channels())),
-            subscribers=len(self._subscriptions),
-            lag=self._lag,
+            channels=tuple(sorted(self._channels)),
+            subscribers=len(subscriptions),
+            behind=sum(not subscription.is_live for subscription in subscriptions),
+            lag=self._heartbeat.lag_at(now),
             silent_for=None if self._heard_at is None else now - self._heard_at,
             connects=self._connects,
             gaps=self._gaps,
-            dropped=sum(subscription.mailbox.dropped for subscription in self._subscriptions),
-            last_error=None if self._last_error is None else str(self._last_error),
+            waiting=sum(len(subscription.mailbox) for subscription in subscriptions),
+            dropped=self._dropped + sum(subscription.mailbox.dropped for subscription in subscriptions),
+            last_error=None if self._last_error is None else _said(self._last_error),
         )
 
     async def close(self) -> None:
         """End every subscription and cut the connection."""
+        if self._home is not None:
+            self._bind()
         self._move(ListenerState.CLOSED)
-        task, self._task = self._task, None
-        if task is not None:
+        tasks = {task for task in (self._task, *self._joining.values()) if task is not None}
+        self._let_go("the listener was closed")
+        for subscription in tuple(self._subscriptions()):
+            subscription.end()
+        for task in tasks:
             task.cancel()
-            await asyncio.wait({task})
-        self._drop_wire()
-        for subscription in self._subscriptions:
-            subscription.mailbox.end()
+        tasks.discard(asyncio.current_task())  # pyright: ignore[reportArgumentType]  # a catch-up may close us
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
+
+    def _bind(self) -> None:
+        here = (asyncio.get_running_loop(), os.getpid())
+        if self._home is None:
+            self._home = here
+        elif self._home != here:
+            where = "process" if self._home[1] != here[1] else "event loop"
+            raise errors.WrongEventLoop(f"the listener {self._name!r} belongs to another {where}")
+
+    # -- subscriptions -----------------------------------------------------------------------------------------
+
+    def _subscriptions(self) -> Iterable[Subscription]:
+        for subscriptions in self._channels.values():
+            yield from subscriptions
+
+    def _add(self, subscription: Subscription) -> None:
+        self._channels.setdefault(subscription.channel, {})[subscription] = None
+        if self._task is None or self._task.done():
+            self._move(ListenerState.STARTING)
+            context = copy_context()
+            context.run(override_deadline, None)  # it outlives the request that happens to be the first
+            self._task = _start(self._supervise(), f"{self._name}-listener", context)
+        elif self._wire is not None:
+            self._join_soon(self._wire, subscription, asked=False)
+        if self.state is ListenerState.DEAF:
+            subscription.end(self._last_error)
+        self.activity()
+
+    def _remove(self, subscription: Subscription) -> None:
+        channel = subscription.channel
+        others = self._channels[channel]
+        del others[subscription]
+        if not others:
+            del self._channels[channel]
+        joining = self._joining.pop(subscription, None)
+        if joining is not None:
+            joining.cancel()
+        self._dropped += subscription.mailbox.dropped
+        subscription.end()
+        self._tried(subscription)
+        if self._wire is not None and not others:
+            self._wire.submit(f"UNLISTEN {_quoted(channel)}")  # whoever leaves does not wait for it
+
+    def _join_soon(self, wire: Wire, subscription: Subscription, *, asked: bool) -> None:
+        before = self._joining.get(subscription)
+        joining = self._join(wire, subscription, before, asked=asked)
+        task = _start(joining, f"{self._name}-listener-catch-up", subscription.context)
+        self._joining[subscription] = task
+
+        def forget(_done: object) -> None:
+            if self._joining.get(subscription) is task:
+                del self._joining[subscription]
+
+        task.add_done_callback(forget)
+
+    async def _join(
+        self, wire: Wire, subscription: Subscription, before: asyncio.Task[None] | None, *, asked: bool
+    ) -> None:
+        """LISTEN, catch up, and only then deliver: for one subscriber, on one connection."""
+        if before is not None:
+            await asyncio.wait({before})  # was cancelled; a subscriber catches up once at a time
+        if not asked:
+            try:
+                await wire.run(f"LISTEN {_quoted(subscription.channel)}")
+            except Exception as error:  # noqa: BLE001 - the supervisor deals with it as with any loss
+                wire.close(error)
+                return
+        subscription.heard_from = self._clock.monotonic()
+        pauses = Backoff(first=FIRST_PAUSE, ceiling=LONGEST_PAUSE)
+        while (failure := await self._catch_up(subscription)) is not None:
+            self._tell(subscription, self._gap_of_failure(subscription, failure))
+            self._tried(subscription)
+            await self._clock.sleep(pauses.next_pause())
+        if wire is not self._wire or wire.lost.done():
+            return
+        gap = subscription.hears(self._clock.monotonic())
+        if gap is not None:
+            self._report(subscription, gap)
+        self._tried(subscription)
+
+    async def _catch_up(self, subscription: Subscription) -> Exception | None:
+        """Let the subscriber read anew; returns why that failed."""
+        if subscription.catch_up is None:
+            return None
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(self.options.catch_up_timeout):
+                await subscription.catch_up()
+        except asyncio.CancelledError as error:
+            if task is not None and task.cancelling():
+                raise
+            failure: Exception = RuntimeError("something in it was cancelled")
+            failure.__cause__ = error
+        except Exception as error:  # noqa: BLE001 - the subscriber's own code: it is told, and tried again
+            failure = error
+        else:
+            return None
+        _log.error(
+            "catching up on channel %r failed: %s", subscription.channel, _said(failure), exc_info=failure
+        )
+        return failure
+
+    def _gap_of_failure(self, subscription: Subscription, failure: Exception) -> Gap:
+        reason = f"catching up failed: {_said(failure)}"
+        return Gap(subscription.deaf_since, self._clock.monotonic(), reason)
+
+    def _tried(self, subscription: Subscription) -> None:
+        """One more has caught up, tried to, or left; after the last one the listener is connected."""
+        self._first.discard(subscription)
+        self._check_connected()
+
+    def _check_connected(self) -> None:
+        wire = self._wire
+        if self._first or wire is None or wire.lost.done() or self.state is ListenerState.CONNECTED:
+            return
+        self._connects += 1
+        self._last_error = None
+        self._move(ListenerState.CONNECTED)
 
     # -- the task ----------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
-        while True:
-            try:
-                await self._start_hearing()
-                await self._keep_hearing()
-                self._deafen("the listener let the database sleep")
-                await self._sleep_until_wanted()
-                continue
-            except errors.ListenerDeaf as error:
-                self._failed(error, ListenerState.DEAF)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the listener says so and connects again
-                again = ListenerState.RECONNECTING if self._connects else ListenerState.STARTING
-                self._failed(error, again)
-            await self._clock.sleep(self._backoff.next_pause())
-
-    async def _start_hearing(self) -> None:
-        """Connect, LISTEN, prove that notifications arrive, catch up, and only then deliver."""
-        async with asyncio.timeout(self.options.connect_timeout):
-            connection = await self._connect(self.options.connect_timeout)
-            self._held = []
-            self._wire = wire = Wire(connection, self._arrived)
-            for channel in (self._heartbeat_channel, *self._channels()):
-                await wire.run(f"LISTEN {_quoted(channel)}")
-            await self._prove_from_elsewhere()
-        for subscription in tuple(self._subscriptions):
-            subscription.mailbox.resume()
-            await self._catch_up(subscription)
-        self._connects += 1
-        self._backoff.reset()
-        self._last_error = None
-        self._move(ListenerState.CONNECTED)
-        for subscription in self._subscriptions:
-            self._mark_live(subscription)
-        held, self._held = self._held, None
-        for notification in held:
-            self._hand_out(notification)
-        # Whoever subscribed while this went on is not among the channels that were asked for.
-        for subscription in tuple(self._subscriptions):
-            if not subscription.live.is_set():
-                await self._begin_hearing(subscription)
-
-    async def _keep_hearing(self) -> None:
-        """Until the connection is lost (raises) or the listener may go dormant (returns)."""
-        assert self._wire is not None
-        wire, options = self._wire, self.options
-        while True:
-            done, _ = await asyncio.wait({wire.lost}, timeout=options.heartbeat_interval)
-            if done:
-                raise wire.lost.result()
-            if options.dormant_after is None:
-                await self._beat(wire)
-            elif self._quiet_for() >= options.dormant_after:
-                return
-
-    async def _beat(self, wire: Wire) -> None:
-        """A NOTIFY to ourselves and back: the socket works both ways, and notifications are delivered."""
-        started = self._clock.monotonic()
-        beat, arrived = self._expect_beat()
         try:
-            async with asyncio.timeout(self.options.heartbeat_timeout):
-                await wire.run(f"NOTIFY {_quoted(self._heartbeat_channel)}, '{beat}'")
-                await arrived
-        except TimeoutError as error:
-            raise errors.HeartbeatMissed(
-                f"no answer to the heartbeat within {self.options.heartbeat_timeout:g} s"
-            ) from error
-        finally:
-            self._beats.pop(beat, None)
-        self._lag = self._clock.monotonic() - started
+            while True:
+                failure = await self._hear_until_it_ends()
+                if failure is None or self._may_sleep():
+                    await self._sleep_until_wanted()
+                else:
+                    await self._pause()
+        finally:  # closed, or cancelled together with everything else on this event loop
+            self._let_go("the listener was stopped")
+            for subscription in self._subscriptions():
+                subscription.end()
+            self._move(ListenerState.IDLE)
 
-    async def _prove_from_elsewhere(self) -> None:
-        beat, arrived = self._expect_beat()
+    async def _hear_until_it_ends(self) -> Exception | None:
+        """One connection from its beginning to its end; returns what it died of, None if the database may sleep."""
+        try:
+            wire = await self._open()
+            await self._keep_hearing(wire)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the listener says so and connects again
+            self._failed(error)
+            return error
+        self._let_go("the listener let the database sleep")
+        return None
+
+    async def _open(self) -> Wire:
+        """Connect, LISTEN, and prove that notifications arrive: all inside one limit."""
+        from steadypool.listener.wire import Wire
+
+        seconds = self.options.connect_timeout
+        self._doing = "connecting"
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                connection = await self._connect(seconds)
+                try:
+                    wire = Wire(connection, self._arrived)
+                except BaseException:
+                    connection.abort()
+                    raise
+                try:
+                    await self._prove(wire)
+                except BaseException:
+                    wire.close()
+                    raise
+                return wire
+        except TimeoutError as error:
+            if isinstance(error, errors.SteadypoolError) or not limit.expired():
+                raise
+            raise errors.ConnectTimeout(
+                f"the listener does not hear within {seconds:g} s; it was {self._doing}",
+                errors.Report(phase=errors.Phase.CONNECTING),
+            ) from error
+
+    async def _prove(self, wire: Wire) -> None:
+        """Let another connection send a NOTIFY: only that tells a pooler from a server."""
+        self._doing = "waiting for an answer to LISTEN"
+        await wire.run(f"LISTEN {self._heartbeat.channel}")
+        self._doing = "connecting a second time, to prove that notifications arrive"
         second = await self._connect(self.options.connect_timeout)
         try:
-            await second.execute("SELECT pg_notify(%s, %s)", (self._heartbeat_channel, beat))
-            async with asyncio.timeout(self.options.heartbeat_timeout):
-                await arrived
-        except TimeoutError as error:
-            raise errors.ListenerDeaf(
-                "LISTEN was accepted, but a NOTIFY from another connection did not arrive: there is a transaction "
-                "pooler in between, which does not pass notifications on. Set DATABASE_DIRECT_URL to the address of "
-                "the server itself"
-            ) from error
+            self._doing = "sending itself a notification over a second connection"
+            await self._heartbeat.prove(wire, second)
         finally:
-            self._beats.pop(beat, None)
             second.abort()
 
-    def _expect_beat(self) -> tuple[str, asyncio.Future[None]]:
-        beat = uuid.uuid4().hex
-        arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._beats[beat] = arrived
-        return beat, arrived
+    async def _keep_hearing(self, wire: Wire) -> None:
+        """Until the connection is lost (raises) or the listener may go dormant (returns)."""
+        try:
+            await self._ask_for_channels(wire)
+        except BaseException:
+            wire.close()
+            raise
+        options = self.options
+        while True:
+            beat_at = self._clock.monotonic()
+            await asyncio.wait({wire.lost}, timeout=options.heartbeat_interval)
+            if wire.lost.done():
+                raise wire.lost.result()
+            if self._may_sleep():
+                return
+            if options.dormant_after is None or self._used_at >= beat_at:
+                await self._heartbeat.beat(wire)
+            self._backoff.reset()  # not before: what connects and is lost at once must not be tried in a hurry
+
+    async def _ask_for_channels(self, wire: Wire) -> None:
+        """LISTEN to all that is wanted in one flight, and let everybody catch up."""
+        self._doing = "waiting for an answer to LISTEN"
+        asked = tuple(self._channels)
+        for subscription in self._subscriptions():
+            subscription.mailbox.resume()
+            subscription.mailbox.hold_back()
+        if asked:
+            answer = wire.submit("; ".join(f"LISTEN {_quoted(channel)}" for channel in asked))
+            if not await wire.wait_for(answer, self.options.heartbeat_timeout):
+                raise errors.HeartbeatMissed(
+                    f"no answer to LISTEN within {self.options.heartbeat_timeout:g} s"
+                )
+            answer.result()
+        self._wire = wire
+        self._call(self._on_proven)
+        self._first = set(self._subscriptions())
+        for subscription in tuple(self._first):
+            self._join_soon(wire, subscription, asked=subscription.channel in asked)
+        for channel in asked:
+            if channel not in self._channels:  # they left meanwhile
+                wire.submit(f"UNLISTEN {_quoted(channel)}")
+        self._check_connected()
+
+    # -- pauses ------------------------------------------------------------------------------------------------
+
+    async def _pause(self) -> None:
+        """Wait before the next attempt; somebody else's success in the meantime cuts it short."""
+        self._nudged.clear()
+        seconds = self._backoff.next_pause()
+        short = min(seconds, self._backoff.rng.uniform(0.0, SHORT_PAUSE))
+        await self._clock.sleep(short)
+        if self.state is ListenerState.DEAF:
+            await self._clock.sleep(seconds - short)  # whoever connects to the pooler says nothing about this
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds - short):
+                await self._nudged.wait()
 
     async def _sleep_until_wanted(self) -> None:
-        self._move(ListenerState.DORMANT)
         self._wanted.clear()
+        self._move(ListenerState.DORMANT)
         await self._wanted.wait()
 
-    def _quiet_for(self) -> float:
-        last = max(self._active_at, self._heard_at or self._active_at)
-        return self._clock.monotonic() - last
+    def _may_sleep(self) -> bool:
+        """Whether nothing has happened for so long that the database may sleep."""
+        seconds = self.options.dormant_after
+        return seconds is not None and self._clock.monotonic() - max(self._used_at, self._told_at) >= seconds
 
     # -- what arrives ------------------------------------------------------------------------------------------
 
     def _arrived(self, notification: Notification) -> None:
-        self._heard_at = self._clock.monotonic()
-        if notification.channel == self._heartbeat_channel:
-            waiting = self._beats.get(notification.payload)
-            if waiting is not None and not waiting.done():
-                waiting.set_result(None)
-        elif self._held is not None:
-            self._held.append(notification)
-        else:
-            self._hand_out(notification)
-
-    def _hand_out(self, notification: Notification) -> None:
-        now = self._clock.monotonic()
-        for subscription in self._subscriptions:
-            if subscription.channel == notification.channel and subscription.live.is_set():
-                subscription.mailbox.put(notification, now)
-
-    # -- channels ----------------------------------------------------------------------------------------------
-
-    def _channels(self) -> set[str]:
-        return {subscription.channel for subscription in self._subscriptions}
-
-    async def _begin_hearing(self, subscription: Subscription) -> None:
-        """LISTEN for one more, without connecting again; where that fails, the next connect does it."""
-        wire = self._wire
-        if wire is None:
+        self._heard_at = now = self._clock.monotonic()
+        if notification.channel == self._heartbeat.channel:
+            self._heartbeat.arrived(notification)
             return
-        try:
-            async with asyncio.timeout(self.options.heartbeat_timeout):
-                await wire.run(f"LISTEN {_quoted(subscription.channel)}")
-        except Exception as error:  # noqa: BLE001 - the supervisor deals with it as with any loss
-            wire.close(error)
-            return
-        await self._catch_up(subscription)
-        self._mark_live(subscription)
-
-    def _stop_hearing(self, channel: str) -> None:
-        if self._wire is not None and channel not in self._channels():
-            self._wire.submit(f"UNLISTEN {_quoted(channel)}")  # whoever leaves does not wait for it
-
-    async def _catch_up(self, subscription: Subscription) -> None:
-        if subscription.catch_up is None:
-            return
-        try:
-            async with asyncio.timeout(self.options.catch_up_timeout):
-                await subscription.catch_up()
-        except Exception:  # noqa: BLE001 - it is the subscriber's own code, and its bug must not stop the listener
-            _log.exception("catching up on channel %r failed", subscription.channel)
-
-    def _mark_live(self, subscription: Subscription) -> None:
-        if subscription.live.is_set():
-            return
-        since, now = subscription.deaf_since, self._clock.monotonic()
-        late = since is not None and now - since > self.options.heartbeat_timeout
-        if since is not None and (subscription.heard_before or late):
-            gap = Gap(since, now, subscription.deaf_because)
-            self._gaps += 1
-            subscription.mailbox.put_gap(gap)
-            self._events.emit(events.ListenerGap(self._name, now, subscription.channel, since, gap.reason))
-        subscription.deaf_since = None
-        subscription.heard_before = True
-        subscription.live.set()
+        self._told_at = now
+        for subscription in self._channels.get(notification.channel, ()):
+            gap = subscription.mailbox.put(notification, now)
+            if gap is not None:
+                self._report(subscription, gap)
 
     # -- losing it ---------------------------------------------------------------------------------------------
 
-    def _failed(self, error: Exception, state: ListenerState) -> None:
-        was_hearing = self.state is ListenerState.CONNECTED
+    def _failed(self, error: Exception) -> None:
+        heard = self._wire is not None
         self._last_error = error
-        self._deafen(str(error))
-        self._move(state)
-        _log.warning("the listener %r is %s: %s", self._name, state.value, error or type(error).__name__)
-        if state is ListenerState.DEAF:
-            for subscription in self._subscriptions:
-                subscription.mailbox.end(error)
-        if was_hearing and self._on_silence is not None:
-            self._on_silence()
+        self._let_go(_said(error))
+        deaf = isinstance(error, errors.ListenerDeaf)
+        again = ListenerState.RECONNECTING if self._connects else ListenerState.STARTING
+        self._move(ListenerState.DEAF if deaf else again)
+        _log.warning("the listener %r is %s: %s", self._name, self.state.value, _said(error))
+        if deaf:
+            for subscription in self._subscriptions():
+                subscription.end(error)
+        if heard and self._on_lost is not None:
+            self._call(partial(self._on_lost, error))
 
-    def _deafen(self, reason: str) -> None:
-        """From now on something may be missed; count from when something was last heard."""
-        now = self._clock.monotonic()
-        since = now if self._heard_at is None else self._heard_at
-        self._drop_wire()
-        for subscription in self._subscriptions:
-            if subscription.live.is_set():
-                subscription.live.clear()
-                subscription.deaf_since = since
-                subscription.deaf_because = reason
+    def _call(self, function: Callable[[], None] | None) -> None:
+        try:
+            if function is not None:
+                function()
+        except Exception:  # noqa: BLE001 - whoever is told must not stop the listener
+            _log.exception("%r raised", function)
 
-    def _drop_wire(self) -> None:
+    def _let_go(self, reason: str) -> None:
+        """From now on something may be missed."""
         wire, self._wire = self._wire, None
-        self._held = None
+        self._first = set()
+        for task in tuple(self._joining.values()):
+            task.cancel()
+        for subscription in self._subscriptions():
+            subscription.deafen(self._heartbeat.proven_at, reason)
         if wire is not None:
             wire.close()
 
+    def _tell(self, subscription: Subscription, gap: Gap) -> None:
+        subscription.mailbox.put_gap(gap)
+        self._report(subscription, gap)
+
+    def _report(self, subscription: Subscription, gap: Gap) -> None:
+        """A subscriber is told of a gap: so are the log, the numbers and whoever watches."""
+        self._gaps += 1
+        channel = subscription.channel
+        _log.warning(
+            "notifications of channel %r may be missing for %.1f s: %s",
+            channel,
+            gap.until - gap.since,
+            gap.reason,
+        )
+        self._events.emit(events.ListenerGap(self._name, gap.until, channel, gap.since, gap.reason))
+
     def _move(self, state: ListenerState) -> None:
-        if state is self.state:
+        if state is self.state or self.state is ListenerState.CLOSED:
             return
         before, self.state = self.state, state
         now = self._clock.monotonic()
@@ -427,6 +501,15 @@ def check_channel(channel: str) -> None:
         raise errors.ConfigurationError(
             f"channel {channel!r}: allowed: 1 to {LONGEST_CHANNEL} bytes, which is what Postgres keeps of a name"
         )
+
+
+def _start(work: Coroutine[Any, Any, None], name: str, context: Context) -> asyncio.Task[None]:
+    return asyncio.get_running_loop().create_task(work, name=name, context=context)
+
+
+def _said(error: BaseException) -> str:
+    """Never empty: a TimeoutError says nothing."""
+    return str(error) or type(error).__name__
 
 
 def _quoted(name: str) -> str:

@@ -76,7 +76,9 @@ class Wire:
             piece = min(_SLICE, seconds - silent)
             await asyncio.wait({future, self.lost}, timeout=piece)
             elapsed = self._loop.time() - started
-            silent = 0.0 if self.received != received else silent + max(piece, min(elapsed, piece + _SLICE / 2))
+            silent = (
+                0.0 if self.received != received else silent + max(piece, min(elapsed, piece + _SLICE / 2))
+            )
         if not future.done() and not self.lost.done():
             self._readable()  # some event loops run timers before they look at sockets
         if not future.done() and self.lost.done():
@@ -134,7 +136,9 @@ class Wire:
     def _noticed(self, notice: Diagnostic) -> None:
         """A server that ends a connection says why before it does."""
         if notice.severity_nonlocalized in _LAST_WORDS:
-            self._last_words = f"the server ended the connection: {notice.message_primary} ({notice.sqlstate})"
+            self._last_words = (
+                f"the server ended the connection: {notice.message_primary} ({notice.sqlstate})"
+            )
 
     def _take_results(self) -> None:
         while self._commands and not self.lost.done() and not self._pgconn.is_busy():
@@ -159,10 +163,12 @@ class Wire:
         if self._last_words:
             error = OperationalError(self._last_words)
         error = error or OperationalError("the listening connection was closed")
-        if not self._loop.is_closed():
-            self.lost.set_result(error)
-            self._loop.remove_reader(self._descriptor)  # before its number can be another socket's
-            self._loop.remove_writer(self._descriptor)
+        if self._loop.is_closed():
+            abort_psycopg(self._connection)  # there is nobody left to be told
+            return
+        self.lost.set_result(error)
+        self._loop.remove_reader(self._descriptor)  # before its number can be another socket's
+        self._loop.remove_writer(self._descriptor)
         abort_psycopg(self._connection)
         while self._commands:
             _, answer = self._commands.popleft()

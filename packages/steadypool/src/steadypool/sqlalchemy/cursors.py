@@ -18,7 +18,7 @@ class BoundedCursor:
     Args:
         cursor: the adapter.
         fetching: bounds what reads rows.
-        leaving: bounds its end, and does nothing where the connection is gone.
+        leaving: bounds its end.
     """
 
     def __init__(self, cursor: Any, fetching: Bounded, leaving: Bounded) -> None:

@@ -101,20 +101,34 @@ class GuardedDialect:
     def bounded_cursor(self, cursor: Any, context: Any) -> BoundedCursor:
         """A server-side cursor whose fetches may take as long as a statement, and whose end as long as leaving."""
 
+        driver_connection = _connection_of(cursor)
+
         def fetching(call: Callable[..., Any], *args: Any) -> Any:
             server = self.statement_timeout(context)
-            rows = self._bounded(None if server is None else server + CLIENT_GRACE, call, *args)
-            self.spoke(_connection_of(cursor))
+            try:
+                rows = self._bounded(None if server is None else server + CLIENT_GRACE, call, *args)
+            except BaseException as error:
+                if isinstance(error, LimitReached) or not isinstance(error, Exception):
+                    self.cut(driver_connection)
+                if not self.is_open(driver_connection):
+                    leaving(cursor.close)  # SQLAlchemy closes no cursor of a connection that is lost
+                raise
+            self.spoke(driver_connection)
             return rows
 
         def leaving(call: Callable[..., Any]) -> None:
-            driver_connection = _connection_of(cursor)
-            if self.is_open(driver_connection):
-                try:
+            try:
+                if self.is_open(driver_connection):
                     self._bounded(self.guards.leave_timeout, call)
-                except BaseException:
-                    self.cut(driver_connection)
-                    raise
+                    return
+            except LimitReached:
+                pass  # the cursor ends with its connection
+            except BaseException:
+                self.cut(driver_connection)
+                call()
+                raise
+            self.cut(driver_connection)
+            call()  # the driver has nothing to say now, only to forget
 
         return BoundedCursor(cursor, fetching, leaving)
 
@@ -333,8 +347,10 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         return not driver_connection.is_closed()
 
     def in_transaction(self, driver_connection: Any) -> bool:
-        """Whether the server has a transaction open on it."""
-        return not driver_connection.is_closed() and driver_connection.is_in_transaction()
+        """Whether the server has a transaction open on it, or asyncpg believes so: after a BEGIN that was cancelled."""
+        return not driver_connection.is_closed() and (
+            driver_connection.is_in_transaction() or driver_connection._top_xact is not None
+        )
 
     async def prove(self, driver_connection: Any, *, select: bool) -> None:
         """One round trip by the simple protocol, which poolers in every mode let through.
@@ -347,6 +363,7 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
     async def roll_back(self, driver_connection: Any) -> None:
         """End whatever transaction there is."""
         await driver_connection.execute("ROLLBACK")
+        driver_connection._top_xact = None  # as its own reset() does; else the next BEGIN would be a SAVEPOINT
         self.spoke(driver_connection)
 
     async def set_autocommit(self, driver_connection: Any, value: bool) -> None:

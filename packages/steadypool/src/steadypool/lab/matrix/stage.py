@@ -19,6 +19,7 @@ from steadypool.lab.peers import Limits, Peer
 from steadypool.lab.postgres import EmbeddedPostgres
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lab.sleepy import Knocks, SleepyPostgres
+from steadypool.lab.sql import APPLICATION_NAME, run_sql
 
 MARGIN = 0.25
 """Seconds beyond a limit that count as keeping it."""
@@ -108,17 +109,13 @@ class Stage:
 
     async def execute(self, statement: str) -> list[tuple[Any, ...]]:
         """Run a statement on the server, past every network that fails."""
-        async with await psycopg.AsyncConnection[tuple[Any, ...]].connect(
-            self.server.url, autocommit=True, application_name="steadypool-lab"
-        ) as connection:
-            cursor = await connection.execute(statement.encode())
-            return await cursor.fetchall() if cursor.description else []
+        return await run_sql(self.server.url, statement)
 
     async def backends(self, condition: str) -> int:
         """How many client connections the server has for which the condition over pg_stat_activity holds."""
         rows = await self.execute(
             "select count(*) from pg_stat_activity where backend_type = 'client backend'"
-            f" and application_name <> 'steadypool-lab' and {condition}"
+            f" and application_name <> '{APPLICATION_NAME}' and {condition}"
         )
         return int(rows[0][0])
 
@@ -178,7 +175,7 @@ class Probe:
         while self.up is None:
             try:
                 async with await psycopg.AsyncConnection.connect(
-                    self._url, connect_timeout=5, application_name="steadypool-lab"
+                    self._url, connect_timeout=5, application_name=APPLICATION_NAME
                 ) as connection:
                     await connection.execute("select 1")
             except psycopg.Error:

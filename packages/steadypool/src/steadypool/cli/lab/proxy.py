@@ -1,0 +1,169 @@
+"""`steadypool lab proxy`: a network that can be made to fail, before any server."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from steadypool.cli.lab.signals import stop_event
+from steadypool.cli.output import Output
+
+if TYPE_CHECKING:
+    from steadypool.lab import Direction, FaultProxy
+
+_HELP = (
+    "pass | silent | half-open | reset | refuse | drop | up KEY=VALUE … | down KEY=VALUE … | both KEY=VALUE … | "
+    "status | help | quit; keys: delay, jitter, slice, slice_pause, rate, cut_after, silent"
+)
+_WHOLE = ("slice", "cut_after")
+
+
+async def proxy(
+    to: str,
+    *,
+    mode: Literal["pass", "silent", "half-open", "reset", "refuse"] = "pass",
+    delay: float = 0.0,
+    jitter: float = 0.0,
+    tls: bool = False,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+) -> int:
+    """Put a network that can fail before a server; commands on stdin change it while it runs.
+
+    Commands: pass, silent, half-open, reset, refuse; drop; up, down or both with delay=, jitter=, slice=, rate=,
+    cut_after=, silent=; status; help; quit.
+
+    **Examples.**     Twenty milliseconds each way, and silence after a minute:
+
+        (sleep 60; echo silent; sleep 60) | steadypool lab proxy localhost:5432 --delay 0.02
+
+    Parameters
+    ----------
+    to
+        The server, as host:port.
+    mode
+        What the network does at first.
+    delay
+        Seconds that bytes spend on the way, each way.
+    jitter
+        Seconds by which that varies.
+    tls
+        Offer TLS to clients, with a certificate of its own, for a server that has none.
+    as_json
+        Print the state as a JSON object a line, at the start and after each command.
+    """
+    from steadypool.lab import Direction, FaultProxy, TlsFront, self_signed
+
+    output = Output(as_json=as_json)
+    host, _, port = to.rpartition(":")
+    if not port.isdigit() or not host:
+        output.fail(f"{to!r} is not a server; write host:port")
+        return 2
+    async with AsyncExitStack() as stack:
+        upstream, root = (host, int(port)), None
+        if tls:
+            certificate = self_signed(Path(stack.enter_context(TemporaryDirectory())))
+            front = await stack.enter_async_context(TlsFront(*upstream, certificate))
+            upstream, root = ("127.0.0.1", front.port), str(certificate.path)
+        network = await stack.enter_async_context(FaultProxy(*upstream))
+        network.up = network.down = Direction(delay=delay, jitter=jitter)
+        network.mode = mode
+        _tell(
+            output,
+            network,
+            f"127.0.0.1:{network.port} leads to {to}{f', certificate {root}' if root else ''}",
+        )
+        await _obey(output, network)
+    return 0
+
+
+async def _obey(output: Output, network: FaultProxy) -> None:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    with stop_event() as stop:
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            while not stopped.done():
+                line = asyncio.create_task(reader.readline())
+                await asyncio.wait({stopped, line}, return_when=asyncio.FIRST_COMPLETED)
+                if not line.done():
+                    line.cancel()
+                elif not line.result():
+                    await stopped  # stdin has ended: nothing more to obey, but to serve
+                elif not _command(output, network, line.result().decode(errors="replace").split()):
+                    return
+        finally:
+            stopped.cancel()
+            transport.close()
+
+
+def _command(output: Output, network: FaultProxy, words: list[str]) -> bool:
+    """Do what the line says; False to quit."""
+    match words:
+        case []:
+            return True
+        case ["quit" | "exit"]:
+            return False
+        case ["help"]:
+            output.say(_HELP)
+            return True
+        case ["drop"]:
+            network.drop_all()
+        case ["status"]:
+            pass
+        case ["up" | "down" | "both" as which, *settings] if settings:
+            try:
+                if which in ("up", "both"):
+                    network.up = _changed(network.up, settings)
+                if which in ("down", "both"):
+                    network.down = _changed(network.down, settings)
+            except ValueError as error:
+                output.fail(str(error))
+        case [mode]:
+            try:
+                network.mode = mode
+            except ValueError:
+                output.fail(f"unknown command {mode!r}: {_HELP}")
+        case _:
+            output.fail(f"unknown command {' '.join(words)!r}: {_HELP}")
+    _tell(output, network, str(network.mode))
+    return True
+
+
+def _changed(direction: Direction, settings: list[str]) -> Direction:
+    """The direction with `key=value` applied; `key=off` takes it away."""
+    known = {field.name: field for field in fields(direction)}
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in known or not value:
+            raise ValueError(f"{setting!r}: write KEY=VALUE; keys: {', '.join(known)}")
+        if value == "off":
+            changes[name] = known[name].default
+        elif name == "silent":
+            changes[name] = value in ("on", "true", "1", "yes")
+        else:
+            changes[name] = int(value) if name in _WHOLE else float(value)
+    return replace(direction, **changes)
+
+
+def _tell(output: Output, network: FaultProxy, text: str) -> None:
+    state = {
+        "port": network.port,
+        "mode": str(network.mode),
+        "open": network.open,
+        "accepted": network.accepted,
+        "bytes_up": network.bytes_up,
+        "bytes_down": network.bytes_down,
+        "round_trips": network.round_trips,
+    }
+    output.line(
+        state, f"{text} ({network.open} open, {network.accepted} accepted, {network.round_trips} round trips)"
+    )

@@ -1,0 +1,104 @@
+"""What commands write: results to stdout, for people or as JSON; everything else to stderr.
+
+Colours, boxes and moving progress are for terminals only; in a pipe there is plain text.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+_WIDTH_IN_A_PIPE = 160
+
+
+class Output:
+    """Where a command writes to.
+
+    Args:
+        as_json: whether the result is JSON.
+
+    Example:
+        >>> Output(as_json=True).result({"served": 200})
+        {
+          "served": 200
+        }
+    """
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        # A pipe has no width, and rich would take 80 columns and break words.
+        self._out = Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False)
+        self._err = Console(stderr=True, highlight=False)
+
+    def say(self, message: str) -> None:
+        """Tell a person what is going on."""
+        self._err.print(escape(message), soft_wrap=True)
+
+    def fail(self, message: str) -> None:
+        """Tell a person what went wrong."""
+        self._err.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
+
+    def show(self, what: RenderableType) -> None:
+        """Part of the result for people; nothing when it is JSON."""
+        if not self.as_json:
+            self._out.print(what)
+
+    def result(self, value: Any) -> None:
+        """The result as JSON; nothing when it is for people."""
+        if self.as_json:
+            print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)
+
+    def line(self, value: dict[str, Any], text: str) -> None:
+        """One event of many: a line of JSON, or of text."""
+        if self.as_json:
+            print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+        else:
+            self._out.print(escape(text), soft_wrap=True)
+
+    @contextmanager
+    def progress(self, total: int, doing: str) -> Generator[Step]:
+        """Progress of so many steps: a moving bar on a terminal, else a line for each step."""
+        if not self._err.is_terminal:
+            yield Step(self)
+            return
+        columns = (SpinnerColumn(), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
+        description = TextColumn("{task.description}")
+        with Progress(*columns, description, console=self._err, transient=True) as bar:
+            yield Step(self, bar, bar.add_task(escape(doing), total=total))
+
+
+class Step:
+    """Tells how far a command is: on the moving bar if there is one, else by lines."""
+
+    def __init__(self, output: Output, bar: Progress | None = None, task: TaskID | None = None) -> None:
+        self._output = output
+        self._bar = bar
+        self._task = task
+
+    def doing(self, text: str) -> None:
+        """What is done now."""
+        self._tell(text, 0)
+
+    def done(self, text: str) -> None:
+        """One step is over, and what came out."""
+        self._tell(text, 1)
+
+    def _tell(self, text: str, steps: int) -> None:
+        if self._bar is None or self._task is None:
+            self._output.say(text)
+        else:
+            self._bar.update(self._task, advance=steps, description=escape(text))
