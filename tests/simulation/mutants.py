@@ -241,7 +241,15 @@ class FailsAtPoolTimeoutWhileConnecting(Pool[Any]):
 
 @breaks("R5")
 class WaitsThoughNothingIsOpened(Pool[Any]):
-    def _fail_overdue(self, now: float) -> None: ...
+    def _count_anew(self, now: float) -> None: ...
+
+
+@breaks("R5")
+class CountsAnewWithoutEnd(Pool[Any]):
+    def _count_anew(self, now: float) -> None:
+        for waiter in self._overtime:
+            waiter.connect_until = max(waiter.connect_until, now + waiter.limit)
+        super()._count_anew(now)
 
 
 @breaks("R5")

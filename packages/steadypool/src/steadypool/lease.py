@@ -207,10 +207,21 @@ class Waiter(Generic[T]):
     """A caller who waits for a connection.
 
     It waits until `busy_until` while all connections are in use, and until `connect_until` while connections are
-    being opened; both count from the same start, so the two never add up.
+    being opened. Both count from the same start. Only where the server has kept it beyond `busy_until` it gets its
+    `limit` once more for a busy pool, and never goes beyond `connect_until`.
     """
 
-    __slots__ = ("busy_until", "connect_until", "deadline", "future", "name", "since", "timer", "workload")
+    __slots__ = (
+        "busy_until",
+        "connect_until",
+        "deadline",
+        "future",
+        "limit",
+        "name",
+        "since",
+        "timer",
+        "workload",
+    )
 
     def __init__(
         self,
@@ -231,6 +242,7 @@ class Waiter(Generic[T]):
         self.timer: asyncio.TimerHandle | None = None
         end = math.inf if deadline is None else deadline.at
         self.busy_until = min(since + pool_timeout, end)
+        self.limit = self.busy_until - since
         self.connect_until = since + connect_wait if deadline is None else deadline.at
 
     def offer(self, lease: Lease[T]) -> bool:

@@ -239,8 +239,8 @@ class Pool(Lifecycle[T]):
         now = self.clock.monotonic() if now is None else now
         self._hand_out(now)
         self._open_more(now)
-        if not self._connect_pending():
-            self._fail_overdue(now)
+        if self._overtime and not self._connect_pending():
+            self._count_anew(now)
         if self._closed:
             self._tell_changed()
 
@@ -378,18 +378,23 @@ class Pool(Lifecycle[T]):
             self._turn_away(waiter, now)
             self._serve()
 
-    def _fail_overdue(self, now: float) -> None:
-        """Callers who waited beyond `pool_timeout` for a connect that is no longer under way."""
+    def _count_anew(self, now: float) -> None:
+        """The server has answered: those whom it kept beyond `pool_timeout` wait for busy connections from now on.
+
+        Turned away at this moment they would all fail because a database slept a little longer, just when it woke.
+        """
         for waiter in tuple(self._overtime):
             if not self._waits_for_answer(waiter):
-                self._turn_away(waiter, now)
+                del self._overtime[waiter]
+                waiter.busy_until = min(now + waiter.limit, waiter.connect_until)
+                self._arm(waiter, waiter.busy_until - now)
 
     def _turn_away(self, waiter: Waiter[T], now: float) -> None:
         self._forget(waiter)
         error = refusal.out_of_time(
             now=now,
             since=waiter.since,
-            limit=waiter.busy_until - waiter.since,
+            limit=waiter.limit,
             deadline=waiter.deadline,
             pool=self.snapshot(),
             cause=self.last_connect_failure,

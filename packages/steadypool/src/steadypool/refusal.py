@@ -59,7 +59,8 @@ def out_of_time(
         error = errors.PoolTimeout(said, facts)
     elif isinstance(cause, errors.ConnectFailed) and not isinstance(cause, errors.ConnectTimeout):
         error = errors.ConnectFailed(
-            f"no connection to the database within {waited:.2f}s; the last attempt said: {words_of(cause)}", facts
+            f"no connection to the database within {waited:.2f}s; the last attempt said: {words_of(cause)}",
+            facts,
         )
     else:
         error = errors.ConnectTimeout(

@@ -10,7 +10,7 @@ engine = create_async_engine(
     os.environ["NOTES_DATABASE_URL"],
     pool_size=2,
     max_overflow=1,
-    pool_timeout=2,
+    pool_timeout=1,
     pool_recycle=3600,
     pool_pre_ping=True,
 )
