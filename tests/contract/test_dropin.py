@@ -41,8 +41,7 @@ def test_the_two_differ_in_one_import(tmp_path: Path) -> None:
     assert changed == [(STOCK, OURS)]
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-@pytest.mark.parametrize("pool", ["stock", "ours"])
+@pytest.mark.parametrize(("pool", "driver"), [("stock", "asyncpg"), ("ours", "asyncpg"), ("ours", "psycopg")])
 def test_its_own_tests_pass(tmp_path: Path, database_url: str, pool: str, driver: str) -> None:
     folder = variant(pool, tmp_path)
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\npythonpath = .\n")

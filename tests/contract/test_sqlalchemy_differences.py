@@ -136,6 +136,26 @@ async def test_lost_connections_have_a_name(make: Any, pg: Any, database_url: st
     await engine.dispose()
 
 
+async def test_a_driver_that_has_lost_the_thread(make: Any, eventually: Any) -> None:
+    """asyncpg says so when it read the server's last word while nobody used the connection."""
+    if make.driver != "asyncpg":
+        return
+    import asyncpg
+
+    engine = make(pool_size=1, max_overflow=0)
+
+    def fail(*_arguments: Any) -> None:
+        raise asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress")
+
+    connection = await engine.connect()
+    event.listen(engine.sync_engine, "do_execute", fail)
+    named = make.differs("lost connections have a name")
+    with pytest.raises(steadypool.ConnectionLost if named else asyncpg.InternalClientError):
+        await connection.execute(text("select 1"))
+    assert connection.invalidated is named
+    await connection.close()
+
+
 async def test_one_loss_does_not_close_the_rest(
     make: Any, pg: Any, database_url: str, pid_of: Any, eventually: Any
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 from collections.abc import Callable
@@ -300,9 +301,8 @@ async def test_raw_connection(make: Any, counts: Any) -> None:
     await greenlet_spawn(raw.dbapi_connection.rollback)
 
     def use() -> int:
-        with raw as same:
-            assert same is raw
-            cursor = same.cursor()
+        with contextlib.closing(raw):
+            cursor = raw.cursor()
             cursor.execute("select 7")
             return cursor.fetchone()[0]
 

@@ -84,6 +84,7 @@ async def test_commit(db: Database, proxy: FaultProxy, pg: Observer) -> None:
         assert_named(outcome.error, errors.StatementTimeout)
         assert isinstance(outcome.error, errors.StatementTimeout)
         assert outcome.error.maybe_executed
+        assert outcome.error.elapsed.executing >= T
         assert outcome.seconds < T + STATEMENT_GRACE + MARGIN
         left = await timed(session.close())
         assert left.error is None
@@ -406,16 +407,22 @@ def _descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.parametrize("way", ["session", "engine"])
+@pytest.mark.parametrize("way", ["session", "engine", "db.session", "db.connection"])
 async def test_a_session_that_is_forgotten(
     make_db: MakeDatabase, proxied_url: str, pg: Observer, way: str
 ) -> None:
     db = make_db(proxied_url, pool_size=1, max_overflow=0, pool_timeout=5, connection_timeout=5)
 
     async def forget() -> None:
-        # Not in an `async with`: the user's mistake.
-        holder: Any = stock.AsyncSession(db.engine) if way == "session" else await db.engine.connect()
-        await holder.execute(text("select 1"))
+        # None of them in an `async with`: the user's mistake.
+        if way == "session":
+            await stock.AsyncSession(db.engine).execute(text("select 1"))
+        elif way == "engine":
+            await (await db.engine.connect()).execute(text("select 1"))
+        else:
+            block: Any = db.session() if way == "db.session" else db.connection()
+            connection = await block.__aenter__()
+            await connection.execute("begin" if way == "db.connection" else text("select 1"))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # SQLAlchemy says what happened, and rightly so

@@ -16,10 +16,10 @@ import pytest
 import uvloop
 
 from steadypool.connect.asyncpg_driver import open_asyncpg
-from steadypool.connect.attempt import Attempt
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.guards import session_guards, socket_guards
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg, socket_descriptor
+from steadypool.connect.network import Network
 from steadypool.connect.outcome import ConnectOutcome
 from steadypool.connect.psycopg_driver import open_psycopg
 from steadypool.errors import ConfigurationError, ConnectFailed, ConnectTimeout, Phase
@@ -117,34 +117,22 @@ def silent() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-@contextlib.contextmanager
-def deaf(address: str, port: int) -> Iterator[None]:
-    """An address that does not even complete the TCP handshake: its queue is full."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((address, port))
-        listener.listen(0)
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex((address, port))
-        yield
-
-
 @pytest.fixture
-def resolves(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let a name resolve to these addresses."""
+def resolves() -> Callable[..., Network]:
+    """What knows a few names, and their addresses."""
 
-    def set_up(**names: list[str]) -> None:
-        async def addresses(self: Attempt, host: Any) -> list[Any]:
-            self.doing(f"looking up {host.name}")
-            found = names.get(host.name, [host.name])
-            return [(socket.AF_INET, (address, host.port)) for address in found]
+    def known(**names: list[str]) -> Network:
+        def resolve(name: str, port: int) -> list[Any]:
+            if name not in names:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            return [
+                (socket.AF_INET6 if ":" in address else socket.AF_INET, (address, port))
+                for address in names[name]
+            ]
 
-        monkeypatch.setattr(Attempt, "addresses", addresses)
+        return Network(resolve)
 
-    return set_up
+    return known
 
 
 # -- what a session starts with --------------------------------------------------------------------------------
@@ -256,42 +244,15 @@ async def test_an_asyncpg_connection_can_be_used_to_the_full(database_url: str) 
     await connection.close()
 
 
-# -- addresses -------------------------------------------------------------------------------------------------
+# -- hosts -----------------------------------------------------------------------------------------------------
 
 
 async def test_a_refusing_address_is_passed_over(
-    driver: Driver, database_url: str, resolves: Callable[..., None]
+    driver: Driver, database_url: str, resolves: Callable[..., Network]
 ) -> None:
-    resolves(db=["127.0.0.3", "127.0.0.1"])
-    async with driver.opened(changed(database_url, host="db")) as connection:
+    network = resolves(db=["127.0.0.3", "127.0.0.1"])
+    async with driver.opened(changed(database_url, host="db"), network=network) as connection:
         assert await driver.show(connection, "server_version_num")
-
-
-@on_both_loops
-async def test_a_deaf_address_leaves_time_for_the_next(
-    driver: Driver, database_url: str, resolves: Callable[..., None]
-) -> None:
-    resolves(db=["127.0.0.2", "127.0.0.1"])
-    with deaf("127.0.0.2", port_of(database_url)):
-        started = time.monotonic()
-        async with driver.opened(changed(database_url, host="db"), timeout=2) as connection:
-            assert await driver.show(connection, "server_version_num")
-        assert 0.5 < time.monotonic() - started < 2
-
-
-async def test_twelve_deaf_addresses_take_one_timeout_and_are_all_named(
-    driver: Driver, database_url: str, resolves: Callable[..., None]
-) -> None:
-    addresses = [f"127.0.1.{number}" for number in range(1, 13)]
-    resolves(db=addresses)
-    with contextlib.ExitStack() as stack:
-        for address in addresses:
-            stack.enter_context(deaf(address, port_of(database_url)))
-        started = time.monotonic()
-        with pytest.raises(ConnectTimeout) as caught:
-            await driver.open(changed(database_url, host="db"), timeout=1.2)
-        assert time.monotonic() - started < 2.4
-    assert sum(address in str(caught.value) for address in addresses) >= 11  # the last one may be cut short
 
 
 async def test_several_hosts_are_tried_in_turn(driver: Driver, database_url: str, nobody: int) -> None:
@@ -385,19 +346,6 @@ async def test_the_urls_connect_timeout_counts_when_it_is_shorter(
     assert time.monotonic() - started < 5
 
 
-async def test_a_slow_name_server_is_inside_the_timeout(
-    driver: Driver, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def never(self: Attempt, host: Any) -> list[Any]:
-        self.doing(f"looking up {host.name}")
-        await asyncio.Event().wait()
-        return []
-
-    monkeypatch.setattr(Attempt, "addresses", never)
-    with pytest.raises(ConnectTimeout, match="while looking up db"):
-        await driver.open(changed(database_url, host="db"), timeout=0.3)
-
-
 @on_both_loops
 async def test_cancelling_leaves_no_socket_behind(driver: Driver, database_url: str, silent: int) -> None:
     url = changed(database_url, port=str(silent))
@@ -410,17 +358,6 @@ async def test_cancelling_leaves_no_socket_behind(driver: Driver, database_url: 
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
     await until(lambda: open_sockets() <= before)
-
-
-async def test_an_address_that_was_given_up_leaves_no_socket_behind(
-    driver: Driver, database_url: str, resolves: Callable[..., None]
-) -> None:
-    resolves(db=["127.0.0.2", "127.0.0.3", "127.0.0.1"])
-    with deaf("127.0.0.2", port_of(database_url)):
-        before = open_sockets()
-        async with driver.opened(changed(database_url, host="db"), timeout=3) as connection:
-            assert await driver.show(connection, "server_version_num")
-            assert open_sockets() == before + 1
 
 
 @on_both_loops

@@ -80,6 +80,20 @@ async def test_an_open_transaction_keeps_it_awake(home: Path) -> None:
         await eventually(lambda: sleepy.state is Wakefulness.ASLEEP)
 
 
+async def test_woken_while_it_falls_asleep(home: Path) -> None:
+    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=0.1) as sleepy:
+        falling = asyncio.create_task(sleepy.fall_asleep())
+        await asyncio.sleep(0)
+        assert sleepy.state is Wakefulness.FALLING_ASLEEP
+        assert await ask(sleepy.url) == 42
+        await falling
+        await sleepy.fall_asleep()
+        falling = asyncio.create_task(sleepy.fall_asleep())
+        await sleepy.wake_up()
+        await falling
+        assert sleepy.server.is_running
+
+
 async def test_refused_until_it_is_awake(home: Path) -> None:
     async with SleepyPostgres(data_dir=home, sleep_after=None, wake=WAKE, mode=WakeMode.REFUSE) as sleepy:
         await sleepy.fall_asleep()

@@ -69,6 +69,18 @@ def test_a_missing_package_is_named(
     assert 'pip install "steadypool[cli]"' in capsys.readouterr().err
 
 
+def test_a_missing_package_of_the_lab_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [
+        name for name in sys.modules if name.startswith(("steadypool.lab.peers", "steadypool.lab.matrix"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "psycopg_pool", None)
+    assert main(["lab", "matrix", "--peers", "steadypool"]) == 1
+    assert 'pip install "steadypool[lab]"' in capsys.readouterr().err
+
+
 def test_a_failure_is_exit_code_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lab", "serve", "--data-dir", "/dev/null/data"]) == 1
     said = capsys.readouterr()

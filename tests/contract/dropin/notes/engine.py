@@ -1,10 +1,12 @@
-"""The engine and the session of a request. The first import is all that a change of the pool changes."""
+"""The engine and the session of a request. The last import is all that a change of the pool changes."""
 
 import os
 from collections.abc import AsyncIterator
 
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+# isort: split
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker  # isort: skip
 
 engine = create_async_engine(
     os.environ["NOTES_DATABASE_URL"],

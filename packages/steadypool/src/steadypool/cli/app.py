@@ -13,6 +13,7 @@ from steadypool.cli.output import Output
 from steadypool.errors import SteadypoolError
 
 DONE, FAILED, MISUSED = 0, 1, 2
+_LAB_PACKAGES = {"asyncpg", "greenlet", "matplotlib", "psycopg", "psycopg_pool", "sqlalchemy"}
 
 
 def _version() -> str:
@@ -49,6 +50,13 @@ def run(arguments: Sequence[str]) -> int:
         return FAILED
     except (SteadypoolError, _lab_error()) as error:
         Output().fail(str(error))
+        return FAILED
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _LAB_PACKAGES:
+            raise
+        Output().fail(
+            f'this needs {error.name}, which is not installed. Install it with: pip install "steadypool[lab]"'
+        )
         return FAILED
     return ended if isinstance(ended, int) else DONE
 

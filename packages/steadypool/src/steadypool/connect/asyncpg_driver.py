@@ -1,9 +1,10 @@
-"""Opening one asyncpg connection: every address, TLS, the proof of the server, log-in, inside one end of time."""
+"""Opening one asyncpg connection: TLS, the proof of the server and log-in over the socket that won the race."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
-from steadypool.connect.attempt import Attempt, GuardsRefused, NotTheRole, guarded, open_with
+from steadypool.connect.attempt import Attempt, GuardsRefused, Steps, guarded, open_with
 from steadypool.connect.channel_binding import PROVEN, Login, ProvenCertificates, pin, prove, unpin
 from steadypool.connect.dsn import ConnectTarget, Host
+from steadypool.connect.network import NETWORK, Candidate, Network
 from steadypool.connect.options import ASYNCPG, asyncpg_arguments, checked_options
-from steadypool.connect.outcome import BindingRefused, CertificateNotProven
+from steadypool.connect.outcome import BindingRefused, CertificateNotProven, NotTheRole
+from steadypool.connect.sockets import SocketDial, connected_socket
 from steadypool.settings import Password
 
 _asyncpg: Any = asyncpg  # it has no type stubs
@@ -30,6 +33,7 @@ async def open_asyncpg(
     password: Password | None = None,
     on_guards_refused: GuardsRefused | None = None,
     proven: ProvenCertificates = PROVEN,
+    network: Network = NETWORK,
     clock: Clock = SYSTEM_CLOCK,
     **arguments: Any,
 ) -> Any:
@@ -46,6 +50,7 @@ async def open_asyncpg(
             connection is then opened without them, and the caller sets them in another way. Without this function
             such a refusal is an error.
         proven: where it is remembered which certificates are proven (`channel_binding=require`).
+        network: what is known about addresses, and who is asked for more.
         clock: what measures the time for the report.
         **arguments: for `asyncpg.connect`, such as `statement_cache_size`; they win over the target's.
 
@@ -58,30 +63,34 @@ async def open_asyncpg(
     attempt = Attempt(target, timeout, clock)
     options = {**(socket_options or {}), **checked_options(target, ASYNCPG)}
 
-    async def open_one(host: Host | None, role: str, secret: str | None) -> Any:
-        async def log_in(guards: Mapping[str, str]) -> Any:
-            given = asyncpg_arguments(_only(target, host, role), password=secret, guards=guards)
-            return await let_in(host, role, {**given, **arguments, "timeout": None})
+    def begin(candidate: Candidate, _role: str, _secret: str | None) -> SocketDial:
+        return SocketDial(candidate, options)
 
-        return await guarded(log_in, guards or {}, on_guards_refused)
-
-    async def let_in(host: Host | None, role: str, given: dict[str, Any]) -> Any:
-        login = Login(target.user, given.get("password"), target.database)
+    async def log_in(candidate: Candidate, dial: SocketDial | None, role: str, secret: str | None) -> Any:
+        host = candidate.host
         binding = options.get("channel_binding") == "require"
         if binding and (host is None or host.is_socket):
             raise BindingRefused("channel_binding=require, but there is no TLS on a Unix socket")
-        for again in (False, True):
-            dialling = _Dialling(attempt, host, options, (login, proven) if binding else None)
-            try:
-                return await _connect(dialling, given, role)
-            except CertificateNotProven:
-                # Another server of a fleet, or a new certificate: it gets the chance to prove itself, once.
-                if again:
-                    raise
-                dialling.forget_proofs()
-        raise AssertionError("the second round returns or raises")
 
-    return await open_with(attempt, password, open_one)
+        async def with_guards(guards: Mapping[str, str]) -> Any:
+            given = asyncpg_arguments(_only(target, host, role), password=secret, guards=guards)
+            given |= {**arguments, "timeout": None}
+            login = Login(target.user, given.get("password"), target.database)
+            for again in (False, True):
+                proof = (login, proven) if binding else None
+                dialling = _Dialling(attempt, candidate, dial, network, options, proof)
+                try:
+                    return await _connect(dialling, given, role)
+                except CertificateNotProven:
+                    # Another server of a fleet, or a new certificate: it gets the chance to prove itself, once.
+                    if again:
+                        raise
+                    dialling.forget_proofs()
+            raise AssertionError("the second round returns or raises")
+
+        return await guarded(with_guards, guards or {}, on_guards_refused)
+
+    return await open_with(attempt, password, Steps(begin, log_in), network)
 
 
 def _only(target: ConnectTarget, host: Host | None, role: str) -> ConnectTarget:
@@ -107,21 +116,26 @@ async def _connect(dialling: _Dialling, arguments: dict[str, Any], role: str) ->
 class _Dialling:
     """The event loop as asyncpg sees it while it connects: the same, but its sockets are opened our way.
 
-    asyncpg asks its loop for connections by name and with no limit of their own. Here every address gets its share
-    of the time, the socket its guards, a certificate is checked before a word of the log-in is said, and what was
-    opened is known, so that it can be aborted. asyncpg still connects by name, which SNI and verify-full need.
+    asyncpg asks its loop for connections by name and with no limit of their own. Here it gets the socket that won
+    the race, with its guards, a certificate is checked before a word of the log-in is said, and what was opened is
+    known, so that it can be aborted. asyncpg still connects by name, which SNI and verify-full need.
     """
 
     def __init__(
         self,
         attempt: Attempt,
-        host: Host | None,
+        candidate: Candidate,
+        dial: SocketDial | None,
+        network: Network,
         options: Mapping[str, str],
         binding: tuple[Login, ProvenCertificates] | None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self._attempt = attempt
-        self._host = host
+        self._candidate = candidate
+        self._dial = dial
+        self._network = network
+        self._host = candidate.host
         self._options = options
         self._binding = binding
         self._transports: list[asyncio.BaseTransport] = []
@@ -151,11 +165,11 @@ class _Dialling:
     ) -> Any:
         """As the loop's, for a TCP connection; `ssl` means TLS from the first byte (sslnegotiation=direct)."""
         place = self._host or Host(host, port)
-        sock = await self._attempt.dial(place, self._options)
+        sock = (None if self._dial is None else self._dial.take()) or await self._dial_again(place)
         try:
             if ssl is not None and self._binding is not None:
                 await self._prepare(ssl, place, sock.getpeername(), direct=True)
-            self._attempt.doing(f"waiting for {place} to let us in")
+            self._attempt.doing(f"waiting for {self._candidate.where} to let us in")
             transport, protocol = await self.loop.create_connection(
                 factory, sock=sock, ssl=ssl, server_hostname=None if ssl is None else host
             )
@@ -164,6 +178,24 @@ class _Dialling:
             raise
         self._transports.append(transport)
         return transport, protocol
+
+    async def _dial_again(self, place: Host) -> socket.socket:
+        """To the address that won the race, for another try at TLS or without the guards."""
+        candidates = [self._candidate]
+        if self._candidate.address is None:  # the driver's default host, a name that only asyncpg knew
+            found = await self._network.names.look_up(place.name, place.port)
+            if found.error is not None:
+                raise found.error
+            candidates = [Candidate(place, address) for address in found.addresses]
+        last: OSError | None = None
+        for candidate in candidates:
+            self._attempt.doing(f"opening a socket to {candidate.where}")
+            try:
+                return await connected_socket(candidate, self._options)
+            except OSError as error:
+                last = error
+        assert last is not None  # an answer without an error has an address
+        raise last
 
     async def create_unix_connection(self, factory: Callable[[], asyncio.BaseProtocol], path: str) -> Any:
         """As the loop's."""
@@ -184,7 +216,7 @@ class _Dialling:
         if self._binding is not None:
             place = self._host or Host(server_hostname)
             await self._prepare(context, place, transport.get_extra_info("peername"), direct=False)
-        self._attempt.doing(f"waiting for {server_hostname} to let us in")
+        self._attempt.doing(f"waiting for {self._candidate.where} to let us in")
         secured = await self.loop.start_tls(transport, protocol, context, server_hostname=server_hostname)
         if secured is not None:
             self._transports.append(secured)

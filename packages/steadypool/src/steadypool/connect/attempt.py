@@ -1,35 +1,32 @@
-"""One attempt to connect: its end of time, the hosts and addresses it tries, and what each of them said."""
+"""One attempt to connect: its end of time, whom it lets log in, and what each address said."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import random
-import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import NoReturn, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, NoReturn, TypeVar
 
 from pydantic import SecretStr
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
-from steadypool.connect.dsn import ConnectTarget, Host
-from steadypool.connect.guards import guard_socket
-from steadypool.connect.outcome import INVALID_PASSWORD, ConnectOutcome, classify_connect_error
+from steadypool.connect.dsn import ConnectTarget
+from steadypool.connect.network import Candidate, Network
+from steadypool.connect.outcome import (
+    INVALID_PASSWORD,
+    ConnectOutcome,
+    NotTheRole,
+    classify_connect_error,
+)
+from steadypool.connect.race import DialT, Field, NobodyAnswered, first_to_answer
 from steadypool.errors import ConnectFailed, ConnectTimeout, Elapsed, Phase, Report
 from steadypool.settings import Password
 
 Connection = TypeVar("Connection")
 
-Address = tuple[int, tuple[str | int | bytes, ...]]
-"""A family and what `connect` takes for it."""
-
-
 GuardsRefused = Callable[[ConnectOutcome], None]
 """Told that a session starts without its guards, and what the server said to them."""
-
-
-class NotTheRole(Exception):
-    """The host is fine, but not what `target_session_attrs` asks for."""
 
 
 class Attempt:
@@ -88,75 +85,30 @@ class Attempt:
             self.report(),
         )
 
-    # -- names and addresses -----------------------------------------------------------------------------------
 
-    async def addresses(self, host: Host) -> Sequence[Address]:
-        """Every address of a host, looked up off the loop; in the order in which to try them."""
-        self.doing(f"looking up {host.name}")
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host.address or host.name, host.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
-        )
-        return list(dict.fromkeys((family, tuple(sockaddr)) for family, _, _, _, sockaddr in found))
+@dataclass(frozen=True)
+class Steps(Generic[Connection, DialT]):
+    """How a driver opens a connection, in two steps.
 
-    async def dial(self, host: Host, options: Mapping[str, str]) -> socket.socket:
-        """A TCP connection to the first address of the host that answers.
+    `begin` starts a TCP connection to an address, in a role and with a password, and waits for nothing. `log_in`
+    does the rest over it; it gets None where there is no address (a Unix socket, the driver's default host), and
+    raises NotTheRole where the server is not what was asked for. What it does not take over is closed for it.
+    """
 
-        Each address gets an equal share of the time left, so that a silent one does not use up that of the others.
-        """
-        addresses = await self.addresses(host)
-        last: OSError = OSError("the name has no address")
-        for number, (family, address) in enumerate(addresses):
-            where = f"{host} [{address[0]}]" if str(address[0]) != host.name else str(host)
-            self.doing(f"opening a socket to {where}")
-            share = self.remaining / (len(addresses) - number)
-            try:
-                async with asyncio.timeout(share):
-                    return await _dial(family, address, options)
-            except TimeoutError as error:
-                last = error
-                self.said(where, f"no answer within {share:.2g} s")
-            except OSError as error:
-                last = error
-                self.said(where, classify_connect_error(error).summary)
-        raise last
-
-
-async def _dial(
-    family: int, address: tuple[str | int | bytes, ...], options: Mapping[str, str]
-) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        guard_socket(sock, options)
-        await asyncio.get_running_loop().sock_connect(sock, address)
-    except BaseException:  # also when cancelled: nobody else knows this socket
-        sock.close()
-        raise
-    return sock
-
-
-def hosts_in_order(target: ConnectTarget) -> Iterator[tuple[Host | None, str]]:
-    """The hosts to try with the role to ask of each; None is the driver's default host."""
-    hosts: list[Host | None] = list(target.hosts) or [None]
-    if target.options.get("load_balance_hosts") == "random":
-        random.shuffle(hosts)
-    role = target.options.get("target_session_attrs", "any")
-    for asked in ("standby", "any") if role == "prefer-standby" else (role,):
-        for host in hosts:
-            yield host, asked
+    begin: Callable[[Candidate, str, str | None], DialT]
+    log_in: Callable[[Candidate, DialT | None, str, str | None], Awaitable[Connection]]
 
 
 async def open_with(
-    attempt: Attempt,
-    password: Password | None,
-    open_one: Callable[[Host | None, str, str | None], Awaitable[Connection]],
+    attempt: Attempt, password: Password | None, steps: Steps[Connection, DialT], network: Network
 ) -> Connection:
-    """Try the hosts one after the other inside the attempt's time; the first connection wins.
+    """Let the addresses of all hosts race inside the attempt's time; who answers first logs in.
 
     Args:
         attempt: whose time and trail it is.
         password: the caller's, asked again once when the server refuses it; None for the target's own.
-        open_one: opens a connection to one host, in one role, with one password.
+        steps: the driver's.
+        network: what is known about the addresses.
 
     Raises:
         ConnectTimeout: the time is over.
@@ -168,7 +120,7 @@ async def open_with(
             while True:
                 secret = None if password is None else await _ask(attempt, password)
                 try:
-                    return await _first_host(attempt, secret, open_one)
+                    return await _in_role(_Round(attempt, secret, steps, network))
                 except ConnectFailed as error:
                     if asked_again or classify_connect_error(error).sqlstate != INVALID_PASSWORD:
                         raise
@@ -190,30 +142,82 @@ async def _ask(attempt: Attempt, password: Password) -> str:
         ) from error
 
 
-async def _first_host(
-    attempt: Attempt,
-    secret: str | None,
-    open_one: Callable[[Host | None, str, str | None], Awaitable[Connection]],
-) -> Connection:
-    candidates = list(hosts_in_order(attempt.target))
-    for number, (host, role) in enumerate(candidates):
-        where = "the default host" if host is None else str(host)
-        left = len(candidates) - number
+@dataclass
+class _Round(Generic[Connection, DialT]):
+    """All hosts, with one password."""
+
+    attempt: Attempt
+    secret: str | None
+    steps: Steps[Connection, DialT]
+    network: Network
+
+    async def run(self, role: str) -> Connection:
+        """One race after the other, until somebody lets us in or nobody is left."""
+        attempt = self.attempt
+        field = Field(attempt.target, self.network, attempt.remaining, attempt.said)
+        refusal: Exception | None = None
+        while True:
+            try:
+                candidate, dial = await first_to_answer(
+                    field,
+                    lambda candidate: self.steps.begin(candidate, role, self.secret),
+                    seconds=attempt.remaining,
+                    said=attempt.said,
+                    doubt=self.network.doubt,
+                    doing=attempt.doing,
+                )
+            except NobodyAnswered as nobody:
+                _give_up(attempt, refusal or nobody.last)
+            try:
+                return await self._log_in(candidate, dial, role, attempt.remaining / field.hosts_left)
+            except Exception as error:  # noqa: BLE001 - judged here, and raised when nobody is left
+                refusal = error
+                self._judge(error, candidate, role, field)
+
+    async def _log_in(self, candidate: Candidate, dial: DialT | None, role: str, share: float) -> Connection:
+        """The winner's log-in. Another host must still have time when it falls silent."""
+        self.attempt.doing(f"waiting for {candidate.where} to let us in")
         try:
-            async with asyncio.timeout(attempt.remaining / left):
-                return await open_one(host, role, secret)
-        except NotTheRole as error:
-            attempt.said(where, f"is not {role}")
-            if left == 1:
-                _give_up(attempt, error)
-        except Exception as error:
-            if left == 1 and isinstance(error, TimeoutError) and error.errno is None:
-                raise  # the share of the last one is all that was left; errno would mean the kernel's own limit
-            outcome = classify_connect_error(error)
-            attempt.said(where, outcome.summary)
-            if left == 1 or outcome.concerns_all_hosts:
-                _give_up(attempt, error)
-    raise AssertionError("there is always at least one candidate")
+            with self.network.logging_in(self.attempt.target, candidate):
+                async with asyncio.timeout(share):
+                    return await self.steps.log_in(candidate, dial, role, self.secret)
+        finally:
+            if dial is not None:
+                dial.close()  # also when cancelled: unless it was taken over, nobody else knows it
+
+    def _judge(self, error: Exception, candidate: Candidate, role: str, field: Field) -> None:
+        """Whether the next address may be tried: drops what need not be, or raises."""
+        if isinstance(error, NotTheRole):
+            self.attempt.said(candidate.where, f"is not {role}")
+            field.drop(candidate)
+            return
+        silent = isinstance(error, TimeoutError) and error.errno is None  # errno: the kernel's own limit
+        if silent and field.hosts_left == 1:
+            raise error  # its share was all that was left
+        outcome = classify_connect_error(error)
+        self.attempt.said(candidate.where, outcome.summary)
+        if outcome.concerns_all_hosts:
+            _give_up(self.attempt, error)
+        if silent or outcome.final or outcome.sqlstate is not None:
+            field.drop_host(candidate.host)  # behind the same name, the same server
+        else:
+            self.network.doubt(candidate)
+            field.drop(candidate)
+
+
+async def _in_role(round_: _Round[Connection, DialT]) -> Connection:
+    """In the role that is asked for; where a standby is only preferred, a part of the time is for finding one."""
+    attempt = round_.attempt
+    role = attempt.target.options.get("target_session_attrs", "any")
+    if role == "prefer-standby":
+        try:
+            async with asyncio.timeout(attempt.remaining / 2):
+                return await round_.run("standby")
+        except (ConnectFailed, TimeoutError) as error:
+            if classify_connect_error(error).concerns_all_hosts:
+                raise
+        role = "any"
+    return await round_.run(role)
 
 
 def _give_up(attempt: Attempt, error: Exception) -> NoReturn:

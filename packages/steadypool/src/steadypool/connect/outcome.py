@@ -54,6 +54,15 @@ class ServerRefused(Exception):
         self.sqlstate = sqlstate
 
 
+class ClientRefused(Exception):
+    """Our own side ended the log-in, because the server is not, or does not, what was asked for: TLS, a
+    certificate, channel binding, a way to log in."""
+
+
+class NotTheRole(Exception):
+    """The host is fine, but not what `target_session_attrs` asks for."""
+
+
 class BindingRefused(Exception):
     """The server did not prove that it knows the password over this very TLS channel."""
 
@@ -64,6 +73,7 @@ class CertificateNotProven(ssl.SSLError):
 
 _FINAL_TYPES = (
     BindingRefused,
+    ClientRefused,
     CertificateNotProven,
     ssl.SSLCertVerificationError,
     ConfigurationError,

@@ -1,37 +1,33 @@
-"""Opening one psycopg connection: every address, TLS, log-in, inside one end of time, with the server's SQLSTATE.
+"""Opening one psycopg connection: TLS and log-in by libpq, over the socket that won the race.
 
-libpq does the log-in. What it cannot do is done here: names are looked up off the event loop, an address that does
-not answer leaves time for the next, and a refusal keeps its code (libpq's message is in the server's language).
+libpq does the log-in. What it cannot do is done elsewhere: names are looked up off the event loop, all addresses
+race, a refusal keeps its code.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
-import functools
 import os
-import re
+import socket
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import psycopg
 from psycopg import pq
 from psycopg.abc import AdaptContext
 from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import make_conninfo
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
-from steadypool.connect.attempt import Attempt, GuardsRefused, guarded, open_with
-from steadypool.connect.dsn import ConnectTarget, Host
+from steadypool.connect.attempt import Attempt, GuardsRefused, Steps, guarded, open_with
+from steadypool.connect.dsn import ConnectTarget
+from steadypool.connect.libpq import DEFAULT, VERBOSE, refusal, set_verbosity, was_let_in
+from steadypool.connect.network import NETWORK, Candidate, Network
 from steadypool.connect.options import psycopg_arguments
-from steadypool.connect.outcome import ServerRefused
+from steadypool.connect.outcome import NotTheRole
 from steadypool.connect.psycopg_connection import SteadyAsyncConnection
+from steadypool.connect.sockets import borrowed, socket_ready
 from steadypool.settings import Password
 
 _ROLE = "target_session_attrs"
-_DEFAULT, _VERBOSE = 1, 2
-_CODE = re.compile(r":  ([0-9A-Z]{5}): ")
 
 
 async def open_psycopg(
@@ -42,6 +38,7 @@ async def open_psycopg(
     socket_options: Mapping[str, str] | None = None,
     password: Password | None = None,
     on_guards_refused: GuardsRefused | None = None,
+    network: Network = NETWORK,
     clock: Clock = SYSTEM_CLOCK,
     autocommit: bool = False,
     prepare_threshold: int | None = 5,
@@ -62,6 +59,7 @@ async def open_psycopg(
         on_guards_refused: called with what the server said when it, or a pooler before it, refuses the guards; the
             connection is then opened without them, and the caller sets them in another way. Without this function
             such a refusal is an error.
+        network: what is known about addresses, and who is asked for more.
         clock: what measures the time for the report.
         autocommit: as psycopg's own.
         prepare_threshold: as psycopg's own.
@@ -78,20 +76,30 @@ async def open_psycopg(
     psycopg_arguments(target)  # refuses before anything is opened
     attempt = Attempt(target, timeout, clock)
 
-    async def open_one(host: Host | None, role: str, secret: str | None) -> SteadyAsyncConnection[Any]:
-        async def log_in(guards: Mapping[str, str]) -> SteadyAsyncConnection[Any]:
-            own = {**(socket_options or {}), **psycopg_arguments(target, guards=guards)}
-            own |= {name: str(value) for name, value in parameters.items()}
-            for name in ("host", "hostaddr", "port", "connect_timeout"):
-                own.pop(name, None)  # ours to do
-            where = {} if host is None else await _where(attempt, host, own)
-            arguments = {**own, **where, _ROLE: role} | ({} if secret is None else {"password": secret})
-            attempt.doing(f"waiting for {host or 'the default host'} to let us in")
-            return SteadyAsyncConnection(await _log_in(make_conninfo("", **arguments)))
+    def conninfo(candidate: Candidate, role: str, secret: str | None, guards: Mapping[str, str]) -> str:
+        own = {**(socket_options or {}), **psycopg_arguments(target, guards=guards)}
+        own |= {name: str(value) for name, value in parameters.items()}
+        for name in ("host", "hostaddr", "port", "connect_timeout"):
+            own.pop(name, None)  # ours to do
+        secrets = {} if secret is None else {"password": secret}
+        return make_conninfo("", **{**own, **_where(candidate), _ROLE: role} | secrets)
 
-        return await guarded(log_in, guards or {}, on_guards_refused)
+    def begin(candidate: Candidate, role: str, secret: str | None) -> _LibpqDial:
+        return _LibpqDial(conninfo(candidate, role, secret, guards or {}))
 
-    connection = await open_with(attempt, password, open_one)
+    async def log_in(
+        candidate: Candidate, dial: _LibpqDial | None, role: str, secret: str | None
+    ) -> SteadyAsyncConnection[Any]:
+        async def with_guards(guards: Mapping[str, str]) -> SteadyAsyncConnection[Any]:
+            # libpq got the guards when it was dialled; without them it has to dial again
+            pgconn = None if dial is None else dial.take()
+            if pgconn is None:
+                pgconn = await _dialled(conninfo(candidate, role, secret, guards))
+            return SteadyAsyncConnection(await _log_in(pgconn, role))
+
+        return await guarded(with_guards, guards or {}, on_guards_refused)
+
+    connection = await open_with(attempt, password, Steps(begin, log_in), network)
     try:
         await connection.set_autocommit(autocommit)
         connection.prepare_threshold = prepare_threshold
@@ -107,100 +115,88 @@ async def open_psycopg(
     return connection
 
 
-async def _where(attempt: Attempt, host: Host, options: Mapping[str, str]) -> dict[str, str]:
-    """libpq's parameters for one host: the name for TLS, and an address that answers."""
-    where = {"host": host.name, "port": str(host.port)}
-    if host.is_socket:
-        return where
-    addresses = await attempt.addresses(host)
-    chosen = str(addresses[0][1][0])
-    if len(addresses) > 1:
-        # libpq would wait for each in turn as long as for the log-in; which one answers is found out first
-        with await attempt.dial(host, options) as sock:
-            chosen = str(sock.getpeername()[0])
-    return where | {"hostaddr": chosen}
+def _where(candidate: Candidate) -> dict[str, str]:
+    """libpq's parameters for one place: the name for TLS, and the address, so that it looks nothing up."""
+    if candidate.host is None:
+        return {}
+    where = {"host": candidate.host.name, "port": str(candidate.host.port)}
+    return where if candidate.address is None else where | {"hostaddr": candidate.numeric}
 
 
-async def _log_in(conninfo: str) -> pq.abc.PGconn:
-    """Drive libpq until the connection is open; leaves no socket behind when it is not."""
+class _LibpqDial:
+    """libpq on its way to one address: it has the socket of the race itself, so that nobody connects twice."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._pgconn: pq.abc.PGconn | None = _started(conninfo)
+        self._descriptor = self._pgconn.socket
+
+    def fileno(self) -> int:
+        """libpq's socket."""
+        return self._descriptor
+
+    def established(self) -> None:
+        """Raises OSError where the connection failed."""
+        pgconn = self._pgconn
+        assert pgconn is not None
+        with borrowed(self._descriptor) as sock:
+            result = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if result:
+            raise OSError(result, os.strerror(result))
+        # One step, to "connected": the next one would begin the log-in, which is the winner's.
+        if pgconn.connect_poll() == pq.PollingStatus.FAILED:
+            raise refusal(pgconn)
+
+    def take(self) -> pq.abc.PGconn | None:
+        """libpq's connection, once; who takes it finishes it."""
+        pgconn, self._pgconn = self._pgconn, None
+        return pgconn
+
+    def close(self) -> None:
+        """Close it, unless it was taken."""
+        pgconn = self.take()
+        if pgconn is not None:
+            pgconn.finish()
+
+
+def _started(conninfo: str) -> pq.abc.PGconn:
     pgconn = pq.PGconn.connect_start(conninfo.encode())
     try:
-        _set_verbosity(pgconn, _VERBOSE)
-        while True:
-            if pgconn.status == pq.ConnStatus.BAD:
-                raise _refusal(pgconn)
-            polled = pgconn.connect_poll()
-            if polled == pq.PollingStatus.OK:
-                break
-            if polled == pq.PollingStatus.FAILED:
-                raise _refusal(pgconn)
-            await _socket_ready(pgconn.socket, polled == pq.PollingStatus.WRITING)
-        _set_verbosity(pgconn, _DEFAULT)
-        pgconn.nonblocking = 1
-    except BaseException:  # also when cancelled
+        set_verbosity(pgconn, VERBOSE)
+        if pgconn.status == pq.ConnStatus.BAD:
+            raise refusal(pgconn)
+    except BaseException:
         pgconn.finish()
         raise
     return pgconn
 
 
-async def _socket_ready(descriptor: int, writing: bool) -> None:
-    # asked anew each time: libpq may go on with another socket
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    (loop.add_writer if writing else loop.add_reader)(descriptor, wake)
+async def _dialled(conninfo: str) -> pq.abc.PGconn:
+    """Connected without a race: to a Unix socket, or a second time to the address that won."""
+    pgconn = _started(conninfo)
     try:
-        await ready
-    finally:
-        (loop.remove_writer if writing else loop.remove_reader)(descriptor)
+        await socket_ready(pgconn.socket, writing=True)
+    except BaseException:  # also when cancelled: nobody else knows it
+        pgconn.finish()
+        raise
+    return pgconn
 
 
-def _refusal(pgconn: pq.abc.PGconn) -> Exception:
-    text = pgconn.get_error_message("utf-8").strip()
-    code = _CODE.search(text)
-    if code is not None:
-        # the lines after the first are the DETAIL, which may hold data, and where in the server's source it happened
-        return ServerRefused(text[code.end() :].partition("\n")[0], code[1])
-    return psycopg.OperationalError(text)
-
-
-# -- libpq's verbosity, which psycopg does not pass on ---------------------------------------------------------
-
-
-def _set_verbosity(pgconn: Any, verbosity: int) -> None:
-    """Let libpq write the SQLSTATE into its message; without it a refusal has no code, and is retried."""
-    function = _verbosity_function()
-    if function is not None:
-        function(pgconn.pgconn_ptr, verbosity)
-
-
-@functools.cache
-def _verbosity_function() -> Any:
-    """`PQsetErrorVerbosity` of the very libpq that psycopg has loaded, or None where it cannot be found."""
-    for path in _libpq_candidates():
-        try:
-            # RTLD_NOLOAD: a second libpq, however similar, must not touch the first one's connections
-            library = ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
-        except OSError:
-            continue
-        function = library.PQsetErrorVerbosity
-        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_int
-        return function
-    return None
-
-
-def _libpq_candidates() -> list[str]:
-    if pq.__impl__ == "binary":
-        import psycopg_binary
-
-        package = Path(psycopg_binary.__file__).parent
-        folders = (package.parent / "psycopg_binary.libs", package / ".dylibs")
-        return [str(path) for folder in folders for path in sorted(folder.glob("libpq*"))]
-    from psycopg.pq.misc import find_libpq_full_path
-
-    found = find_libpq_full_path()
-    return [] if found is None else [found]
+async def _log_in(pgconn: pq.abc.PGconn, role: str) -> pq.abc.PGconn:
+    """Drive libpq until the connection is open; leaves no socket behind when it is not."""
+    try:
+        while True:
+            before = pgconn.status
+            polled = pgconn.connect_poll()
+            if polled == pq.PollingStatus.OK:
+                break
+            if polled == pq.PollingStatus.FAILED:
+                if role != "any" and was_let_in(pgconn):
+                    raise NotTheRole(role)
+                raise refusal(pgconn, before)
+            await socket_ready(pgconn.socket, writing=polled == pq.PollingStatus.WRITING)
+        set_verbosity(pgconn, DEFAULT)
+        pgconn.nonblocking = 1
+    except BaseException:  # also when cancelled
+        pgconn.finish()
+        raise
+    return pgconn

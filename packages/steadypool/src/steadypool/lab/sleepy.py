@@ -248,10 +248,14 @@ class SleepyPostgres:
             LabError: the server did not start.
         """
         while self.state is not Wakefulness.AWAKE:
+            async with self._switch:
+                pass  # it may be falling asleep, and has to be there first
             self._wake_up()
-            if self._waking is not None:
-                await asyncio.wait([self._waking])
-                self._waking.result()
+            waking = self._waking
+            if waking is not None:
+                await asyncio.wait([waking])
+                if not waking.cancelled():
+                    waking.result()
 
     def _wake_up(self) -> None:
         if self.state is Wakefulness.ASLEEP:

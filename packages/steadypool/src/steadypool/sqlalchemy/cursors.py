@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Bounded = Callable[..., Any]
-"""Calls its first argument with the others, for a limited time."""
+from steadypool.deadline import CLIENT_GRACE
 
 
 class BoundedCursor:
@@ -17,37 +16,68 @@ class BoundedCursor:
 
     Args:
         cursor: the adapter.
-        fetching: bounds what reads rows.
-        leaving: bounds its end.
+        dialect: one of ours, which bounds what it is given.
+        context: SQLAlchemy's execution context, which knows how long the statement may take.
+        driver_connection: what is cut off when a fetch is given up.
     """
 
-    def __init__(self, cursor: Any, fetching: Bounded, leaving: Bounded) -> None:
-        self._cursor_itself = cursor
-        self._fetching = fetching
-        self._leaving = leaving
+    def __init__(self, cursor: Any, dialect: Any, context: Any, driver_connection: Any) -> None:
+        self._adapter = cursor
+        self._dialect = dialect
+        self._context = context
+        self._driver_connection = driver_connection
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._cursor_itself, name)
+        return getattr(self._adapter, name)
 
     def fetchone(self) -> Any:
-        """As the adapter's, bounded."""
-        return self._fetching(self._cursor_itself.fetchone)
+        """As the adapter's; a fetch may take as long as a statement."""
+        return self._fetch(self._adapter.fetchone)
 
     def fetchmany(self, size: int | None = None) -> Any:
-        """As the adapter's, bounded."""
-        return self._fetching(self._cursor_itself.fetchmany, size)
+        """As the adapter's; a fetch may take as long as a statement."""
+        return self._fetch(self._adapter.fetchmany, size)
 
     def fetchall(self) -> Any:
-        """As the adapter's, bounded."""
-        return self._fetching(self._cursor_itself.fetchall)
+        """As the adapter's; it may take as long as a statement."""
+        return self._fetch(self._adapter.fetchall)
 
     def __iter__(self) -> Iterator[Any]:
         while (row := self.fetchone()) is not None:
             yield row
 
+    def _fetch(self, call: Callable[..., Any], *args: Any) -> Any:
+        dialect, connection = self._dialect, self._driver_connection
+        server: float | None = dialect.statement_timeout(self._context)
+        try:
+            rows = dialect.bounded(None if server is None else server + CLIENT_GRACE, call, *args)
+        except BaseException as error:
+            if isinstance(error, TimeoutError) or not isinstance(error, Exception):
+                dialect.cut(connection)
+            if not dialect.is_open(connection):
+                self.close()  # SQLAlchemy closes no cursor of a connection that is lost
+            raise
+        dialect.spoke(connection)
+        return rows
+
     def close(self) -> None:
-        """As the adapter's, bounded."""
-        self._leaving(self._cursor_itself.close)
+        """As the adapter's, within the time for leaving; where it takes longer, the connection is cut off."""
+        dialect, connection = self._dialect, self._driver_connection
+        try:
+            if dialect.is_open(connection):
+                dialect.bounded(dialect.guards.leave_timeout, self._adapter.close)
+                return
+        except TimeoutError:
+            pass  # the cursor ends with its connection
+        except BaseException:
+            self._forget()
+            raise
+        self._forget()
+
+    def _forget(self) -> None:
+        """Without a connection the driver has nothing to say to the server, only to forget."""
+        self._dialect.cut(self._driver_connection)
+        self._adapter.close()
 
 
 class BoundedCursors:
@@ -55,7 +85,7 @@ class BoundedCursors:
 
     dialect: Any
 
-    def create_server_side_cursor(self) -> BoundedCursor:
+    def create_server_side_cursor(self) -> Any:
         """As SQLAlchemy's, bounded."""
         cursor: Any = super().create_server_side_cursor()  # type: ignore[misc]
         return self.dialect.bounded_cursor(cursor, self)

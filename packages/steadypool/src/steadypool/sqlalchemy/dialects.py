@@ -77,7 +77,7 @@ class GuardedDialect:
 
     # -- bounds ------------------------------------------------------------------------------------------------
 
-    def _bounded(self, own: float | None, call: Callable[..., Any], *args: Any) -> Any:
+    def bounded(self, own: float | None, call: Callable[..., Any], *args: Any) -> Any:
         """Call something that awaits in the greenlet, for at most `own` seconds and not beyond the deadline."""
         limit, deadline = nearest_end(own, self.guards.clock.monotonic())
         timer = TimeLimit(limit)
@@ -95,42 +95,12 @@ class GuardedDialect:
         server = self.statement_timeout(context)
         if context is not None:
             context.steadypool_started = self.guards.clock.monotonic()
-        self._bounded(None if server is None else server + CLIENT_GRACE, call, cursor, *args, context)
+        self.bounded(None if server is None else server + CLIENT_GRACE, call, cursor, *args, context)
         self._proven[_connection_of(cursor)] = self.guards.clock.monotonic()
 
     def bounded_cursor(self, cursor: Any, context: Any) -> BoundedCursor:
-        """A server-side cursor whose fetches may take as long as a statement, and whose end as long as leaving."""
-
-        driver_connection = _connection_of(cursor)
-
-        def fetching(call: Callable[..., Any], *args: Any) -> Any:
-            server = self.statement_timeout(context)
-            try:
-                rows = self._bounded(None if server is None else server + CLIENT_GRACE, call, *args)
-            except BaseException as error:
-                if isinstance(error, LimitReached) or not isinstance(error, Exception):
-                    self.cut(driver_connection)
-                if not self.is_open(driver_connection):
-                    leaving(cursor.close)  # SQLAlchemy closes no cursor of a connection that is lost
-                raise
-            self.spoke(driver_connection)
-            return rows
-
-        def leaving(call: Callable[..., Any]) -> None:
-            try:
-                if self.is_open(driver_connection):
-                    self._bounded(self.guards.leave_timeout, call)
-                    return
-            except LimitReached:
-                pass  # the cursor ends with its connection
-            except BaseException:
-                self.cut(driver_connection)
-                call()
-                raise
-            self.cut(driver_connection)
-            call()  # the driver has nothing to say now, only to forget
-
-        return BoundedCursor(cursor, fetching, leaving)
+        """A server-side cursor, bounded like what is executed here."""
+        return BoundedCursor(cursor, self, context, _connection_of(cursor))
 
     def statement_timeout(self, context: Any) -> float | None:
         """Seconds that this statement may run on the server, or None."""
@@ -160,7 +130,7 @@ class GuardedDialect:
     def do_commit(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, within the limit of a statement and the deadline."""
         server = self.guards.statement_timeout
-        self._bounded(None if server is None else server + CLIENT_GRACE, super().do_commit, dbapi_connection)  # type: ignore[misc]
+        self.bounded(None if server is None else server + CLIENT_GRACE, super().do_commit, dbapi_connection)  # type: ignore[misc]
         self.spoke(_driver_connection(dbapi_connection))
 
     def do_close(self, dbapi_connection: Any) -> None:
@@ -172,7 +142,7 @@ class GuardedDialect:
     def _leave(self, call: Callable[[Any], None], dbapi_connection: Any, limit: float) -> None:
         driver_connection = _driver_connection(dbapi_connection)
         try:
-            self._bounded(limit, call, dbapi_connection)
+            self.bounded(limit, call, dbapi_connection)
         except BaseException as error:
             # asyncpg's own limit, where it is the shorter one, is as good a reason as ours.
             lost = isinstance(error, TimeoutError) or not self.is_open(driver_connection)
@@ -242,7 +212,7 @@ class GuardedDialect:
                 if name not in self._url_arguments or self._url_arguments[name] != value
             }
             cparams = {"async_creator_fn": functools.partial(self._open, changed), **adapter}
-        return self._bounded(self.guards.connect_timeout, functools.partial(connect, *cargs, **cparams))
+        return self.bounded(self.guards.connect_timeout, functools.partial(connect, *cargs, **cparams))
 
     async def _open(self, changed: dict[str, Any]) -> Any:
         target = self._target
@@ -274,6 +244,10 @@ class GuardedDialect:
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
         raise NotImplementedError
+
+    def is_confused(self, error: BaseException) -> bool:
+        """Whether the driver says by this error that it has lost the thread of its talk with the server."""
+        return False
 
     def is_open(self, driver_connection: Any) -> bool:
         """Whether the socket is open as far as can be told without asking the server."""
@@ -358,6 +332,12 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
         abort_asyncpg(driver_connection)
+
+    def is_confused(self, error: BaseException) -> bool:
+        """asyncpg's state does not fit any more, as after a last word of the server that it read while idle."""
+        from asyncpg import InternalClientError
+
+        return isinstance(error, InternalClientError)
 
     def is_open(self, driver_connection: Any) -> bool:
         """asyncpg always reads, so it knows of an end of file as soon as the event loop does."""

@@ -39,6 +39,7 @@ def name_error(context: ExceptionContext) -> BaseException | None:
             return _timeout(context, limit)
         return None
     gone = fate_of(sqlstate) in (Fate.EVICT, Fate.EVICT_AND_PROVE) if sqlstate else False
+    gone = gone or _dialect(context).is_confused(original)
     if context.is_disconnect or gone or isinstance(original, OSError):
         context.is_disconnect = True
         return _lost(context, sqlstate)
@@ -54,8 +55,8 @@ def _given_up(context: ExceptionContext, original: TimeoutError) -> BaseExceptio
     by_deadline = isinstance(original, LimitReached) and original.deadline is not None
     context.is_disconnect = True
     context.invalidate_pool_on_disconnect = not by_deadline
-    if isinstance(original, LimitReached):
-        return _deadline(context, original) if by_deadline else _timeout(context, original.seconds)
+    if isinstance(original, LimitReached) and by_deadline:
+        return _deadline(context, original)
     limit = _dialect(context).statement_timeout(context.execution_context)
     return _timeout(context, _elapsed(context) if limit is None else limit)
 
@@ -71,7 +72,11 @@ def _pool(context: ExceptionContext) -> SteadyPool | None:
 
 def _elapsed(context: ExceptionContext) -> float:
     started = getattr(context.execution_context, "steadypool_started", None)
-    return 0.0 if started is None else _dialect(context).guards.clock.monotonic() - started
+    if started is not None:
+        return _dialect(context).guards.clock.monotonic() - started
+    # BEGIN, COMMIT and ROLLBACK have no execution context; what they had to wait is known where a limit ended it.
+    original = context.original_exception
+    return original.seconds if isinstance(original, LimitReached) else 0.0
 
 
 def _report(context: ExceptionContext, *, maybe_executed: bool) -> Report:

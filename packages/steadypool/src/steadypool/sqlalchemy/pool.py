@@ -66,14 +66,14 @@ class Record(_ConnectionRecord):
             raise
 
     @property
-    def fairy_ref(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self,
-    ) -> weakref.ref[Any] | None:
+    def fairy_ref(self) -> weakref.ref[Any] | None:
         """SQLAlchemy's reference to the proxy that the user has; dead when that was never closed."""
         return self._fairy_ref
 
     @fairy_ref.setter
-    def fairy_ref(self, value: weakref.ref[Any] | None) -> None:
+    def fairy_ref(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, value: weakref.ref[Any] | None
+    ) -> None:
         if value is not None:
             self.collected = False
         elif self._fairy_ref is not None and self._fairy_ref() is None:

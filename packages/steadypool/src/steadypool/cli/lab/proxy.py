@@ -70,6 +70,7 @@ async def proxy(
         output.fail(f"{to!r} is not a server; write host:port")
         return 2
     async with AsyncExitStack() as stack:
+        stop = stack.enter_context(stop_event())
         upstream, root = (host, int(port)), None
         if tls:
             certificate = self_signed(Path(stack.enter_context(TemporaryDirectory())))
@@ -83,25 +84,24 @@ async def proxy(
             network,
             f"127.0.0.1:{network.port} leads to {to}{f', certificate {root}' if root else ''}",
         )
-        await _obey(output, network)
+        await _obey(output, network, stop)
     return 0
 
 
-async def _obey(output: Output, network: FaultProxy) -> None:
+async def _obey(output: Output, network: FaultProxy, stop: asyncio.Event) -> None:
     """Until the stop signal or `quit`; the end of stdin only means that nothing more is to be obeyed."""
-    with stop_event() as stop:
-        lines = _stdin_lines()
-        stopped = asyncio.create_task(stop.wait())
-        try:
-            while not stopped.done():
-                line = asyncio.create_task(lines.get())
-                await asyncio.wait({stopped, line}, return_when=asyncio.FIRST_COMPLETED)
-                if not line.done():
-                    line.cancel()
-                elif not _command(output, network, line.result().split()):
-                    return
-        finally:
-            stopped.cancel()
+    lines = _stdin_lines()
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        while not stopped.done():
+            line = asyncio.create_task(lines.get())
+            await asyncio.wait({stopped, line}, return_when=asyncio.FIRST_COMPLETED)
+            if not line.done():
+                line.cancel()
+            elif not _command(output, network, line.result().split()):
+                return
+    finally:
+        stopped.cancel()
 
 
 def _stdin_lines() -> asyncio.Queue[str]:

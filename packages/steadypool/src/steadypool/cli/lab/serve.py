@@ -77,9 +77,10 @@ async def serve(
         data_dir=data_dir,
         on_change=changes.put_nowait,
     )
-    async with sleepy:
-        _tell(output, sleepy, "awake")
-        with stop_event() as stop:
+    # From the beginning: whoever sees the URL may send the signal.
+    with stop_event() as stop:
+        async with sleepy:
+            _tell(output, sleepy, "awake")
             stopped = asyncio.create_task(stop.wait())
             while not stopped.done():
                 change = asyncio.create_task(changes.get())
@@ -88,7 +89,7 @@ async def serve(
                     _tell(output, sleepy, change.result())
                 else:
                     change.cancel()
-        output.say("stopping …")
+            output.say("stopping …")
     return 0
 
 

@@ -3,12 +3,13 @@
 | module | what it knows |
 | --- | --- |
 | `stage` | the server, the network before it, the database that sleeps; one set for all rows |
-| `scenarios` | the rows: what happens, and what is promised |
+| `scenarios` | what happens in each row |
+| `rows` | the rows: what is promised, and how it is judged |
 | `run` | every peer through every row; the raw figures |
 | `picture` | the figures as a picture |
 """
 
+from steadypool.lab.matrix.rows import SCENARIOS, Scenario
 from steadypool.lab.matrix.run import Cell, Matrix, run_matrix
-from steadypool.lab.matrix.scenarios import SCENARIOS, Scenario
 
 __all__ = ["SCENARIOS", "Cell", "Matrix", "Scenario", "run_matrix"]

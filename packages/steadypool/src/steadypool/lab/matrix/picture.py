@@ -63,7 +63,14 @@ def _paint(axes: Any, left: float, top: float, cell: Cell) -> None:
         alpha=0.25,
         linewidth=0,
     )
-    _write(axes, left + _COLUMN_INCHES / 2, top + _ROW_INCHES / 2, cell.summary, 26)
+    # The mark says it without colours, too.
+    _write(
+        axes,
+        left + _COLUMN_INCHES / 2,
+        top + _ROW_INCHES / 2,
+        f"{'✓' if cell.kept else '✗'} {cell.summary}",
+        26,
+    )
 
 
 def _write(

@@ -1,7 +1,7 @@
-"""The rows of the matrix: what happens to a peer, and what is promised about it.
+"""What happens to a peer in each row of the matrix.
 
-Each scenario is one small function from a stage and a peer to figures, next to the promise that is judged from these.
-Times are multiples of T, the seconds of every timeout.
+Each scenario is one small function from a stage and a peer to figures; what is promised about them is in `rows`. Times
+are multiples of T, the seconds of every timeout.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from steadypool.errors import ConnectionLost, SteadypoolError
 from steadypool.lab.load import Outcome, Requests, Tally, at_once, timed
 from steadypool.lab.matrix.stage import (
-    MARGIN,
     LogNoise,
     Probe,
     Stage,
@@ -30,25 +28,6 @@ from steadypool.lab.proxy import FaultProxy, Mode
 
 PeerType = type[Peer]
 LONG = "select pg_sleep(30)"
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """One row.
-
-    Attributes:
-        key: its name on the command line and in the raw figures.
-        title: what happens.
-        promise: what steadypool promises.
-        play: makes it happen to one peer.
-        judge: what is wrong with the figures, in words; nothing if the promise is kept. Takes T.
-    """
-
-    key: str
-    title: str
-    promise: str
-    play: Callable[[Stage, PeerType], Awaitable[Tally]]
-    judge: Callable[[Tally, float], list[str]]
 
 
 # -- silence -------------------------------------------------------------------------------------------------------
@@ -167,6 +146,12 @@ async def asleep_refused(stage: Stage, kind: PeerType) -> Tally:
     """The same, but connections are refused while it wakes."""
     unit = stage.unit
     return await _asleep(stage, kind, stage.limits(pool=5 * unit), wake=3 * unit, mode="refuse", end=5 * unit)
+
+
+async def asleep_rejected(stage: Stage, kind: PeerType) -> Tally:
+    """The same, but connections are answered by 57P03 while it wakes."""
+    unit = stage.unit
+    return await _asleep(stage, kind, stage.limits(pool=5 * unit), wake=3 * unit, mode="reject", end=5 * unit)
 
 
 async def documented_held(stage: Stage, kind: PeerType) -> Tally:
@@ -319,159 +304,3 @@ def _not_in_flight(outcomes: list[Outcome]) -> int:
     """Of steadypool's errors, those that do not say that a statement was on its way. The others' do not tell."""
     ours = [one.error for one in outcomes if isinstance(one.error, SteadypoolError)]
     return sum(not isinstance(error, ConnectionLost) for error in ours)
-
-
-# -- promises ------------------------------------------------------------------------------------------------------
-
-
-def _wrong(*checks: tuple[bool, str]) -> list[str]:
-    return [complaint for kept, complaint in checks if not kept]
-
-
-def _ends(figures: Tally, limit: float) -> list[str]:
-    return _wrong(
-        (figures.hung == 0, f"{figures.hung} hang"),
-        (
-            figures.slowest <= limit + MARGIN,
-            f"slowest {figures.slowest:.2f} s, promised {limit + MARGIN:.2f}",
-        ),
-        (
-            figures.unnamed + figures.foreign == 0,
-            f"{figures.unnamed} empty, {figures.foreign} not of the library",
-        ),
-    )
-
-
-def _at_most(figures: Tally, fact: str, most: float) -> list[str]:
-    value = figures.facts.get(fact)
-    if value is None:
-        return [f"{fact}: never"]
-    return _wrong((float(value) <= most, f"{fact}: {float(value):.3g}, promised {most:g} at most"))
-
-
-def _all_served(figures: Tally, count: int) -> list[str]:
-    return _wrong(
-        (figures.served == count, f"{figures.served} of {figures.requests} served, promised {count}")
-    )
-
-
-SCENARIOS: tuple[Scenario, ...] = (
-    Scenario(
-        "silent",
-        "server accepts, then silence; 30 requests",
-        "all end ≤ T + 0.25 s, named; ≤ 2 attempts at a time",
-        accepts_then_silence,
-        lambda f, t: _ends(f, t) + _at_most(f, "at_once", 2),
-    ),
-    Scenario(
-        "warm-silent",
-        "warm connections go silent; 30 requests",
-        "≤ T + 0.25 s, named",
-        warm_then_silence,
-        lambda f, t: _ends(f, t),
-    ),
-    Scenario(
-        "mid-query",
-        "silence in mid-query",
-        "≤ T + 0.25 s, named; slots back ≤ 1 s after healing; nothing running 2 s later",
-        silence_in_mid_query,
-        lambda f, t: (
-            _ends(f, t)
-            + _at_most(f, "slots_back", 1.0)
-            + _at_most(f, "running_2s_later", 0)
-            + _wrong((f.facts["served_after"] == 15, f"{f.facts['served_after']} of 15 served afterwards"))
-        ),
-    ),
-    Scenario(
-        "idle-reset",
-        "idle connections reset, then 20 requests",
-        "0 fail",
-        idle_connections_reset,
-        lambda f, _t: _all_served(f, 20),
-    ),
-    Scenario(
-        "restart",
-        "server restarted under 50 tasks, deadline 5 T",
-        "only statements in flight fail; first success ≤ 0.6 s after a prober's",
-        restarted_under_load,
-        lambda f, _t: (
-            _wrong(
-                (f.hung == 0, f"{f.hung} hang"),
-                (f.facts["not_in_flight"] == 0, f"{f.facts['not_in_flight']} fail that were not in flight"),
-                (f.failed <= 15, f"{f.failed} fail, and only 15 can have been in flight"),
-            )
-            + _at_most(f, "first_after_prober", 0.6)
-        ),
-    ),
-    Scenario(
-        "asleep-held",
-        "asleep 3 T (held), 200 arrive, deadline 5 T",
-        "200, ≤ 2 attempts at a time until one succeeds",
-        asleep_held,
-        lambda f, _t: _all_served(f, 200) + _at_most(f, "at_once", 2),
-    ),
-    Scenario(
-        "asleep-refused",
-        "asleep 3 T (refused), 200 arrive, deadline 5 T",
-        "200",
-        asleep_refused,
-        lambda f, _t: _all_served(f, 200),
-    ),
-    Scenario(
-        "documented-held",
-        "documented timeouts (5 T): asleep 6 T held, deadline 15 T",
-        "200",
-        documented_held,
-        lambda f, _t: _all_served(f, 200),
-    ),
-    Scenario(
-        "documented-refused",
-        "documented timeouts (5 T): asleep 3 T refused, deadline 15 T",
-        "200",
-        documented_refused,
-        lambda f, _t: _all_served(f, 200),
-    ),
-    Scenario(
-        "addresses",
-        "first 2 of 3 addresses silent",
-        "≤ 0.5 s; next time at once",
-        silent_addresses,
-        lambda f, _t: _all_served(f, 1) + _at_most(f, "first", 0.5) + _at_most(f, "next_time", 0.2),
-    ),
-    Scenario(
-        "cancelled",
-        "500 tasks cancelled anywhere",
-        "nothing leaked, nothing left in a transaction; cancel returns ≤ 0.1 s",
-        cancelled_anywhere,
-        lambda f, _t: (
-            _at_most(f, "held_1s_later", 0)
-            + _at_most(f, "not_idle_1s_later", 0)
-            + _wrong(
-                (f.slowest <= 0.1, f"a cancel took {f.slowest:.2f} s"),
-                (f.facts["served_after"] == 15, f"{f.facts['served_after']} of 15 served afterwards"),
-            )
-        ),
-    ),
-    Scenario(
-        "close-idle",
-        "close on a silent network: 10 idle",
-        "≤ grace + 0.25 s, quietly",
-        close_idle,
-        lambda f, t: _ends(f, t) + _all_served(f, 1) + _at_most(f, "errors_logged", 0),
-    ),
-    Scenario(
-        "close-busy",
-        "close on a silent network: 5 busy",
-        "≤ grace + 0.25 s, quietly",
-        close_busy,
-        lambda f, t: (
-            _ends(f, t)
-            + _all_served(f, 1)
-            + _at_most(f, "errors_logged", 0)
-            + _wrong(
-                (f.facts["statements_that_hang"] == 0, f"{f.facts['statements_that_hang']} statements hang")
-            )
-        ),
-    ),
-)
-"""All rows, in order."""

@@ -35,10 +35,12 @@ class Stage:
     Attributes:
         server: the Postgres server of all rows without sleep; a scenario may restart it.
         sleepy: the database that sleeps, awake at first.
+        left_behind: errors that nobody awaited, as the event loop found them.
     """
 
     def __init__(self, unit: float = 2.0, on_progress: Callable[[str], None] | None = None) -> None:
         self.unit = unit
+        self.left_behind = 0
         self.server = EmbeddedPostgres.temporary(on_progress=on_progress)
         self.sleepy = SleepyPostgres(sleep_after=None, wake=3 * unit)
         self._stack = AsyncExitStack()
@@ -48,6 +50,9 @@ class Stage:
             await stack.enter_async_context(self.server)
             await stack.enter_async_context(self.sleepy)
             await self.execute("create table if not exists lab (a int)")
+            loop = asyncio.get_running_loop()
+            stack.callback(loop.set_exception_handler, loop.get_exception_handler())
+            loop.set_exception_handler(self._found)
             self._stack = stack.pop_all()
         return self
 
@@ -55,6 +60,9 @@ class Stage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    def _found(self, _loop: asyncio.AbstractEventLoop, _context: dict[str, Any]) -> None:
+        self.left_behind += 1
 
     @property
     def patience(self) -> float:
@@ -96,6 +104,11 @@ class Stage:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(10.0):
                     await peer.close()
+            # What a peer leaves running would be counted against the next one.
+            await self.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'client backend'"
+                f" and application_name <> '{APPLICATION_NAME}'"
+            )
 
     async def asleep(self, *, wake: float, mode: str) -> Knocks:
         """Put the database to sleep; returns the counts, which begin at zero."""
@@ -196,6 +209,19 @@ async def counted(requests: Requests, **facts: float | int | str | None) -> Tall
 def first_served_after(outcomes: list[Outcome], moment: float) -> float | None:
     """When the first request was served that ended after that moment."""
     return min((one.ended for one in outcomes if one.served and one.ended > moment), default=None)
+
+
+def shown(seconds: float | int | str | None) -> str:
+    """A time for people.
+
+    Example:
+        >>> shown(0.0312), shown(4.02), shown(None)
+        ('31 ms', '4.0 s', 'never')
+    """
+    if seconds is None:
+        return "never"
+    value = float(seconds)
+    return f"{value:.1f} s" if value >= 0.95 else f"{value * 1000:.0f} ms"
 
 
 async def seconds_until(condition: Callable[[], bool], patience: float) -> float | None:
