@@ -9,11 +9,12 @@ from __future__ import annotations
 from steadypool.lease import SlotState
 
 CLOSING, GONE, IDLE, LEASED = SlotState.CLOSING, SlotState.GONE, SlotState.IDLE, SlotState.LEASED
-OPENING, PROVING, RESETTING, SILENT = (
+OPENING, PROVING, RESETTING, SILENT, STUCK = (
     SlotState.OPENING,
     SlotState.PROVING,
     SlotState.RESETTING,
     SlotState.SILENT,
+    SlotState.STUCK,
 )
 
 Pair = tuple[SlotState, str]
@@ -47,7 +48,7 @@ TABLE: dict[str, frozenset[SlotState]] = {
         ("refused ConnectTimeout", "refused DeadlineExceeded", "refused PoolQueueFull"), EVERYWHERE
     ),
     "refused PoolTimeout": THERE,
-    "refused ConnectFailed": frozenset({CLOSING, GONE, LEASED, OPENING}),
+    "refused ConnectFailed": frozenset({CLOSING, GONE, LEASED, OPENING, STUCK}),
     "refused PoolClosed": AFTER_CLOSE | {GONE},
     # the end of the pool
     "close ended": frozenset({GONE}),
@@ -77,6 +78,10 @@ MOVES: frozenset[Move] = frozenset(
         (OPENING, IDLE),
         (OPENING, CLOSING),
         (OPENING, GONE),
+        (OPENING, STUCK),
+        (STUCK, IDLE),
+        (STUCK, CLOSING),
+        (STUCK, GONE),
         (IDLE, LEASED),
         (IDLE, PROVING),
         (IDLE, SILENT),

@@ -17,7 +17,7 @@ import asyncio
 from steadypool import errors, events
 from steadypool.lease import Lease, Slot, SlotState
 from steadypool.pool import Pool
-from steadypool.roster import LIVE, Roster
+from steadypool.roster import CONNECTING, LIVE, Roster
 from steadypool.sqlstate import Fate
 
 from .schedule import Config
@@ -434,7 +434,7 @@ class Rules:
             if state is LEASED:
                 continue
             limit = options.leave_timeout
-            if state is OPENING:
+            if state in CONNECTING:
                 limit = options.connect_timeout
             elif state in (PROVING, SILENT):
                 limit = options.connect_timeout / 2
@@ -483,9 +483,10 @@ class Rules:
         lacking = takers - opening - roster.count(PROVING, RESETTING)
         if lacking <= 0 or len(roster) >= self.options.limit:
             return
-        if pool.breaker.allowance(now=now, opening=opening, live=roster.count(*LIVE)):
+        stuck = roster.count(SlotState.STUCK)
+        if pool.breaker.allowance(now=now, opening=opening, stuck=stuck, live=roster.trusted()):
             raise RuleBroken(f"R4: {lacking} wait, there is room, and nothing is being opened")
-        if opening:
+        if opening or stuck:
             return
         timer = pool._wake_timer
         if timer is None or timer.cancelled() or timer.when() > pool.breaker.not_before + NEAR:
@@ -504,7 +505,7 @@ class Rules:
 
     def _check_ending(self, now: float) -> None:
         roster = self.roster
-        if self.server.connecting or roster.count(OPENING, PROVING, SILENT, IDLE):
+        if self.server.connecting or roster.count(*CONNECTING, PROVING, SILENT, IDLE):
             raise RuleBroken(f"R13: a closed pool goes on: {self.pool.snapshot()}")
         if self.waiting:
             raise RuleBroken("R13: callers wait for a closed pool")

@@ -176,7 +176,9 @@ class Dedicated:
             # Where the connection is gone the server rolls back by itself, and the error to see is the one that
             # was raised inside.
             if self._around.is_open():
-                with contextlib.suppress(errors.ConnectionLost, errors.StatementTimeout, errors.DeadlineExceeded):
+                with contextlib.suppress(
+                    errors.ConnectionLost, errors.StatementTimeout, errors.DeadlineExceeded
+                ):
                     await self.execute(f"ROLLBACK TO SAVEPOINT {savepoint}" if depth else "ROLLBACK")
             raise
         else:

@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from steadypool.deadline import Deadline
 from steadypool.sqlstate import Fate
+from steadypool.whereabouts import Place
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -41,6 +42,10 @@ class PoolOptions:
     """Callers that may wait at the same time."""
     max_connecting: int = 4
     close_grace: float = 5.0
+    leak_after: float | None = None
+    """A connection held for longer is reported, once."""
+    idle_timeout: float | None = None
+    """An idle connection is closed after this time."""
     use_lifo: bool = True
 
     @property
@@ -97,6 +102,8 @@ class SlotState(Enum):
 
     OPENING = "opening"
     """A task of the pool is connecting; nobody holds it."""
+    STUCK = "stuck"
+    """Connecting for longer than usual: held open, since it may be waking the server, but nobody counts on it."""
     IDLE = "idle"
     """In the pool, ready or in need of a proof."""
     PROVING = "proving"
@@ -120,6 +127,7 @@ class Slot(Generic[T]):
         "connection",
         "expires_at",
         "generation",
+        "idle_since",
         "lease",
         "number",
         "opened_at",
@@ -138,6 +146,7 @@ class Slot(Generic[T]):
         self.task: asyncio.Task[None] | None = None
         self.opened_at = 0.0
         self.proven_at = 0.0
+        self.idle_since = 0.0
         self.expires_at = math.inf
         self.suspect = False
 
@@ -149,7 +158,7 @@ class Lease(Generic[T]):
     not an ordinary `Exception` (a cancellation) evicts it, because nobody knows in which state it is.
     """
 
-    __slots__ = ("_release", "acquired_at", "name", "slot", "waited", "workload")
+    __slots__ = ("_release", "acquired_at", "name", "places", "reported", "slot", "waited", "workload")
 
     def __init__(
         self,
@@ -160,8 +169,11 @@ class Lease(Generic[T]):
         waited: float,
         name: str,
         workload: str | None,
+        places: tuple[Place, ...] = (),
     ) -> None:
         self.slot = slot
+        self.places = places
+        self.reported = False
         self._release = release
         self.acquired_at = acquired_at
         self.waited = waited
@@ -210,7 +222,17 @@ class Waiter(Generic[T]):
     being opened; both count from the same start, so the two never add up.
     """
 
-    __slots__ = ("busy_until", "connect_until", "deadline", "future", "name", "since", "timer", "workload")
+    __slots__ = (
+        "busy_until",
+        "connect_until",
+        "deadline",
+        "future",
+        "name",
+        "places",
+        "since",
+        "timer",
+        "workload",
+    )
 
     def __init__(
         self,
@@ -222,8 +244,10 @@ class Waiter(Generic[T]):
         deadline: Deadline | None,
         name: str,
         workload: str | None,
+        places: tuple[Place, ...] = (),
     ) -> None:
         self.future = future
+        self.places = places
         self.since = since
         self.deadline = deadline
         self.name = name

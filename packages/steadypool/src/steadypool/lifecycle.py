@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from steadypool import errors, events, refusal
 from steadypool.clock import Clock
 from steadypool.lease import Driver, PoolOptions, Slot, SlotState
-from steadypool.roster import LIVE, SUPPLY, Roster
+from steadypool.roster import CONNECTING, LIVE, SUPPLY, Roster
 
 T = TypeVar("T")
 
@@ -65,8 +65,13 @@ class Lifecycle(ABC, Generic[T]):
         """Something has changed that may serve or fail somebody who waits."""
 
     @abstractmethod
-    def _connected(self) -> None:
+    def _connected(self, seconds: float) -> None:
         """A connect succeeded."""
+
+    @property
+    @abstractmethod
+    def _hedge_after(self) -> float:
+        """Seconds after which a connect without an answer is not counted on any more."""
 
     @abstractmethod
     def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
@@ -95,6 +100,7 @@ class Lifecycle(ABC, Generic[T]):
     async def _open(self, slot: Slot[T]) -> None:
         started = self.clock.monotonic()
         self.events.emit(events.ConnectStarted(self.name, started, slot.number))
+        stuck = self._loop().call_later(self._hedge_after, self._stuck, slot)
         try:
             async with asyncio.timeout(self.options.connect_timeout):
                 connection = await self.driver.open()
@@ -107,6 +113,8 @@ class Lifecycle(ABC, Generic[T]):
         except Exception as error:  # noqa: BLE001 - whatever the driver raises becomes the callers' named error
             self._open_failed(slot, started, error)
             return
+        finally:
+            stuck.cancel()
         if slot.state is SlotState.GONE:  # a driver that takes no notice of being cancelled
             self.driver.abort(connection)
             return
@@ -118,10 +126,16 @@ class Lifecycle(ABC, Generic[T]):
             slot.expires_at = now + self.options.recycle * (1.0 - jitter)
         self._connect_seconds = now - started
         self.last_connect_failure = None
-        self._connected()
+        self._connected(now - started)
         self.events.emit(events.ConnectSucceeded(self.name, now, slot.number, now - started))
         self._settle(slot, now)
         self._serve(now)
+
+    def _stuck(self, slot: Slot[T]) -> None:
+        """A connect takes long. It is held open, but whoever waits is served without counting on it."""
+        if slot.state is SlotState.OPENING:
+            self._slots.move(slot, SlotState.STUCK)
+            self._serve()
 
     def _open_failed(self, slot: Slot[T], started: float, error: Exception) -> None:
         now = self.clock.monotonic()
@@ -245,7 +259,7 @@ class Lifecycle(ABC, Generic[T]):
         self._tasks.discard(task)
         if slot.task is not task or not task.cancelled():
             return
-        if slot.state is SlotState.OPENING:
+        if slot.state in CONNECTING:
             self._free(slot, "closed while opening")
         elif slot.state in SUPPLY or slot.state is SlotState.SILENT:
             self._retire(slot, "interrupted", abrupt=True)

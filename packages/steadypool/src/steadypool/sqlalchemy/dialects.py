@@ -363,7 +363,9 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
     async def roll_back(self, driver_connection: Any) -> None:
         """End whatever transaction there is."""
         await driver_connection.execute("ROLLBACK")
-        driver_connection._top_xact = None  # as its own reset() does; else the next BEGIN would be a SAVEPOINT
+        driver_connection._top_xact = (
+            None  # as its own reset() does; else the next BEGIN would be a SAVEPOINT
+        )
         self.spoke(driver_connection)
 
     async def set_autocommit(self, driver_connection: Any, value: bool) -> None:

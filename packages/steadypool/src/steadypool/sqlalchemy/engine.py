@@ -37,6 +37,9 @@ def create_async_engine(
     max_waiting: int = 1000,
     max_connecting: int = 4,
     close_grace: float = 5.0,
+    leak_after: float | None = None,
+    idle_timeout: float | None = None,
+    breaker: bool = True,
     leave_timeout: float = 2.0,
     password: Password | None = None,
     pool_name: str = "main",
@@ -61,6 +64,9 @@ def create_async_engine(
         max_waiting: callers that may wait for a connection at the same time.
         max_connecting: connections that may be opened at the same time.
         close_grace: seconds that closing waits for connections in use.
+        leak_after: seconds after which a connection in use is reported, once, with where it was acquired.
+        idle_timeout: seconds after which an idle connection is closed.
+        breaker: whether one attempt at a time goes out while the server does not let us in.
         leave_timeout: seconds that rollback, reset or close of one connection may take.
         password: asked for a password before each connect.
         pool_name: what errors and events call the pool.
@@ -89,6 +95,7 @@ def create_async_engine(
             "steady_name": pool_name,
             "steady_events": events,
             "steady_ceilings": ceilings,
+            "steady_breaker": breaker,
             "steady_options": PoolOptions(
                 connect_timeout=limit,
                 ping_after_idle=0.0 if pre_ping == "select1" else ping_after_idle,
@@ -96,6 +103,8 @@ def create_async_engine(
                 max_waiting=max_waiting,
                 max_connecting=max_connecting,
                 close_grace=close_grace,
+                leak_after=leak_after,
+                idle_timeout=idle_timeout,
             ),
         }
     limits = {} if statement_timeout is None else {"statement_timeout": milliseconds(statement_timeout)}
