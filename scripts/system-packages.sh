@@ -1,6 +1,7 @@
 #!/bin/sh
-# What some tests need beside Python packages: Debian's PostgreSQL server, which has the TLS that the embedded one lacks.
-# Installs it where that is allowed (root with apt-get); elsewhere says what an administrator runs, and fails.
+# What some tests need beside Python packages: Debian's PostgreSQL server, which has the TLS that the embedded one lacks,
+# and PgBouncer, a real pooler. Installs them where that is allowed (root with apt-get); elsewhere says what an
+# administrator runs, and fails.
 set -eu
 
 have_postgres() {
@@ -10,24 +11,32 @@ have_postgres() {
     return 1
 }
 
-if have_postgres; then exit 0; fi
+have_pgbouncer() {
+    [ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null
+}
+
+have_all() {
+    have_postgres && have_pgbouncer
+}
+
+if have_all; then exit 0; fi
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "system packages: installing PostgreSQL for the TLS tests …"
+    echo "system packages: installing PostgreSQL (for the TLS tests) and PgBouncer (for the pooler tests) …"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    apt-get install -y -qq --no-install-recommends postgresql >/dev/null
-    if have_postgres; then exit 0; fi
+    apt-get install -y -qq --no-install-recommends postgresql pgbouncer >/dev/null
+    if have_all; then exit 0; fi
 fi
 
 cat >&2 <<'MESSAGE'
-system packages: the TLS tests need Debian's PostgreSQL server, which is not installed (no /usr/lib/postgresql/*/bin/postgres).
-system packages: an administrator installs it once with:
+system packages: the TLS tests need Debian's PostgreSQL server (/usr/lib/postgresql/*/bin/postgres), the pooler tests PgBouncer;
+system packages: not both are installed. An administrator installs them once with:
 
-    sudo apt-get install --no-install-recommends postgresql
+    sudo apt-get install --no-install-recommends postgresql pgbouncer
 
-system packages: the tests that do without it, until then:
+system packages: the tests that do without them, until then:
 
-    make setup && .venv/bin/python -m pytest --ignore tests/integration/test_connect_tls.py
+    make setup && .venv/bin/python -m pytest --ignore tests/integration/test_connect_tls.py --ignore tests/integration/test_listener_pooler.py
 MESSAGE
 exit 1

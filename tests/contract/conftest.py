@@ -54,7 +54,7 @@ WANTED_DIFFERENCES = {
     "first come, first served": "stock lets a newcomer take a connection before those who wait",
     "recycled in the background": "stock does it in the caller, who waits for it",
     "one loop, said clearly": "WrongEventLoop; stock fails in the driver",
-    "cleaned behind SQLAlchemy's back": "a transaction begun by hand is rolled back at return; stock's asyncpg hands it on",
+    "cleaned behind SQLAlchemy's back": "a transaction begun by hand is rolled back at return",
     "what answered just now is not asked": "pre-ping leaves out what answered within ping_after_idle, 0.5 s",
     "not a QueuePool": "isinstance(engine.pool, QueuePool) is False; so are listeners for that class only",
 }

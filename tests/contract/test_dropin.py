@@ -49,7 +49,10 @@ def test_its_own_tests_pass(tmp_path: Path, database_url: str, pool: str, driver
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
         cwd=folder,
-        env={**os.environ, "NOTES_DATABASE_URL": database_url.replace("postgresql:", f"postgresql+{driver}:")},
+        env={
+            **os.environ,
+            "NOTES_DATABASE_URL": database_url.replace("postgresql:", f"postgresql+{driver}:"),
+        },
         capture_output=True,
         text=True,
         timeout=120,

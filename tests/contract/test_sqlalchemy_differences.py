@@ -196,7 +196,9 @@ def test_one_loop_said_clearly(kind: str, driver: str, shared_database: str) -> 
     from sqlalchemy.ext.asyncio import create_async_engine
 
     make = create_async_engine if kind == "stock" else steadypool.sqlalchemy.create_async_engine
-    engine = make(shared_database.replace("postgresql://", f"postgresql+{driver}://"), pool_size=1, max_overflow=0)
+    engine = make(
+        shared_database.replace("postgresql://", f"postgresql+{driver}://"), pool_size=1, max_overflow=0
+    )
 
     async def hold_and_use() -> None:
         async with engine.connect() as connection:

@@ -22,7 +22,7 @@ async def test_what_an_engine_is_called(make: Any) -> None:
     assert engine.url.drivername == f"postgresql+{make.driver}"
     assert (engine.name, engine.driver) == ("postgresql", make.driver)
     assert (engine.dialect.name, engine.dialect.driver) == ("postgresql", make.driver)
-    assert repr(engine).startswith("<sqlalchemy.ext.asyncio.engine.AsyncEngine object") or "***" in repr(engine)
+    assert repr(engine.sync_engine) == f"Engine({engine.url!r})"
     assert pickle.loads(pickle.dumps(engine.url)) == engine.url
     view = engine.execution_options(stream_results=True)
     assert view.url == engine.url
@@ -313,7 +313,14 @@ async def test_raw_connection(make: Any, counts: Any) -> None:
 async def test_events_of_the_engine(make: Any) -> None:
     engine = make()
     seen: list[str] = []
-    for name in ("begin", "before_cursor_execute", "after_cursor_execute", "commit", "rollback", "engine_disposed"):
+    for name in (
+        "begin",
+        "before_cursor_execute",
+        "after_cursor_execute",
+        "commit",
+        "rollback",
+        "engine_disposed",
+    ):
 
         def keep(*_arguments: Any, name: str = name) -> None:
             seen.append(name)

@@ -16,6 +16,7 @@ from sqlalchemy.util import greenlet_spawn
 
 pytestmark = pytest.mark.anyio
 
+
 async def connected(engine: AsyncEngine) -> AsyncConnection:
     return await engine.connect()
 
@@ -234,7 +235,10 @@ async def test_dispose_while_one_is_out(make: Any, counts: Numbers, pid_of: Any,
     driver_connection = (await out.get_raw_connection()).driver_connection
     await out.close()
     assert counts(engine) == (2, 0, -2, 0)
-    is_closed = lambda: driver_connection.is_closed() if make.driver == "asyncpg" else driver_connection.closed  # noqa: E731
+
+    def is_closed() -> bool:
+        return driver_connection.is_closed() if make.driver == "asyncpg" else driver_connection.closed
+
     if make.differs("dispose closes what comes back"):
         await eventually(is_closed)
     else:
@@ -407,7 +411,9 @@ async def test_no_double_checkin(make: Any) -> None:
     assert engine.pool.checkedin() == 1
 
 
-@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings(
+    "ignore:coroutine:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 async def test_the_pool_needs_a_greenlet(make: Any) -> None:
     engine = make()
     with pytest.raises(exc.MissingGreenlet):

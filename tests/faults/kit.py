@@ -117,7 +117,7 @@ async def rests(db: Database, seconds: float = 5.0) -> None:
     assert_at_rest(db)
 
 
-async def serves(db: Database, callers: int = 20) -> None:
+async def serves(db: Database, callers: int = 5) -> None:
     """The pool works: that many callers, none of which fails, although an attempt may be at a pause."""
 
     async def call() -> None:

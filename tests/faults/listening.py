@@ -11,7 +11,9 @@ from typing import Any
 from steadypool import Database, DatabaseSettings, events
 from steadypool.listener import Gap, ListenerOptions, ListenerState, Notification, Subscription
 
-QUICK = ListenerOptions(connect_timeout=2.0, heartbeat_interval=0.2, heartbeat_timeout=0.5, catch_up_timeout=5.0)
+QUICK = ListenerOptions(
+    connect_timeout=2.0, heartbeat_interval=0.2, heartbeat_timeout=0.5, catch_up_timeout=5.0
+)
 
 
 @asynccontextmanager

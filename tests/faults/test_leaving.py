@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import random
 import time
@@ -200,6 +201,24 @@ async def test_a_dedicated_connection_left_in_a_transaction(
     await heals(db, proxy, pg)
 
 
+async def test_exit_with_an_isolation_level_of_ones_own(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer
+) -> None:
+    """SQLAlchemy puts the level back when the connection has been cut off already."""
+    db = make_db(proxied_url)
+
+    async def call() -> None:
+        async with db.engine.connect() as connection:
+            connection = await connection.execution_options(isolation_level="SERIALIZABLE")
+            await connection.execute(text("select 1"))
+            proxy.mode = Mode.SILENT
+
+    outcome = await timed(call())
+    assert outcome.error is None
+    assert outcome.seconds < T + MARGIN
+    await heals(db, proxy, pg)
+
+
 async def test_what_stock_does_when_it_leaves_a_silent_network(
     driver: str, proxied_url: str, proxy: FaultProxy, pg: Observer
 ) -> None:
@@ -280,8 +299,14 @@ async def test_hundreds_of_tasks_cancelled_at_random_moments(
 
 @pytest.mark.parametrize("way", ["close", "dispose"])
 async def test_the_end_of_idle_connections_on_a_silent_network(
-    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer, way: str
+    make_db: MakeDatabase,
+    proxied_url: str,
+    proxy: FaultProxy,
+    pg: Observer,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
 ) -> None:
+    caplog.set_level(logging.WARNING)
     db = make_db(proxied_url, pool_size=10)
     assert await db.warm_up(10) == 10
     proxy.mode = Mode.SILENT
@@ -289,6 +314,7 @@ async def test_the_end_of_idle_connections_on_a_silent_network(
     assert outcome.error is None
     # All at once, and not one after the other.
     assert outcome.seconds < 2 * T + MARGIN
+    assert not caplog.text
     await until(lambda: proxy.open == 0)
     proxy.mode = Mode.PASS
     await pg.wait_until(pg.is_quiet)
@@ -297,8 +323,14 @@ async def test_the_end_of_idle_connections_on_a_silent_network(
 
 @pytest.mark.parametrize("way", ["session", "connection"])
 async def test_close_with_busy_connections_on_a_silent_network(
-    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer, way: str
+    make_db: MakeDatabase,
+    proxied_url: str,
+    proxy: FaultProxy,
+    pg: Observer,
+    caplog: pytest.LogCaptureFixture,
+    way: str,
 ) -> None:
+    caplog.set_level(logging.WARNING)
     db = make_db(proxied_url, statement_timeout=60)
 
     async def sleeper() -> None:
@@ -322,6 +354,7 @@ async def test_close_with_busy_connections_on_a_silent_network(
     for error in failures(ended.result):
         assert_named(error, errors.ConnectionLost, errors.PoolClosed)
     assert len(failures(ended.result)) == 5
+    assert not caplog.text
     assert db.pool.core.count() == 0
     proxy.mode = Mode.PASS
     await pg.wait_until(pg.is_quiet, seconds=3)
@@ -402,6 +435,7 @@ async def test_failing_connect_hooks_leave_no_descriptor(
         raise ValueError("the hook is wrong")
 
     db = make_db(proxied_url, on_connect=on_connect, connection_timeout=2, pool_timeout=2)
+    await timed(ask(db))
     before = _descriptors()
     for _ in range(5):
         outcome = await timed(ask(db))

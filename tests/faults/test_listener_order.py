@@ -91,6 +91,7 @@ async def test_nothing_is_delivered_before_the_catch_up_ends(db: Database, pg: O
         await _end_listening(pg)
         await gate.entered.wait()
         taking = asyncio.create_task(take(notifications))
+        await gap(witness)
         for word in ("1", "2", "3"):
             await until_heard(db, witness, "changes", word)
         assert not taking.done()
@@ -102,7 +103,9 @@ async def test_nothing_is_delivered_before_the_catch_up_ends(db: Database, pg: O
         assert notifications.is_live
 
 
-async def test_a_catch_up_that_fails_is_told_and_tried_again(db: Database, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_catch_up_that_fails_is_told_and_tried_again(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     gate = Gate()
     gate.failures = [ValueError("boom"), TimeoutError()]
     async with db.listen("changes", catch_up=gate) as notifications:
@@ -115,7 +118,9 @@ async def test_a_catch_up_that_fails_is_told_and_tried_again(db: Database, caplo
         assert notifications.is_live
 
 
-async def test_a_catch_up_that_hangs_is_given_up_and_tried_again(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_catch_up_that_hangs_is_given_up_and_tried_again(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     calls = 0
 
     async def catch_up() -> None:
@@ -125,7 +130,10 @@ async def test_a_catch_up_that_hangs_is_given_up_and_tried_again(database_url: s
             await asyncio.Event().wait()
 
     options = type(QUICK)(catch_up_timeout=0.2, heartbeat_interval=0.2)
-    async with listening(database_url, options=options) as db, db.listen("changes", catch_up=catch_up) as notifications:
+    async with (
+        listening(database_url, options=options) as db,
+        db.listen("changes", catch_up=catch_up) as notifications,
+    ):
         assert "TimeoutError" in (await gap(notifications)).reason
         assert calls == 2
 
@@ -142,7 +150,9 @@ async def test_a_catch_up_that_hangs_stops_nobody_else(db: Database, proxy: Faul
         assert len(await until_heard(db, notifications, "changes", "after")) == 1
 
 
-async def test_a_catch_up_may_use_the_database_long_after_the_first_request(db: Database, pg: Observer) -> None:
+async def test_a_catch_up_may_use_the_database_long_after_the_first_request(
+    db: Database, pg: Observer
+) -> None:
     done = 0
 
     async def catch_up() -> None:
@@ -182,7 +192,7 @@ async def test_coming_and_going_while_connections_die(db: Database, proxy: Fault
 
     async def harass() -> None:
         while True:
-            await asyncio.sleep(rng.uniform(0.05, 0.3))
+            await asyncio.sleep(rng.uniform(0.3, 0.9))
             proxy.drop_all(reset=rng.random() < 0.5)
 
     harassing = asyncio.create_task(harass())
@@ -196,7 +206,7 @@ async def test_coming_and_going_while_connections_die(db: Database, proxy: Fault
 
 
 async def _repeating(db: Database, number: int, rng: random.Random) -> None:
-    for round_ in range(5):
+    for round_ in range(12):
         channel = f"c{rng.randrange(3)}"
         async with asyncio.timeout(20), db.listen(channel) as notifications:
             word = f"{number}.{round_}"
@@ -260,7 +270,7 @@ async def test_leaves_no_descriptors_behind(db: Database, pg: Observer) -> None:
     async with db.listen("changes") as notifications:
         await until_heard(db, notifications, "changes", "begin")
         before = len(os.listdir("/proc/self/fd"))
-        for number in range(8):
+        for number in range(4):
             await _end_listening(pg)
             await gap(notifications)
             await until_heard(db, notifications, "changes", str(number))
@@ -269,7 +279,9 @@ async def test_leaves_no_descriptors_behind(db: Database, pg: Observer) -> None:
 
 async def _end_listening(pg: Observer) -> None:
     """Kill the listening backend."""
-    found = [backend.pid for backend in await pg.backends() if backend.application_name == "steadypool listener"]
+    found = [
+        backend.pid for backend in await pg.backends() if backend.application_name == "steadypool listener"
+    ]
     assert found
     await pg.terminate(*found)
 

@@ -102,8 +102,11 @@ async def test_a_cancel_by_somebody_else_is_not_a_timeout(
     db = make_db(proxied_url, statement_timeout=20)
     caller = asyncio.create_task(timed(ask(db, "select pg_sleep(30)")))
 
-    async def running() -> bool:
-        return any(backend.state == "active" for backend in await pg.backends())
+    async def running() -> object:
+        # Not just active: it is that too while asyncpg prepares it.
+        return await pg.fetch(
+            "select 1 from pg_stat_activity where datname = %s and wait_event = 'PgSleep'", pg.database
+        )
 
     await pg.wait_until(running)
     await pg.fetch("select pg_cancel_backend(pid) from pg_stat_activity where datname = %s", pg.database)
@@ -517,6 +520,53 @@ async def test_the_log_is_free_of_secrets(
     assert secret not in repr(db.engine)
     assert secret not in repr(db.stats())
     assert secret not in db.engine.pool.status()
+
+
+@pytest.mark.parametrize("what", ["hangs", "raises"])
+async def test_a_password_function_that_fails(make_db: MakeDatabase, proxied_url: str, what: str) -> None:
+    """The service that hands out tokens is a dependency too: bounded, named, and asked again."""
+    secret, asked = password_of(proxied_url), 0
+
+    async def password() -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            return secret
+        if what == "hangs":
+            await asyncio.Event().wait()
+        raise OSError("the token service is down")
+
+    db = make_db(proxied_url.replace(f":{secret}@", "@"), password=password)
+    outcome = await timed(ask(db)) if what == "hangs" else None
+    if outcome is not None:
+        assert_named(outcome.error, errors.ConnectTimeout)
+        assert outcome.seconds < T + MARGIN
+    await serves(db, callers=1)
+    assert asked == 2
+
+
+async def test_a_workloads_limit_ends_with_its_use(db: Database) -> None:
+    """Also when the use ended by an error, and the connection is kept."""
+    db.workload("quick", statement_timeout=0.2)
+    async with db.connection() as connection:
+        before = await connection.fetchrow("select pg_backend_pid(), current_setting('statement_timeout')")
+    with pytest.raises(errors.StatementTimeout):
+        async with db.connection(workload="quick") as connection, connection.transaction():
+            await connection.fetch("select pg_sleep(30)")
+    with pytest.raises(KeyError):
+        async with db.connection(workload="quick") as connection:
+            raise KeyError
+    async with db.connection() as connection:
+        after = await connection.fetchrow("select pg_backend_pid(), current_setting('statement_timeout')")
+    assert tuple(before or ()) == tuple(after or ())
+
+
+async def test_a_dedicated_connection_is_nobodys_after_its_block(db: Database) -> None:
+    async with db.connection() as connection:
+        pass
+    async with db.connection():
+        with pytest.raises(RuntimeError, match="has ended"):
+            await connection.fetch("select 1")
 
 
 # -- everything at once ----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -20,6 +20,7 @@ from steadypool.lab import (
     WakeMode,
     self_signed,
 )
+from steadypool.lab.cluster import Cluster
 from steadypool.lab.sleepy import Wakefulness
 
 pytestmark = pytest.mark.anyio
@@ -42,8 +43,16 @@ async def ask(url: str, sql: str = "select 42") -> int:
         await connection.close()
 
 
-async def test_it_is_stopped_when_idle_and_started_by_the_first_connection() -> None:
-    async with SleepyPostgres(sleep_after=0.3, wake=WAKE) as sleepy:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One data directory for all of them: making one takes longer than each of these tests."""
+    home = tmp_path_factory.mktemp("sleepy") / "data"
+    yield home
+    Cluster(home).remove()
+
+
+async def test_it_is_stopped_when_idle_and_started_by_the_first_connection(home: Path) -> None:
+    async with SleepyPostgres(data_dir=home, sleep_after=0.3, wake=WAKE) as sleepy:
         open_but_idle = await asyncpg.connect(sleepy.url)
         assert await open_but_idle.fetchval("select 1") == 1
         # A statement that runs keeps it awake, for longer than sleep_after.
@@ -62,8 +71,8 @@ async def test_it_is_stopped_when_idle_and_started_by_the_first_connection() -> 
         open_but_idle.terminate()
 
 
-async def test_an_open_transaction_keeps_it_awake() -> None:
-    async with SleepyPostgres(sleep_after=0.2, wake=0.0) as sleepy:
+async def test_an_open_transaction_keeps_it_awake(home: Path) -> None:
+    async with SleepyPostgres(data_dir=home, sleep_after=0.2, wake=0.0) as sleepy:
         async with await psycopg.AsyncConnection.connect(sleepy.url) as connection:
             await connection.execute("select 1")
             await asyncio.sleep(0.5)
@@ -71,8 +80,8 @@ async def test_an_open_transaction_keeps_it_awake() -> None:
         await eventually(lambda: sleepy.state is Wakefulness.ASLEEP)
 
 
-async def test_refused_until_it_is_awake() -> None:
-    async with SleepyPostgres(sleep_after=None, wake=WAKE, mode=WakeMode.REFUSE) as sleepy:
+async def test_refused_until_it_is_awake(home: Path) -> None:
+    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=WAKE, mode=WakeMode.REFUSE) as sleepy:
         await sleepy.fall_asleep()
         with pytest.raises(ConnectionError):
             await ask(sleepy.url)
@@ -82,8 +91,8 @@ async def test_refused_until_it_is_awake() -> None:
         assert await ask(sleepy.url) == 42
 
 
-async def test_rejected_until_it_is_awake() -> None:
-    async with SleepyPostgres(sleep_after=None, wake=WAKE, mode="reject") as sleepy:
+async def test_rejected_until_it_is_awake(home: Path) -> None:
+    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=WAKE, mode="reject") as sleepy:
         await sleepy.fall_asleep()
         for _ in range(2):
             with pytest.raises(asyncpg.CannotConnectNowError, match="starting up"):
@@ -94,8 +103,10 @@ async def test_rejected_until_it_is_awake() -> None:
 
 
 @pytest.mark.parametrize("aborts", [True, False])
-async def test_closing_the_connection_that_wakes_it(aborts: bool) -> None:
-    async with SleepyPostgres(sleep_after=None, wake=1.2, abort_wake_on_close=aborts) as sleepy:
+async def test_closing_the_connection_that_wakes_it(home: Path, aborts: bool) -> None:
+    async with SleepyPostgres(
+        data_dir=home, sleep_after=None, wake=1.2, abort_wake_on_close=aborts
+    ) as sleepy:
         await sleepy.fall_asleep()
         with pytest.raises(TimeoutError):
             await asyncpg.connect(sleepy.url, timeout=0.2)
@@ -108,8 +119,8 @@ async def test_closing_the_connection_that_wakes_it(aborts: bool) -> None:
         assert (sleepy.knocks.wakes, sleepy.knocks.aborted) == ((2, 1) if aborts else (1, 0))
 
 
-async def test_connections_go_silent_when_it_falls_asleep() -> None:
-    async with SleepyPostgres(sleep_after=None, wake=0.1, suspend=Suspend.SILENCE) as sleepy:
+async def test_connections_go_silent_when_it_falls_asleep(home: Path) -> None:
+    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=0.1, suspend=Suspend.SILENCE) as sleepy:
         connection = await asyncpg.connect(sleepy.url)
         await sleepy.fall_asleep()
         assert not connection.is_closed()
@@ -119,8 +130,8 @@ async def test_connections_go_silent_when_it_falls_asleep() -> None:
         connection.terminate()
 
 
-async def test_tls_and_cancel_requests() -> None:
-    async with SleepyPostgres(sleep_after=None, wake=0.1, tls=True) as sleepy:
+async def test_tls_and_cancel_requests(home: Path) -> None:
+    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=0.1, tls=True) as sleepy:
         assert sleepy.certificate is not None
         verified = f"{sleepy.url}?sslmode=verify-full&sslrootcert={sleepy.certificate.path}"
         for direct in ("", "&sslnegotiation=direct"):

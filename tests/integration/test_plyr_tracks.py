@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from backend.services import artists
+from backend.services import artists, likes
 from backend.utilities.database import db_session
 
 from .conftest import Plyr, tone
@@ -130,22 +130,27 @@ async def test_liking_twice_is_liking_once(plyr: Plyr) -> None:
     track_id = await plyr.upload(tone())
     bob = {"Authorization": f"Bearer {await plyr.add_artist('bob')}"}
 
-    async def likes() -> Any:
+    async def like_count() -> Any:
         return (await plyr.anonymous.get(f"/tracks/{track_id}")).json()["like_count"]
 
     answers = await asyncio.gather(*(plyr.client.post(f"/tracks/{track_id}/like") for _ in range(8)))
     assert {answer.status_code for answer in answers} == {200}
-    assert await likes() == 1
+    assert await like_count() == 1
     await plyr.client.post(f"/tracks/{track_id}/like", headers=bob)
-    assert await likes() == 2
+    assert await like_count() == 2
     liked = (await plyr.client.get("/tracks/liked", headers=bob)).json()["tracks"]
     assert [track["id"] for track in liked] == [track_id]
     for _ in range(2):
         assert (await plyr.client.delete(f"/tracks/{track_id}/like")).status_code == 200
-    assert await likes() == 1
+    assert await like_count() == 1
     assert (await plyr.client.get("/tracks/liked")).json() == {"tracks": []}
     assert (await plyr.client.post("/tracks/999/like")).status_code == 404
     assert (await plyr.client.delete("/tracks/999/like")).status_code == 404
+
+
+async def test_liking_a_track_that_was_deleted_meanwhile_is_not_an_accident(plyr: Plyr) -> None:
+    async with db_session() as session:
+        assert await likes.like(session, 999, "did:plc:alice") is False
 
 
 async def test_only_its_artist_may_delete_a_track(plyr: Plyr) -> None:

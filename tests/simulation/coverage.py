@@ -50,6 +50,7 @@ TABLE: dict[str, frozenset[SlotState]] = {
     "refused PoolTimeout": THERE,
     "refused ConnectFailed": frozenset({CLOSING, GONE, LEASED, OPENING, STUCK}),
     "refused PoolClosed": AFTER_CLOSE | {GONE},
+    "refused DatabaseUnavailable": frozenset({CLOSING, GONE}),
     # the end of the pool
     "close ended": frozenset({GONE}),
     "open cancelled": AFTER_CLOSE | {GONE},
@@ -67,6 +68,7 @@ NEVER: dict[str, frozenset[SlotState]] = {
     "gone aborted at close": frozenset({IDLE}),
     "gone pool closed": frozenset({IDLE}),
     "refused PoolClosed": frozenset({IDLE}),
+    "refused DatabaseUnavailable": THERE - {CLOSING},
     "open ok": frozenset({GONE}),
     "ping ok": frozenset({GONE}),
     "reset ok": frozenset({GONE}),

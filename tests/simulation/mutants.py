@@ -241,7 +241,15 @@ class FailsAtPoolTimeoutWhileConnecting(Pool[Any]):
 
 @breaks("R5")
 class WaitsThoughNothingIsOpened(Pool[Any]):
-    def _fail_overdue(self, now: float) -> None: ...
+    def _count_anew(self, now: float) -> None: ...
+
+
+@breaks("R5")
+class CountsAnewWithoutEnd(Pool[Any]):
+    def _count_anew(self, now: float) -> None:
+        for waiter in self._overtime:
+            waiter.connect_until = max(waiter.connect_until, now + waiter.limit)
+        super()._count_anew(now)
 
 
 @breaks("R5")
@@ -340,9 +348,9 @@ class NeverGetsOld(Pool[Any]):
 
 @breaks("R9")
 class LooksForTheOldTooLate(Pool[Any]):
-    def _recycle_by(self, moment: float) -> None:
+    def _look_at(self, moment: float) -> None:
         if self._recycle_timer is None:
-            super()._recycle_by(moment)
+            super()._look_at(moment)
 
 
 # -- rules 11 and 12: leaving ------------------------------------------------------------------------------------

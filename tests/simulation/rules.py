@@ -35,8 +35,8 @@ class Caller:
     """One who asks for a connection, and what we know of it."""
 
     __slots__ = (
-        "busy_until", "cancel_asked", "deadline_at", "ended", "latest", "lease", "limit", "name", "settled", "since",
-        "task", "timeout", "workload"
+        "busy_until", "cancel_asked", "deadline_at", "ended", "latest", "lease", "limit", "name", "patience",
+        "settled", "since", "task", "timeout", "workload"
     )  # fmt: skip
 
     def __init__(self, name: str, workload: str | None, timeout: float | None, limit: float | None) -> None:
@@ -44,7 +44,7 @@ class Caller:
         self.workload = workload
         self.timeout = timeout
         self.limit = limit
-        self.since = self.busy_until = self.latest = 0.0
+        self.since = self.busy_until = self.latest = self.patience = 0.0
         self.deadline_at: float | None = None
         self.lease: Lease[Connection] | None = None
         self.task: asyncio.Task[None] | None = None
@@ -119,6 +119,8 @@ class Rules:
         self.refusals = 0
         self.refused_errors: dict[BaseException, tuple[int, str, bool]] = {}
         self.passed_over: dict[Caller, tuple[int, str]] = {}
+        self.answered_at = 0.0
+        self._was_pending = False
         self._fault: str | None = None
 
     def attach(self, pool: Pool[Connection], server: Server, roster: RecordingRoster) -> None:
@@ -157,6 +159,7 @@ class Rules:
         else:
             caller.busy_until = min(now + timeout, deadline_at)
             caller.latest = deadline_at
+        caller.patience = caller.busy_until - now
         self.callers[caller.name] = caller
         self.waiting[caller.name] = caller
 
@@ -214,7 +217,7 @@ class Rules:
 
     @staticmethod
     def _by_time(error: errors.SteadypoolError) -> bool:
-        return not isinstance(error, errors.PoolQueueFull) and not (
+        return not isinstance(error, errors.PoolQueueFull | errors.DatabaseUnavailable) and not (
             isinstance(error, errors.ConnectFailed) and error.final
         )
 
@@ -222,11 +225,26 @@ class Rules:
         for other, (_, winner) in self.passed_over.items():
             raise RuleBroken(f"R2: caller {winner} was served before caller {other.name}, who came earlier")
 
+    def _check_unavailable(self, caller: Caller, error: errors.DatabaseUnavailable, now: float) -> None:
+        """At once, or not at all; only while nothing could serve the caller and the next attempt comes too late."""
+        assert error.retry_after is not None
+        if now > caller.since + NEAR:
+            raise RuleBroken("R6: DatabaseUnavailable after a wait")
+        if self.server.connecting or self.roster.count(*LIVE):
+            raise RuleBroken("R6: DatabaseUnavailable though something was under way")
+        if error.final and not self.server.last_open_final:
+            raise RuleBroken("R6: DatabaseUnavailable for good though the last connect did not fail for good")
+        if not error.final and caller.latest > now + error.retry_after + NEAR:
+            raise RuleBroken("R6: DatabaseUnavailable though the next attempt was in time")
+
     def _check_refusal(self, caller: Caller, error: errors.SteadypoolError, now: float) -> None:
         name = type(error).__name__
         if isinstance(error, errors.PoolQueueFull):
             if now > caller.since + NEAR or len(self.waiting) < self.options.max_waiting:
                 raise RuleBroken("R5: PoolQueueFull though the queue was not full")
+            return
+        if isinstance(error, errors.DatabaseUnavailable):
+            self._check_unavailable(caller, error, now)
             return
         if isinstance(error, errors.ConnectFailed) and error.final:
             if not self.server.last_open_final:
@@ -462,11 +480,15 @@ class Rules:
     def _check_waiting(self, now: float) -> None:
         """Rules 4 and 5: whoever waits has a reason to, and a time left to do it."""
         pool, server, roster = self.pool, self.server, self.roster
+        pending = bool(server.connecting or server.last_open_failed or roster.count(PROVING, SILENT))
+        if self._was_pending and not pending:
+            self.answered_at = now
+        self._was_pending = pending
         for caller in self.waiting.values():
             if now > caller.latest + NEAR:
                 raise RuleBroken(f"R5: caller {caller.name} waits {now - caller.latest:.3f}s too long")
-            pending = server.connecting or server.last_open_failed or roster.count(PROVING, SILENT)
-            if now > caller.busy_until + NEAR and not pending:
+            anew = min(self.answered_at + caller.patience, caller.latest)
+            if now > max(caller.busy_until, anew) + NEAR and not pending:
                 raise RuleBroken(f"R5: caller {caller.name} waits on, and nothing is being opened")
         takers = self._takers()
         if not takers:
@@ -486,7 +508,7 @@ class Rules:
         stuck = roster.count(SlotState.STUCK)
         if pool.breaker.allowance(now=now, opening=opening, stuck=stuck, live=roster.trusted()):
             raise RuleBroken(f"R4: {lacking} wait, there is room, and nothing is being opened")
-        if opening or stuck:
+        if opening or stuck > 1:
             return
         timer = pool._wake_timer
         if timer is None or timer.cancelled() or timer.when() > pool.breaker.not_before + NEAR:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from steadypool import errors, events
-from steadypool.deadline import deadline
 from steadypool.breaker import HEDGE_AFTER
+from steadypool.deadline import deadline
 from steadypool.lease import Lease, SlotState
 from steadypool.sqlstate import Fate
 
@@ -218,6 +219,30 @@ async def test_a_driver_that_cancels_itself_is_a_failed_connect(stage: Stage) ->
     await caller
     assert stage.loop.now - began < 0.6
     assert "gave up" in str(stage.all(events.ConnectAttemptFailed)[0].error)
+
+
+@pytest.mark.parametrize("weather", ["asleep", "refuse"])
+@pytest.mark.parametrize(("wake", "patience"), [(6.0, None), (6.0, 30.0), (12.0, 30.0)])
+def test_a_sleeping_database_is_waited_for_by_all(weather: str, wake: float, patience: float | None) -> None:
+    """Stock serves 15 of 200 where it wakes after 12 s, and none where it refuses for 6 s."""
+
+    async def caller(stage: Stage) -> None:
+        with deadline(patience, clock=stage.clock) if patience else nullcontext():
+            lease = await stage.pool.acquire()
+        await asyncio.sleep(0.01)
+        lease.release()
+
+    async def scenario(stage: Stage) -> None:
+        stage.server.change(Weather(open=weather))
+        callers = [asyncio.create_task(caller(stage)) for _ in range(200)]
+        await asyncio.sleep(wake)
+        assert stage.server.connecting <= 2
+        stage.server.change(Weather())
+        began = stage.loop.now
+        await asyncio.gather(*callers)
+        assert stage.loop.now - began < 1.0
+
+    Stage(size=10, max_overflow=5, pool_timeout=10.0, connect_timeout=10.0).play(scenario)
 
 
 # -- rule 5 --------------------------------------------------------------------------------------------------------

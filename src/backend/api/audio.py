@@ -47,14 +47,14 @@ async def stream_audio(
     request: Request, file_id: str, viewer: EarlyViewer, storage: StorageDep, track: OnlyTrack = None
 ) -> Response:
     size = await _size(storage, file_id)
-    part, response_headers = _select(request, file_id, size)
+    part, headers = _select(request, file_id, size)
     plays = request.method == "GET" and part is not None and part.start == 0 and part.length > PROBE
     async with db_session(read_only=not plays) as session:
         found = await audio.find(session, file_id, viewer, may_listen, track)
         if not isinstance(found, Refusal) and plays:
             await audio.count_play(session, found.id)
             await session.commit()
-    return _answer(request, storage, _allowed(found, viewer), size, part, response_headers)
+    return _answer(request, storage, _allowed(found, viewer), size, part, headers)
 
 
 @router.get("/{file_id}/download")
@@ -100,9 +100,10 @@ def _select(request: Request, file_id: str, size: int) -> tuple[Slice | None, di
     }
     if matches(request.headers.get("if-none-match"), etag):
         return None, headers
-    asked = request.headers.get("range") if range_applies(request.headers.get("if-range"), etag) else None
+    # Ranges are defined for GET alone (RFC 9110, section 14.2): HEAD tells about the whole.
+    asked = request.method == "GET" and range_applies(request.headers.get("if-range"), etag)
     try:
-        part = parse_range(asked, size)
+        part = parse_range(request.headers.get("range") if asked else None, size)
     except Unsatisfiable:
         headers["Content-Range"] = f"bytes */{size}"
         return None, headers

@@ -17,6 +17,7 @@ _TABLE_SIZE = 4096
 _SINE = [round(math.sin(2 * math.pi * i / _TABLE_SIZE) * 32_000) for i in range(_TABLE_SIZE)]
 _PEAK = 24_000
 _HEADER_BYTES = 44
+_INAUDIBLE = 1 << 11
 
 _SCALE = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 
@@ -92,8 +93,9 @@ def render(piece: Piece) -> bytes:
         for start, count, pitch in notes:
             ring = count + SAMPLE_RATE // 2
             tone = tones.get((pitch, ring)) or tones.setdefault((pitch, ring), _tone(piece, pitch, ring))
-            for offset in range(min(ring, length - start)):
-                mix[start + offset] += tone[offset] * loudness
+            stop = min(start + ring, length)
+            heard = zip(mix[start:stop], tone, strict=False)  # the last notes ring longer than the piece
+            mix[start:stop] = [before + sample * loudness for before, sample in heard]
     return _wav(mix)
 
 
@@ -123,10 +125,17 @@ def _tone(piece: Piece, pitch: int, count: int) -> array[int]:
     for multiple, loudness, fade in piece.partials:
         step = pitch * multiple * _TABLE_SIZE // SAMPLE_RATE  # 1/1000 of a table entry
         level = loudness << 10
-        for i in range(count):
-            if i % block == 0:
-                level -= level * fade // 1000
-            total[i] += _SINE[i * step // 1000 % _TABLE_SIZE] * level >> 20
+        for start in range(0, count, block):
+            level -= level * fade // 1000
+            if level < _INAUDIBLE:
+                break
+            stop = min(start + block, count)
+            total[start:stop] = [
+                before + (_SINE[position // 1000 % _TABLE_SIZE] * level >> 20)
+                for before, position in zip(
+                    total[start:stop], range(start * step, stop * step, step), strict=True
+                )
+            ]
     attack, release = SAMPLE_RATE // 200, SAMPLE_RATE // 20
     return array(
         "i",

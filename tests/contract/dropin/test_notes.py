@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from httpx import ASGITransport, AsyncClient
-from sqlalchemy import text
-from sqlalchemy.exc import TimeoutError
-
 from notes.engine import engine, sessions
 from notes.main import app, lifespan
 from notes.models import Base
+from sqlalchemy import text
+from sqlalchemy.exc import TimeoutError
 
 pytestmark = pytest.mark.anyio
 

@@ -69,10 +69,9 @@ class Breaker:
         """
         pausing = self.state is BreakerState.OPEN and now < self.not_before
         if not self.enabled or (self.state is BreakerState.CLOSED and live > 0):
-            return 0 if pausing else max(0, self.max_connecting - opening - stuck)
-        if opening > 0 or stuck > 1:
-            return 0
-        return 1 if stuck else int(not pausing)
+            most = max(self.max_connecting, 2) if stuck else self.max_connecting
+            return 0 if pausing else max(0, most - opening - stuck)
+        return 0 if pausing or opening > 0 or stuck > 1 else 1
 
     @property
     def hedge_after(self) -> float:

@@ -370,8 +370,8 @@ class Database:
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
         )
+        dedicated = Dedicated(driver_connection, dialogue, surroundings)
         try:
-            dedicated = Dedicated(driver_connection, dialogue, surroundings)
             await dialect.set_autocommit(driver_connection, True)
             if timeout is not None:
                 await dedicated.execute(f"SET statement_timeout = {milliseconds(timeout)}")
@@ -381,6 +381,7 @@ class Database:
                 dialect.cut(driver_connection)
             raise
         finally:
+            dedicated.end()
             try:
                 await self._clean(driver_connection, dialogue if timeout is not None else None)
             finally:

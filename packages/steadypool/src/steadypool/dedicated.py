@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -135,6 +135,11 @@ class Dedicated:
         self._dialogue = dialogue
         self._around = surroundings
         self._depth = 0
+        self._ended = False
+
+    def end(self) -> None:
+        """The block is over: from now on the connection is somebody else's."""
+        self._ended = True
 
     async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
         """All rows of a statement with `$1` placeholders.
@@ -144,7 +149,7 @@ class Dedicated:
             errors.DeadlineExceeded: the caller's deadline passed.
             errors.ConnectionLost: the connection died, or was dropped before because a statement was given up.
         """
-        return await self._bounded(sql, self._dialogue.fetch(sql, args))
+        return await self._bounded(sql, self._dialogue.fetch, args)
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
         """The first row, or None."""
@@ -158,7 +163,7 @@ class Dedicated:
 
     async def execute(self, sql: str, *args: Any) -> str:
         """Run a statement; returns its command tag, such as `INSERT 0 1`."""
-        return await self._bounded(sql, self._dialogue.execute(sql, args))
+        return await self._bounded(sql, self._dialogue.execute, args)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
@@ -193,7 +198,11 @@ class Dedicated:
             # A cancellation sends nothing: whoever yielded this connection cuts it off.
             self._depth = depth
 
-    async def _bounded(self, sql: str, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _bounded(
+        self, sql: str, run: Callable[[str, tuple[Any, ...]], Awaitable[Any]], args: tuple[Any, ...]
+    ) -> Any:
+        if self._ended:
+            raise RuntimeError("the block of this connection has ended; it may be somebody else's by now")
         around = self._around
         server = around.statement_timeout
         started = around.clock.monotonic()
@@ -201,7 +210,7 @@ class Dedicated:
         limit = TimeLimit(seconds)
         try:
             with limit:
-                result = await work
+                result = await run(sql, args)
         except asyncio.CancelledError:
             around.cut()
             raise

@@ -158,12 +158,23 @@ class Lease(Generic[T]):
     not an ordinary `Exception` (a cancellation) evicts it, because nobody knows in which state it is.
     """
 
-    __slots__ = ("_release", "acquired_at", "name", "places", "reported", "slot", "waited", "workload")
+    __slots__ = (
+        "_release",
+        "_trusted",
+        "acquired_at",
+        "name",
+        "places",
+        "reported",
+        "slot",
+        "waited",
+        "workload",
+    )
 
     def __init__(
         self,
         slot: Slot[T],
         release: Callable[[Lease[T], Fate], None],
+        trusted: Callable[[], None],
         *,
         acquired_at: float,
         waited: float,
@@ -175,6 +186,7 @@ class Lease(Generic[T]):
         self.places = places
         self.reported = False
         self._release = release
+        self._trusted = trusted
         self.acquired_at = acquired_at
         self.waited = waited
         self.name = name
@@ -195,7 +207,9 @@ class Lease(Generic[T]):
     def touch(self, now: float) -> None:
         """The server answered on this connection at `now`: it need not be asked again soon."""
         self.slot.proven_at = now
-        self.slot.suspect = False
+        if self.slot.suspect:
+            self.slot.suspect = False
+            self._trusted()
 
     def release(self, fate: Fate = Fate.KEEP) -> None:
         """Give the connection back. Never waits, and a second call does nothing."""
@@ -219,7 +233,8 @@ class Waiter(Generic[T]):
     """A caller who waits for a connection.
 
     It waits until `busy_until` while all connections are in use, and until `connect_until` while connections are
-    being opened; both count from the same start, so the two never add up.
+    being opened. Both count from the same start. Only where the server has kept it beyond `busy_until` it gets its
+    `limit` once more for a busy pool, and never goes beyond `connect_until`.
     """
 
     __slots__ = (
@@ -227,6 +242,7 @@ class Waiter(Generic[T]):
         "connect_until",
         "deadline",
         "future",
+        "limit",
         "name",
         "places",
         "since",
@@ -255,6 +271,7 @@ class Waiter(Generic[T]):
         self.timer: asyncio.TimerHandle | None = None
         end = math.inf if deadline is None else deadline.at
         self.busy_until = min(since + pool_timeout, end)
+        self.limit = self.busy_until - since
         self.connect_until = since + connect_wait if deadline is None else deadline.at
 
     def offer(self, lease: Lease[T]) -> bool:

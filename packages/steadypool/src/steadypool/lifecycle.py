@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import os
 import random
 from abc import ABC, abstractmethod
@@ -52,6 +53,11 @@ class Lifecycle(ABC, Generic[T]):
         self._generation: int = 0
         self._connect_seconds = 0.0
         self._closed: bool = False
+        # Replacing in the background a connection that may only live for an instant would never end.
+        self._replaces_recycled = options.recycle is not None and options.recycle >= 1.0
+        self._recycle_timer: asyncio.TimerHandle | None = None
+        self._recycle_at = math.inf
+        self._wanted_idle = 0
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
 
     # -- what the pool adds ------------------------------------------------------------------------------------
@@ -238,6 +244,39 @@ class Lifecycle(ABC, Generic[T]):
         self._slots.move(slot, SlotState.GONE)
         slot.connection = None
         self.events.emit(events.Closed(self.name, self.clock.monotonic(), slot.number, reason))
+
+    # -- age ---------------------------------------------------------------------------------------------------
+
+    def _is_old(self, slot: Slot[T], now: float) -> bool:
+        return now >= slot.expires_at and now > slot.opened_at
+
+    def _leaves_at(self, slot: Slot[T]) -> float:
+        """When an idle connection has to go: at the end of its lifetime, or when it was idle for long."""
+        age = slot.expires_at if self._replaces_recycled else math.inf
+        idle = self.options.idle_timeout
+        return age if idle is None else min(age, slot.idle_since + idle)
+
+    def _look_at(self, moment: float) -> None:
+        """Look for idle connections that have to go at that moment, if nobody was going to look earlier."""
+        if moment >= self._recycle_at:
+            return
+        if self._recycle_timer is not None:
+            self._recycle_timer.cancel()
+        self._recycle_at = moment
+        delay = max(0.0, moment - self.clock.monotonic())
+        self._recycle_timer = self._loop().call_later(delay, self._recycle)
+
+    def _recycle(self) -> None:
+        """Replace idle connections that are old enough, so that no caller has to wait for it; close unused ones."""
+        self._recycle_timer, self._recycle_at = None, math.inf
+        now = self.clock.monotonic()
+        for slot in [slot for slot in self._idle if now >= self._leaves_at(slot)]:
+            self._idle.remove(slot)
+            old = now >= slot.expires_at
+            self._retire(slot, "recycled" if old else "idle")
+            self._wanted_idle += old
+        self._look_at(min(map(self._leaves_at, self._idle), default=math.inf))
+        self._serve()
 
     # -- small helpers -----------------------------------------------------------------------------------------
 

@@ -78,21 +78,16 @@ class Pool(Lifecycle[T]):
         )
         self.breaker = breaker or Breaker(self.options.max_connecting)
         self.ceilings = ceilings if ceilings is not None else {}
-        # Replacing in the background a connection that may only live for an instant would never end.
-        self._replaces_recycled = self.options.recycle is not None and self.options.recycle >= 1.0
         self._waiters: dict[Waiter[T], None] = {}
         self._overtime: dict[Waiter[T], None] = {}  # those who wait beyond `busy_until`, for the server
         self._held: Counter[str] = Counter()
         self._changed: set[asyncio.Future[None]] = set()
-        self._wanted_idle = 0
         self._said_closed = False
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._recycle_timer: asyncio.TimerHandle | None = None
         self._leaks = LeakWatch(
             self.options.leak_after, self._slots, observers=self.events, name=self.name, clock=self.clock
         )
         self._suspended = False
-        self._recycle_at = math.inf
 
     # -- what a person can see ---------------------------------------------------------------------------------
 
@@ -210,6 +205,7 @@ class Pool(Lifecycle[T]):
         lease = Lease(
             slot,
             self._released,
+            self._serve,
             acquired_at=now,
             waited=now - waiter.since,
             name=waiter.name,
@@ -272,8 +268,8 @@ class Pool(Lifecycle[T]):
         now = self.clock.monotonic() if now is None else now
         self._hand_out(now)
         self._open_more(now)
-        if not self._connect_pending():
-            self._fail_overdue(now)
+        if self._overtime and not self._connect_pending():
+            self._count_anew(now)
         if self._closed:
             self._tell_changed()
 
@@ -368,9 +364,6 @@ class Pool(Lifecycle[T]):
         ready = sum(not self._needs_proof(other, now) for other in self._idle)
         return not self._needs_proof(slot, now) and self._takers() > ready
 
-    def _is_old(self, slot: Slot[T], now: float) -> bool:
-        return now >= slot.expires_at and now > slot.opened_at
-
     def _at_ceiling(self, workload: str | None) -> bool:
         ceiling = self.ceilings.get(workload) if workload is not None else None
         return ceiling is not None and self._held[workload or ""] >= ceiling
@@ -413,18 +406,23 @@ class Pool(Lifecycle[T]):
             self._turn_away(waiter, now)
             self._serve()
 
-    def _fail_overdue(self, now: float) -> None:
-        """Callers who waited beyond `pool_timeout` for a connect that is no longer under way."""
+    def _count_anew(self, now: float) -> None:
+        """The server has answered: those whom it kept beyond `pool_timeout` wait for busy connections from now on.
+
+        Turned away at this moment they would all fail because a database slept a little longer, just when it woke.
+        """
         for waiter in tuple(self._overtime):
             if not self._waits_for_answer(waiter):
-                self._turn_away(waiter, now)
+                del self._overtime[waiter]
+                waiter.busy_until = min(now + waiter.limit, waiter.connect_until)
+                self._arm(waiter, waiter.busy_until - now)
 
     def _turn_away(self, waiter: Waiter[T], now: float) -> None:
         self._forget(waiter)
         error = refusal.out_of_time(
             now=now,
             since=waiter.since,
-            limit=waiter.busy_until - waiter.since,
+            limit=waiter.limit,
             deadline=waiter.deadline,
             pool=self.snapshot(),
             cause=self.last_connect_failure,
@@ -471,34 +469,6 @@ class Pool(Lifecycle[T]):
 
     def _woken(self) -> None:
         self._wake_timer = None
-        self._serve()
-
-    def _leaves_at(self, slot: Slot[T]) -> float:
-        """When an idle connection has to go: at the end of its lifetime, or when it was idle for long."""
-        age = slot.expires_at if self._replaces_recycled else math.inf
-        idle = self.options.idle_timeout
-        return age if idle is None else min(age, slot.idle_since + idle)
-
-    def _look_at(self, moment: float) -> None:
-        """Look for idle connections that have to go at that moment, if nobody was going to look earlier."""
-        if moment >= self._recycle_at:
-            return
-        if self._recycle_timer is not None:
-            self._recycle_timer.cancel()
-        self._recycle_at = moment
-        delay = max(0.0, moment - self.clock.monotonic())
-        self._recycle_timer = self._loop().call_later(delay, self._recycle)
-
-    def _recycle(self) -> None:
-        """Replace idle connections that are old enough, so that no caller has to wait for it; close unused ones."""
-        self._recycle_timer, self._recycle_at = None, math.inf
-        now = self.clock.monotonic()
-        for slot in [slot for slot in self._idle if now >= self._leaves_at(slot)]:
-            self._idle.remove(slot)
-            old = now >= slot.expires_at
-            self._retire(slot, "recycled" if old else "idle")
-            self._wanted_idle += old
-        self._look_at(min(map(self._leaves_at, self._idle), default=math.inf))
         self._serve()
 
     # -- what an operator does ---------------------------------------------------------------------------------

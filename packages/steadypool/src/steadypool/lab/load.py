@@ -66,6 +66,7 @@ class Requests:
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
         self._running: dict[asyncio.Task[None], float] = {}
+        self._given_up: set[asyncio.Task[None] | None] = set()
         self._stuck: set[asyncio.Task[None]] = set()
 
     def begin(self, call: Callable[[], Awaitable[Any]]) -> asyncio.Task[None]:
@@ -76,7 +77,9 @@ class Requests:
         return task
 
     async def _watch(self, call: Callable[[], Awaitable[Any]]) -> None:
-        self.outcomes.append(await timed(call()))
+        outcome = await timed(call())
+        if asyncio.current_task() not in self._given_up:
+            self.outcomes.append(outcome)
 
     @property
     def under_way(self) -> int:
@@ -93,6 +96,7 @@ class Requests:
             _, pending = await asyncio.wait(running, timeout=patience)
             for task in pending:
                 self.outcomes.append(Outcome(running[task], time.monotonic() - running[task], hung=True))
+                self._given_up.add(task)
                 task.cancel()
             if pending:
                 _, self._stuck = await asyncio.wait(pending, timeout=_CANCEL_SECONDS)

@@ -336,7 +336,9 @@ class _Side(asyncio.Protocol):
         else:
             self.finished = True
             if not transport.is_closing():
-                transport.write_eof()
+                # The peer may be gone, and asyncio may not have noticed yet.
+                with contextlib.suppress(OSError):
+                    transport.write_eof()
             self.link.check_over()
 
     def forget_timer(self) -> None:

@@ -19,6 +19,7 @@ DORMANT_AFTER = 60.0
 """Seconds without use after which the listener lets go under `allow_sleep`: well before the suspend times of serverless
 databases, which are minutes and may only begin to count once nobody is connected."""
 
+_NO_ENCODING = "SQL_ASCII"
 _ROLE = "target_session_attrs"
 _PRIMARIES = ("primary", "read-write")
 
@@ -55,7 +56,7 @@ def connector_for(settings: DatabaseSettings) -> Callable[[float], Awaitable[Ste
     guards, socket_options = session_guards(settings), socket_guards(settings)
 
     async def connect(timeout: float) -> SteadyConnection:
-        return await open_psycopg(
+        connection = await open_psycopg(
             target,
             timeout=timeout,
             guards=guards,
@@ -66,6 +67,14 @@ def connector_for(settings: DatabaseSettings) -> Callable[[float], Awaitable[Ste
             client_encoding="UTF8",
             fallback_application_name="steadypool listener",
         )
+        try:
+            if connection.info.parameter_status("server_encoding") == _NO_ENCODING:
+                # Anything can be in a payload there, and the server would end our connection over what is not UTF-8.
+                await connection.execute(f"SET client_encoding TO {_NO_ENCODING}")
+        except BaseException:  # also when cancelled: nobody else knows this connection
+            connection.abort()
+            raise
+        return connection
 
     return connect
 

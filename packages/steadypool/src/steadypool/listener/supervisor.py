@@ -34,6 +34,10 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
 SHORT_PAUSE = 0.5
 """Ceiling of a pause that somebody else's success cuts short, in seconds."""
 
+STEADY_AFTER = 1.0
+"""Seconds for which a connection has to last before its loss begins a new series of pauses: what connects and is lost
+at once, again and again, must not be tried in a hurry."""
+
 CLOSE_TIMEOUT = 5.0
 """Seconds that `close` waits for catch-up functions that do not let themselves be cancelled."""
 
@@ -87,7 +91,7 @@ class Listener:
         self._wanted, self._nudged = asyncio.Event(), asyncio.Event()
         self._doing = ""
         now = clock.monotonic()
-        self._used_at = self._told_at = now
+        self._used_at = self._told_at = self._began_at = now
         self._heard_at: float | None = None
         self._connects = self._gaps = self._dropped = 0
         self._last_error: Exception | None = None
@@ -373,7 +377,6 @@ class Listener:
                 return
             if options.dormant_after is None or self._used_at >= beat_at:
                 await self._heartbeat.beat(wire)
-            self._backoff.reset()  # not before: what connects and is lost at once must not be tried in a hurry
 
     async def _ask_for_channels(self, wire: Wire) -> None:
         """LISTEN to all that is wanted in one flight, and let everybody catch up."""
@@ -390,6 +393,7 @@ class Listener:
                 )
             answer.result()
         self._wire = wire
+        self._began_at = self._clock.monotonic()
         self._call(self._on_proven)
         self._first = set(self._subscriptions())
         for subscription in tuple(self._first):
@@ -441,6 +445,8 @@ class Listener:
 
     def _failed(self, error: Exception) -> None:
         heard = self._wire is not None
+        if heard and self._clock.monotonic() - self._began_at >= STEADY_AFTER:
+            self._backoff.reset()
         self._last_error = error
         self._let_go(_said(error))
         deaf = isinstance(error, errors.ListenerDeaf)
@@ -508,8 +514,8 @@ def _start(work: Coroutine[Any, Any, None], name: str, context: Context) -> asyn
 
 
 def _said(error: BaseException) -> str:
-    """Never empty: a TimeoutError says nothing."""
-    return str(error) or type(error).__name__
+    """One line, never empty: a TimeoutError says nothing, libpq goes on with what it probably means."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _quoted(name: str) -> str:

@@ -90,7 +90,7 @@ class Wire:
         answer: asyncio.Future[None] = self._loop.create_future()
         answer.add_done_callback(_retrieve)
         if self.lost.done():
-            answer.set_exception(OperationalError("the listening connection is gone"))
+            answer.set_exception(OperationalError(f"the listening connection is gone: {self.lost.result()}"))
             return answer
         self._commands.append((sql, answer))
         if len(self._commands) == 1:

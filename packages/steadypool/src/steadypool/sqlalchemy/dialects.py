@@ -155,7 +155,7 @@ class GuardedDialect:
         A connection that is gone, or is cut off here, is no error: the server undoes what was not committed, and
         that is what was asked for. An error here would replace the one that the caller has to see.
         """
-        self._leave(super().do_rollback, dbapi_connection, quietly=True)  # type: ignore[misc]
+        self._leave(super().do_rollback, dbapi_connection, self.guards.leave_timeout)  # type: ignore[misc]
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, within the limit of a statement and the deadline."""
@@ -164,20 +164,37 @@ class GuardedDialect:
         self.spoke(_driver_connection(dbapi_connection))
 
     def do_close(self, dbapi_connection: Any) -> None:
-        """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off."""
-        self._leave(super().do_close, dbapi_connection)  # type: ignore[misc]
+        """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off, which ends it as well."""
+        # Earlier than the pool's own bound on closing: SQLAlchemy would log that cancellation as an error.
+        limit = 0.8 * self.guards.leave_timeout
+        self._leave(super().do_close, dbapi_connection, limit)  # type: ignore[misc]
 
-    def _leave(self, call: Callable[[Any], None], dbapi_connection: Any, *, quietly: bool = False) -> None:
+    def _leave(self, call: Callable[[Any], None], dbapi_connection: Any, limit: float) -> None:
         driver_connection = _driver_connection(dbapi_connection)
         try:
-            self._bounded(self.guards.leave_timeout, call, dbapi_connection)
+            self._bounded(limit, call, dbapi_connection)
         except BaseException as error:
-            lost = isinstance(error, LimitReached) or not self.is_open(driver_connection)
+            # asyncpg's own limit, where it is the shorter one, is as good a reason as ours.
+            lost = isinstance(error, TimeoutError) or not self.is_open(driver_connection)
             self.cut(driver_connection)
-            if not (lost and quietly and isinstance(error, Exception)):
+            if not (lost and isinstance(error, Exception)):
                 raise
         else:
             self.spoke(driver_connection)
+
+    def _reset_characteristics(self, characteristics: Any, dbapi_connection: Any) -> None:
+        """As SQLAlchemy's, when a connection comes back that had an isolation level of its own.
+
+        A connection that is gone has none; one on which this fails is not for the next user.
+        """
+        driver_connection = _driver_connection(dbapi_connection)
+        if not self.is_open(driver_connection):
+            return
+        try:
+            super()._reset_characteristics(characteristics, dbapi_connection)  # type: ignore[misc]
+        except BaseException:
+            self.cut(driver_connection)
+            raise
 
     def do_terminate(self, dbapi_connection: Any) -> None:
         """Cut the socket off. Never waits, so it works in the garbage collector too."""
@@ -363,9 +380,8 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
     async def roll_back(self, driver_connection: Any) -> None:
         """End whatever transaction there is."""
         await driver_connection.execute("ROLLBACK")
-        driver_connection._top_xact = (
-            None  # as its own reset() does; else the next BEGIN would be a SAVEPOINT
-        )
+        # As asyncpg's own reset() does; otherwise the next BEGIN would be a SAVEPOINT.
+        driver_connection._top_xact = None
         self.spoke(driver_connection)
 
     async def set_autocommit(self, driver_connection: Any, value: bool) -> None:

@@ -12,6 +12,7 @@ import contextvars
 import math
 import threading
 import weakref
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -56,6 +57,9 @@ class Record(_ConnectionRecord):
 
     def __init__(self, owner: SteadyPool) -> None:
         self._owner = owner
+        self.finalize_callback = (
+            deque()
+        )  # SQLAlchemy makes it last, and 2.0.40 needs it where connecting fails
         try:
             super().__init__(owner)
         except BaseException:
@@ -65,7 +69,9 @@ class Record(_ConnectionRecord):
             raise
 
     @property
-    def fairy_ref(self) -> weakref.ref[Any] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def fairy_ref(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+    ) -> weakref.ref[Any] | None:
         """SQLAlchemy's reference to the proxy that the user has; dead when that was never closed."""
         return self._fairy_ref
 
@@ -91,7 +97,11 @@ class Record(_ConnectionRecord):
             self.farewell = take_farewell(driver_connection)
             if self.farewell is not None:
                 self._owner.watched.add(self)
-        super().invalidate(e, soft)
+        try:
+            super().invalidate(e, soft)
+        finally:
+            if not soft and self.dbapi_connection is not None and driver_connection is not None:
+                self._owner.dialect.cut(driver_connection)  # an event handler failed, and hindered SQLAlchemy
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """As SQLAlchemy's; the place is given back even if an event handler fails."""
@@ -100,7 +110,7 @@ class Record(_ConnectionRecord):
             super().checkin(_fairy_was_created)
         finally:
             if lease is not None and self.lease is lease and self.fairy_ref is None:
-                self._owner._do_return_conn(self)
+                self._owner.take_back(self)
 
 
 class RecordDriver:
@@ -274,7 +284,10 @@ class SteadyPool(pool.Pool):
         return whereabouts() if self.options.leak_after is not None else ()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        entry = cast(Record, record)
+        self.take_back(cast(Record, record))
+
+    def take_back(self, entry: Record) -> None:
+        """End the lease of a record, if it has one; may be called by the garbage collector."""
         lease, entry.lease = entry.lease, None
         if lease is None:
             return

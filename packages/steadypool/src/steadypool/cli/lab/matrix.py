@@ -32,7 +32,9 @@ def matrix(
 
     Exit code 1 means that steadypool broke a promise.
 
-    **Examples.**     Everything:
+    **Examples.**
+
+    Everything:
 
         steadypool lab matrix
 

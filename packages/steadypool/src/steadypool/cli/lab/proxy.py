@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import contextlib
+import os
+import threading
 from contextlib import AsyncExitStack
 from dataclasses import fields, replace
 from pathlib import Path
@@ -39,7 +41,9 @@ async def proxy(
     Commands: pass, silent, half-open, reset, refuse; drop; up, down or both with delay=, jitter=, slice=, rate=,
     cut_after=, silent=; status; help; quit.
 
-    **Examples.**     Twenty milliseconds each way, and silence after a minute:
+    **Examples.**
+
+    Twenty milliseconds each way, and silence after a minute:
 
         (sleep 60; echo silent; sleep 60) | steadypool lab proxy localhost:5432 --delay 0.02
 
@@ -84,24 +88,37 @@ async def proxy(
 
 
 async def _obey(output: Output, network: FaultProxy) -> None:
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    """Until the stop signal or `quit`; the end of stdin only means that nothing more is to be obeyed."""
     with stop_event() as stop:
+        lines = _stdin_lines()
         stopped = asyncio.create_task(stop.wait())
         try:
             while not stopped.done():
-                line = asyncio.create_task(reader.readline())
+                line = asyncio.create_task(lines.get())
                 await asyncio.wait({stopped, line}, return_when=asyncio.FIRST_COMPLETED)
                 if not line.done():
                     line.cancel()
-                elif not line.result():
-                    await stopped  # stdin has ended: nothing more to obey, but to serve
-                elif not _command(output, network, line.result().decode(errors="replace").split()):
+                elif not _command(output, network, line.result().split()):
                     return
         finally:
             stopped.cancel()
-            transport.close()
+
+
+def _stdin_lines() -> asyncio.Queue[str]:
+    """Lines as they come. In a thread, since stdin may be a file, which no event loop can wait for."""
+    loop, lines = asyncio.get_running_loop(), asyncio.Queue[str]()
+
+    def read() -> None:
+        rest = b""
+        # os.read and not sys.stdin: a thread inside the latter's lock would stand in the way of the interpreter's end.
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the command
+            while data := os.read(0, 4096):
+                *whole, rest = (rest + data).split(b"\n")
+                for line in whole:
+                    loop.call_soon_threadsafe(lines.put_nowait, line.decode(errors="replace"))
+
+    threading.Thread(target=read, name="steadypool reads stdin", daemon=True).start()
+    return lines
 
 
 def _command(output: Output, network: FaultProxy, words: list[str]) -> bool:

@@ -31,7 +31,9 @@ def replay(
 
     Exit code 1 means that with steadypool a request failed although it had time left.
 
-    **Examples.**     The three outages, in all three ways, ten times as fast:
+    **Examples.**
+
+    The three outages, in all three ways, ten times as fast:
 
         steadypool lab replay all
 

@@ -29,7 +29,9 @@ async def serve(
 
     Activity is a running statement or an open transaction: a connection that is only open does not keep it awake.
 
-    **Examples.**     As Neon does it, asleep after five minutes, awake after six seconds:
+    **Examples.**
+
+    As Neon does it, asleep after five minutes, awake after six seconds:
 
         steadypool lab serve
 

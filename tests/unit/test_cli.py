@@ -1,0 +1,149 @@
+"""The command line: what it says, where it says it, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from steadypool.cli import main
+from steadypool.cli.output import Output
+
+COMMANDS = ("serve", "proxy", "replay", "matrix")
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip()[0].isdigit()
+    assert main(["lab", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(command in said for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_examples_and_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "Examples" in said
+    assert f"steadypool lab {command}" in said
+    assert "--json" in said
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["lab", "serve", "--mode", "sometimes"],
+        ["lab", "serve", "--no-such-option"],
+        ["lab", "proxy"],
+        ["lab", "proxy", "nonsense"],
+        ["lab", "replay", "1999-12-31"],
+        ["lab", "replay", "all", "--speed", "0"],
+        ["lab", "matrix", "--peers", "oracle"],
+        ["lab", "matrix", "--only", "earthquake"],
+        ["lab", "matrix", "--scale", "0"],
+    ],
+)
+def test_wrong_use_is_exit_code_2_and_says_why(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err
+    assert not said.out
+
+
+def test_a_missing_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("steadypool.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cyclopts", None)
+    assert main(["--version"]) == 1
+    assert 'pip install "steadypool[cli]"' in capsys.readouterr().err
+
+
+def test_a_failure_is_exit_code_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "serve", "--data-dir", "/dev/null/data"]) == 1
+    said = capsys.readouterr()
+    assert "error:" in said.err
+    assert "Traceback" not in said.err
+
+
+def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(as_json=True)
+    with output.progress(1, "working") as step:
+        step.doing("one of [1]")
+        step.done("done")
+    output.show("for people")
+    output.result({"a": [1]})
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"a": [1]}
+    assert said.err.splitlines() == ["one of [1]", "done"]
+
+
+class Command:
+    """A command in a process of its own."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "steadypool.cli", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            text=True,
+        )
+
+    def send(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def event(self) -> dict[str, object]:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture
+def run() -> Iterator[object]:
+    started: list[Command] = []
+
+    def run(*arguments: str) -> Command:
+        started.append(Command(arguments))
+        return started[-1]
+
+    yield run
+    for command in started:
+        command.process.kill()
+        command.process.communicate()
+
+
+def test_the_proxy_obeys(run) -> None:
+    command = run("lab", "proxy", "127.0.0.1:1", "--delay", "0.01", "--json")
+    assert command.event()["mode"] == "pass"
+    for line, mode in (("silent", "silent"), ("both rate=100 slice=1", "silent"), ("half-open", "half-open")):
+        command.send(line)
+        assert command.event()["mode"] == mode
+    command.send("up rate=fast")
+    command.event()
+    command.send("quit")
+    _, said = command.process.communicate(timeout=20)
+    assert command.process.returncode == 0
+    assert "fast" in said
+
+
+def test_serve_says_where_it_is_and_stops_on_a_signal(run) -> None:
+    command = run("lab", "serve", "--sleep-after", "0", "--json")
+    event = command.event()
+    assert event["event"] == "awake"
+    assert str(event["url"]).startswith("postgresql://postgres:")
+    command.process.send_signal(signal.SIGTERM)
+    command.process.communicate(timeout=20)
+    assert command.process.returncode == 0
