@@ -24,7 +24,9 @@ def driver_url(request: pytest.FixtureRequest, database_url: str) -> str:
 
 @pytest.fixture
 async def engine(driver_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = create_async_engine(driver_url, pool_size=2, max_overflow=1, pool_timeout=0.3, statement_timeout=5)
+    engine = create_async_engine(
+        driver_url, pool_size=2, max_overflow=1, pool_timeout=0.3, statement_timeout=5
+    )
     yield engine
     await engine.dispose()
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from steadypool.lease import SlotState
 
 CLOSING, GONE, IDLE, LEASED = SlotState.CLOSING, SlotState.GONE, SlotState.IDLE, SlotState.LEASED
-OPENING, PROVING, RESETTING, SILENT = (
+OPENING, PROVING, RESETTING, SILENT, STUCK = (
     SlotState.OPENING,
     SlotState.PROVING,
     SlotState.RESETTING,
     SlotState.SILENT,
+    SlotState.STUCK,
 )
 
 Pair = tuple[SlotState, str]
@@ -47,8 +48,9 @@ TABLE: dict[str, frozenset[SlotState]] = {
         ("refused ConnectTimeout", "refused DeadlineExceeded", "refused PoolQueueFull"), EVERYWHERE
     ),
     "refused PoolTimeout": THERE,
-    "refused ConnectFailed": frozenset({CLOSING, GONE, LEASED, OPENING}),
+    "refused ConnectFailed": frozenset({CLOSING, GONE, LEASED, OPENING, STUCK}),
     "refused PoolClosed": AFTER_CLOSE | {GONE},
+    "refused DatabaseUnavailable": frozenset({CLOSING, GONE}),
     # the end of the pool
     "close ended": frozenset({GONE}),
     "open cancelled": AFTER_CLOSE | {GONE},
@@ -66,6 +68,7 @@ NEVER: dict[str, frozenset[SlotState]] = {
     "gone aborted at close": frozenset({IDLE}),
     "gone pool closed": frozenset({IDLE}),
     "refused PoolClosed": frozenset({IDLE}),
+    "refused DatabaseUnavailable": THERE - {CLOSING},
     "open ok": frozenset({GONE}),
     "ping ok": frozenset({GONE}),
     "reset ok": frozenset({GONE}),
@@ -77,6 +80,10 @@ MOVES: frozenset[Move] = frozenset(
         (OPENING, IDLE),
         (OPENING, CLOSING),
         (OPENING, GONE),
+        (OPENING, STUCK),
+        (STUCK, IDLE),
+        (STUCK, CLOSING),
+        (STUCK, GONE),
         (IDLE, LEASED),
         (IDLE, PROVING),
         (IDLE, SILENT),

@@ -348,9 +348,9 @@ class NeverGetsOld(Pool[Any]):
 
 @breaks("R9")
 class LooksForTheOldTooLate(Pool[Any]):
-    def _recycle_by(self, moment: float) -> None:
+    def _look_at(self, moment: float) -> None:
         if self._recycle_timer is None:
-            super()._recycle_by(moment)
+            super()._look_at(moment)
 
 
 # -- rules 11 and 12: leaving ------------------------------------------------------------------------------------

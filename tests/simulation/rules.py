@@ -17,7 +17,7 @@ import asyncio
 from steadypool import errors, events
 from steadypool.lease import Lease, Slot, SlotState
 from steadypool.pool import Pool
-from steadypool.roster import LIVE, Roster
+from steadypool.roster import CONNECTING, LIVE, Roster
 from steadypool.sqlstate import Fate
 
 from .schedule import Config
@@ -217,7 +217,7 @@ class Rules:
 
     @staticmethod
     def _by_time(error: errors.SteadypoolError) -> bool:
-        return not isinstance(error, errors.PoolQueueFull) and not (
+        return not isinstance(error, errors.PoolQueueFull | errors.DatabaseUnavailable) and not (
             isinstance(error, errors.ConnectFailed) and error.final
         )
 
@@ -225,11 +225,26 @@ class Rules:
         for other, (_, winner) in self.passed_over.items():
             raise RuleBroken(f"R2: caller {winner} was served before caller {other.name}, who came earlier")
 
+    def _check_unavailable(self, caller: Caller, error: errors.DatabaseUnavailable, now: float) -> None:
+        """At once, or not at all; only while nothing could serve the caller and the next attempt comes too late."""
+        assert error.retry_after is not None
+        if now > caller.since + NEAR:
+            raise RuleBroken("R6: DatabaseUnavailable after a wait")
+        if self.server.connecting or self.roster.count(*LIVE):
+            raise RuleBroken("R6: DatabaseUnavailable though something was under way")
+        if error.final and not self.server.last_open_final:
+            raise RuleBroken("R6: DatabaseUnavailable for good though the last connect did not fail for good")
+        if not error.final and caller.latest > now + error.retry_after + NEAR:
+            raise RuleBroken("R6: DatabaseUnavailable though the next attempt was in time")
+
     def _check_refusal(self, caller: Caller, error: errors.SteadypoolError, now: float) -> None:
         name = type(error).__name__
         if isinstance(error, errors.PoolQueueFull):
             if now > caller.since + NEAR or len(self.waiting) < self.options.max_waiting:
                 raise RuleBroken("R5: PoolQueueFull though the queue was not full")
+            return
+        if isinstance(error, errors.DatabaseUnavailable):
+            self._check_unavailable(caller, error, now)
             return
         if isinstance(error, errors.ConnectFailed) and error.final:
             if not self.server.last_open_final:
@@ -437,7 +452,7 @@ class Rules:
             if state is LEASED:
                 continue
             limit = options.leave_timeout
-            if state is OPENING:
+            if state in CONNECTING:
                 limit = options.connect_timeout
             elif state in (PROVING, SILENT):
                 limit = options.connect_timeout / 2
@@ -490,9 +505,10 @@ class Rules:
         lacking = takers - opening - roster.count(PROVING, RESETTING)
         if lacking <= 0 or len(roster) >= self.options.limit:
             return
-        if pool.breaker.allowance(now=now, opening=opening, live=roster.count(*LIVE)):
+        stuck = roster.count(SlotState.STUCK)
+        if pool.breaker.allowance(now=now, opening=opening, stuck=stuck, live=roster.trusted()):
             raise RuleBroken(f"R4: {lacking} wait, there is room, and nothing is being opened")
-        if opening:
+        if opening or stuck > 1:
             return
         timer = pool._wake_timer
         if timer is None or timer.cancelled() or timer.when() > pool.breaker.not_before + NEAR:
@@ -511,7 +527,7 @@ class Rules:
 
     def _check_ending(self, now: float) -> None:
         roster = self.roster
-        if self.server.connecting or roster.count(OPENING, PROVING, SILENT, IDLE):
+        if self.server.connecting or roster.count(*CONNECTING, PROVING, SILENT, IDLE):
             raise RuleBroken(f"R13: a closed pool goes on: {self.pool.snapshot()}")
         if self.waiting:
             raise RuleBroken("R13: callers wait for a closed pool")

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from steadypool.whereabouts import Place
+
 _log = logging.getLogger("steadypool.events")
 
 
@@ -79,6 +81,20 @@ class Closed(Event):
 
     connection: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeakSuspected(Event):
+    """A connection has been held for `seconds`, longer than DATABASE_LEAK_AFTER. Told once a lease.
+
+    `places` are the frames that acquired it, for `whereabouts.as_text`.
+    """
+
+    connection: int
+    seconds: float
+    holder: str
+    workload: str | None
+    places: tuple[Place, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 
 from steadypool.deadline import Deadline
 from steadypool.sqlstate import Fate
+from steadypool.whereabouts import Place
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -41,6 +42,10 @@ class PoolOptions:
     """Callers that may wait at the same time."""
     max_connecting: int = 4
     close_grace: float = 5.0
+    leak_after: float | None = None
+    """A connection held for longer is reported, once."""
+    idle_timeout: float | None = None
+    """An idle connection is closed after this time."""
     use_lifo: bool = True
 
     @property
@@ -97,6 +102,8 @@ class SlotState(Enum):
 
     OPENING = "opening"
     """A task of the pool is connecting; nobody holds it."""
+    STUCK = "stuck"
+    """Connecting for longer than usual: held open, since it may be waking the server, but nobody counts on it."""
     IDLE = "idle"
     """In the pool, ready or in need of a proof."""
     PROVING = "proving"
@@ -120,6 +127,7 @@ class Slot(Generic[T]):
         "connection",
         "expires_at",
         "generation",
+        "idle_since",
         "lease",
         "number",
         "opened_at",
@@ -138,6 +146,7 @@ class Slot(Generic[T]):
         self.task: asyncio.Task[None] | None = None
         self.opened_at = 0.0
         self.proven_at = 0.0
+        self.idle_since = 0.0
         self.expires_at = math.inf
         self.suspect = False
 
@@ -149,20 +158,35 @@ class Lease(Generic[T]):
     not an ordinary `Exception` (a cancellation) evicts it, because nobody knows in which state it is.
     """
 
-    __slots__ = ("_release", "acquired_at", "name", "slot", "waited", "workload")
+    __slots__ = (
+        "_release",
+        "_trusted",
+        "acquired_at",
+        "name",
+        "places",
+        "reported",
+        "slot",
+        "waited",
+        "workload",
+    )
 
     def __init__(
         self,
         slot: Slot[T],
         release: Callable[[Lease[T], Fate], None],
+        trusted: Callable[[], None],
         *,
         acquired_at: float,
         waited: float,
         name: str,
         workload: str | None,
+        places: tuple[Place, ...] = (),
     ) -> None:
         self.slot = slot
+        self.places = places
+        self.reported = False
         self._release = release
+        self._trusted = trusted
         self.acquired_at = acquired_at
         self.waited = waited
         self.name = name
@@ -183,7 +207,9 @@ class Lease(Generic[T]):
     def touch(self, now: float) -> None:
         """The server answered on this connection at `now`: it need not be asked again soon."""
         self.slot.proven_at = now
-        self.slot.suspect = False
+        if self.slot.suspect:
+            self.slot.suspect = False
+            self._trusted()
 
     def release(self, fate: Fate = Fate.KEEP) -> None:
         """Give the connection back. Never waits, and a second call does nothing."""
@@ -218,6 +244,7 @@ class Waiter(Generic[T]):
         "future",
         "limit",
         "name",
+        "places",
         "since",
         "timer",
         "workload",
@@ -233,8 +260,10 @@ class Waiter(Generic[T]):
         deadline: Deadline | None,
         name: str,
         workload: str | None,
+        places: tuple[Place, ...] = (),
     ) -> None:
         self.future = future
+        self.places = places
         self.since = since
         self.deadline = deadline
         self.name = name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import os
 import random
 from abc import ABC, abstractmethod
@@ -18,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from steadypool import errors, events, refusal
 from steadypool.clock import Clock
 from steadypool.lease import Driver, PoolOptions, Slot, SlotState
-from steadypool.roster import LIVE, SUPPLY, Roster
+from steadypool.roster import CONNECTING, LIVE, SUPPLY, Roster
 
 T = TypeVar("T")
 
@@ -52,6 +53,11 @@ class Lifecycle(ABC, Generic[T]):
         self._generation: int = 0
         self._connect_seconds = 0.0
         self._closed: bool = False
+        # Replacing in the background a connection that may only live for an instant would never end.
+        self._replaces_recycled = options.recycle is not None and options.recycle >= 1.0
+        self._recycle_timer: asyncio.TimerHandle | None = None
+        self._recycle_at = math.inf
+        self._wanted_idle = 0
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
 
     # -- what the pool adds ------------------------------------------------------------------------------------
@@ -65,8 +71,13 @@ class Lifecycle(ABC, Generic[T]):
         """Something has changed that may serve or fail somebody who waits."""
 
     @abstractmethod
-    def _connected(self) -> None:
+    def _connected(self, seconds: float) -> None:
         """A connect succeeded."""
+
+    @property
+    @abstractmethod
+    def _hedge_after(self) -> float:
+        """Seconds after which a connect without an answer is not counted on any more."""
 
     @abstractmethod
     def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
@@ -95,6 +106,7 @@ class Lifecycle(ABC, Generic[T]):
     async def _open(self, slot: Slot[T]) -> None:
         started = self.clock.monotonic()
         self.events.emit(events.ConnectStarted(self.name, started, slot.number))
+        stuck = self._loop().call_later(self._hedge_after, self._stuck, slot)
         try:
             async with asyncio.timeout(self.options.connect_timeout):
                 connection = await self.driver.open()
@@ -107,6 +119,8 @@ class Lifecycle(ABC, Generic[T]):
         except Exception as error:  # noqa: BLE001 - whatever the driver raises becomes the callers' named error
             self._open_failed(slot, started, error)
             return
+        finally:
+            stuck.cancel()
         if slot.state is SlotState.GONE:  # a driver that takes no notice of being cancelled
             self.driver.abort(connection)
             return
@@ -118,10 +132,16 @@ class Lifecycle(ABC, Generic[T]):
             slot.expires_at = now + self.options.recycle * (1.0 - jitter)
         self._connect_seconds = now - started
         self.last_connect_failure = None
-        self._connected()
+        self._connected(now - started)
         self.events.emit(events.ConnectSucceeded(self.name, now, slot.number, now - started))
         self._settle(slot, now)
         self._serve(now)
+
+    def _stuck(self, slot: Slot[T]) -> None:
+        """A connect takes long. It is held open, but whoever waits is served without counting on it."""
+        if slot.state is SlotState.OPENING:
+            self._slots.move(slot, SlotState.STUCK)
+            self._serve()
 
     def _open_failed(self, slot: Slot[T], started: float, error: Exception) -> None:
         now = self.clock.monotonic()
@@ -225,6 +245,39 @@ class Lifecycle(ABC, Generic[T]):
         slot.connection = None
         self.events.emit(events.Closed(self.name, self.clock.monotonic(), slot.number, reason))
 
+    # -- age ---------------------------------------------------------------------------------------------------
+
+    def _is_old(self, slot: Slot[T], now: float) -> bool:
+        return now >= slot.expires_at and now > slot.opened_at
+
+    def _leaves_at(self, slot: Slot[T]) -> float:
+        """When an idle connection has to go: at the end of its lifetime, or when it was idle for long."""
+        age = slot.expires_at if self._replaces_recycled else math.inf
+        idle = self.options.idle_timeout
+        return age if idle is None else min(age, slot.idle_since + idle)
+
+    def _look_at(self, moment: float) -> None:
+        """Look for idle connections that have to go at that moment, if nobody was going to look earlier."""
+        if moment >= self._recycle_at:
+            return
+        if self._recycle_timer is not None:
+            self._recycle_timer.cancel()
+        self._recycle_at = moment
+        delay = max(0.0, moment - self.clock.monotonic())
+        self._recycle_timer = self._loop().call_later(delay, self._recycle)
+
+    def _recycle(self) -> None:
+        """Replace idle connections that are old enough, so that no caller has to wait for it; close unused ones."""
+        self._recycle_timer, self._recycle_at = None, math.inf
+        now = self.clock.monotonic()
+        for slot in [slot for slot in self._idle if now >= self._leaves_at(slot)]:
+            self._idle.remove(slot)
+            old = now >= slot.expires_at
+            self._retire(slot, "recycled" if old else "idle")
+            self._wanted_idle += old
+        self._look_at(min(map(self._leaves_at, self._idle), default=math.inf))
+        self._serve()
+
     # -- small helpers -----------------------------------------------------------------------------------------
 
     def _connection(self, slot: Slot[T]) -> T:
@@ -245,7 +298,7 @@ class Lifecycle(ABC, Generic[T]):
         self._tasks.discard(task)
         if slot.task is not task or not task.cancelled():
             return
-        if slot.state is SlotState.OPENING:
+        if slot.state in CONNECTING:
             self._free(slot, "closed while opening")
         elif slot.state in SUPPLY or slot.state is SlotState.SILENT:
             self._retire(slot, "interrupted", abrupt=True)

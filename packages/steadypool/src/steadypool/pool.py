@@ -15,6 +15,7 @@ import asyncio
 import math
 import random
 from collections import Counter, deque
+from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
@@ -22,10 +23,12 @@ from steadypool import errors, events, refusal
 from steadypool.breaker import Breaker, BreakerState
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.deadline import current_deadline
+from steadypool.leaks import LeakWatch
 from steadypool.lease import Driver, Lease, PoolOptions, Slot, SlotState, Waiter
 from steadypool.lifecycle import Lifecycle
-from steadypool.roster import ASKING, LIVE, SUPPLY
+from steadypool.roster import ASKING, CONNECTING, LIVE, SUPPLY
 from steadypool.sqlstate import Fate
+from steadypool.whereabouts import Place
 
 T = TypeVar("T")
 
@@ -75,17 +78,16 @@ class Pool(Lifecycle[T]):
         )
         self.breaker = breaker or Breaker(self.options.max_connecting)
         self.ceilings = ceilings if ceilings is not None else {}
-        # Replacing in the background a connection that may only live for an instant would never end.
-        self._replaces_recycled = self.options.recycle is not None and self.options.recycle >= 1.0
         self._waiters: dict[Waiter[T], None] = {}
         self._overtime: dict[Waiter[T], None] = {}  # those who wait beyond `busy_until`, for the server
         self._held: Counter[str] = Counter()
         self._changed: set[asyncio.Future[None]] = set()
-        self._wanted_idle = 0
         self._said_closed = False
         self._wake_timer: asyncio.TimerHandle | None = None
-        self._recycle_timer: asyncio.TimerHandle | None = None
-        self._recycle_at = math.inf
+        self._leaks = LeakWatch(
+            self.options.leak_after, self._slots, observers=self.events, name=self.name, clock=self.clock
+        )
+        self._suspended = False
 
     # -- what a person can see ---------------------------------------------------------------------------------
 
@@ -107,7 +109,12 @@ class Pool(Lifecycle[T]):
     # -- acquire and release -----------------------------------------------------------------------------------
 
     async def acquire(
-        self, *, name: str | None = None, workload: str | None = None, timeout: float | None = None
+        self,
+        *,
+        name: str | None = None,
+        workload: str | None = None,
+        timeout: float | None = None,
+        places: tuple[Place, ...] = (),
     ) -> Lease[T]:
         """Get a connection, first come, first served.
 
@@ -116,8 +123,10 @@ class Pool(Lifecycle[T]):
             workload: the class of work, for its ceiling and for statistics.
             timeout: seconds to wait while all connections are in use; `PoolOptions.pool_timeout` by default.
                 A `deadline()` that ends earlier wins.
+            places: where in the program this is asked for (`whereabouts`), for the report of a leak.
 
         Raises:
+            errors.DatabaseUnavailable: recent attempts to connect failed, and the next one would come too late.
             errors.PoolTimeout: none became free in time.
             errors.PoolQueueFull: too many callers wait already.
             errors.ConnectFailed: none could be opened.
@@ -137,10 +146,12 @@ class Pool(Lifecycle[T]):
             deadline=current_deadline(),
             name=name or _task_name(),
             workload=workload,
+            places=places,
         )
         lease = self._take_idle(waiter, now)
         if lease is not None:
             return lease
+        self._refuse_hopeless(waiter, now)
         if len(self._waiters) >= self.options.max_waiting and self._remaining() >= self.options.max_waiting:
             error = refusal.queue_full(self.options.max_waiting, waiter.deadline, self.snapshot())
             self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, workload))
@@ -155,6 +166,20 @@ class Pool(Lifecycle[T]):
             self._leave(waiter)
             raise
 
+    def _refuse_hopeless(self, waiter: Waiter[T], now: float) -> None:
+        """Turn a caller away at once where the server is known not to let us in, and waiting would not help."""
+        if self.count(*LIVE, *CONNECTING, SlotState.SILENT) or self._suspended:
+            return
+        until = max(waiter.busy_until, waiter.connect_until)
+        failure = self.last_connect_failure
+        final = failure is not None and refusal.is_final(failure)
+        if self.breaker.hopeless(now=now, until=now if final else until):
+            error = refusal.unavailable(
+                failure, self.breaker.not_before - now, waiter.deadline, self.snapshot()
+            )
+            self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, waiter.workload))
+            raise error
+
     def _leave(self, waiter: Waiter[T]) -> None:
         """The caller was cancelled; a lease that was handed over in the same moment goes to the next."""
         future = waiter.future
@@ -166,7 +191,7 @@ class Pool(Lifecycle[T]):
 
     def _take_idle(self, waiter: Waiter[T], now: float) -> Lease[T] | None:
         """The fast path: a connection that is there and needs no proof, if nobody is before this caller."""
-        if self._waiters or not self._idle or self._at_ceiling(waiter.workload):
+        if self._waiters or not self._idle or self._suspended or self._at_ceiling(waiter.workload):
             return None
         slot = self._idle[-1 if self.options.use_lifo else 0]
         if self._needs_proof(slot, now) or self._is_old(slot, now):
@@ -180,16 +205,19 @@ class Pool(Lifecycle[T]):
         lease = Lease(
             slot,
             self._released,
+            self._serve,
             acquired_at=now,
             waited=now - waiter.since,
             name=waiter.name,
             workload=waiter.workload,
+            places=waiter.places,
         )
         slot.lease = lease
         self._slots.move(slot, SlotState.LEASED)
         if waiter.workload is not None:
             self._held[waiter.workload] += 1
         self.events.emit(events.Acquired(self.name, now, slot.number, lease.waited, waiter.workload))
+        self._leaks.watch(self._loop())
         return lease
 
     def _released(self, lease: Lease[T], fate: Fate) -> None:
@@ -226,8 +254,9 @@ class Pool(Lifecycle[T]):
             self._retire(slot, "overflow")
         else:
             self._slots.move(slot, SlotState.IDLE)
+            slot.idle_since = now
             self._idle.append(slot)
-            self._recycle_by(slot.expires_at)
+            self._look_at(self._leaves_at(slot))
 
     # -- where callers and connections meet --------------------------------------------------------------------
 
@@ -247,7 +276,7 @@ class Pool(Lifecycle[T]):
     def _hand_out(self, now: float) -> None:
         """Give idle connections to those who wait, in the order in which they came."""
         proofs = self.count(SlotState.PROVING)
-        for waiter in tuple(self._waiters) if self._idle else ():
+        for waiter in tuple(self._waiters) if self._idle and not self._suspended else ():
             if waiter.future.done():  # cancelled, and about to say so itself
                 self._forget(waiter)
             elif not self._at_ceiling(waiter.workload):
@@ -290,22 +319,24 @@ class Pool(Lifecycle[T]):
 
     def _open_more(self, now: float) -> None:
         """Open as many connections as callers lack, as far as the limit and the breaker allow."""
-        if self._closed:
+        if self._closed or self._suspended:
             return
-        spare = min(self._wanted_idle, self.options.size - self.count(*LIVE, SlotState.OPENING))
+        spare = min(self._wanted_idle, self.options.size - self.count(*LIVE, *CONNECTING))
         self._wanted_idle = max(0, spare)
         room = self.options.limit - len(self._slots)
         if room <= 0:  # looked at first: a full pool is when there are many to count
             return
         lacking = self._takers() - self.count(*SUPPLY)
         wanted = max(lacking, self._wanted_idle if not self._waiters else 0)
-        opening = self.count(SlotState.OPENING)
-        allowance = self.breaker.allowance(now=now, opening=opening, live=self.count(*LIVE))
+        opening, stuck = self.count(SlotState.OPENING), self.count(SlotState.STUCK)
+        allowance = self.breaker.allowance(
+            now=now, opening=opening, stuck=stuck, live=self._slots.trusted() if wanted > 0 else 0
+        )
         for _ in range(int(min(wanted, room, allowance))):
             self._wanted_idle = max(0, self._wanted_idle - 1)
             slot = self._slots.add(self._generation)
             self._start(slot, self._open(slot))
-        if wanted > 0 and allowance == 0 and not opening:
+        if wanted > 0 and allowance == 0 and now < self.breaker.not_before:
             self._wake_at(self.breaker.not_before)
 
     def _remaining(self) -> int:
@@ -333,9 +364,6 @@ class Pool(Lifecycle[T]):
         ready = sum(not self._needs_proof(other, now) for other in self._idle)
         return not self._needs_proof(slot, now) and self._takers() > ready
 
-    def _is_old(self, slot: Slot[T], now: float) -> bool:
-        return now >= slot.expires_at and now > slot.opened_at
-
     def _at_ceiling(self, workload: str | None) -> bool:
         ceiling = self.ceilings.get(workload) if workload is not None else None
         return ceiling is not None and self._held[workload or ""] >= ceiling
@@ -349,7 +377,7 @@ class Pool(Lifecycle[T]):
     # -- how long a caller waits -------------------------------------------------------------------------------
 
     def _connect_pending(self) -> bool:
-        return self.count(SlotState.OPENING) > 0 or self.breaker.state is BreakerState.OPEN
+        return self.count(*CONNECTING) > 0 or self.breaker.state is BreakerState.OPEN
 
     def _waits_for_answer(self, waiter: Waiter[T]) -> bool:
         """Whether it is the server that keeps this caller waiting, and not those who hold the connections."""
@@ -406,8 +434,12 @@ class Pool(Lifecycle[T]):
         if waiter.fail(error):
             self.events.emit(events.AcquireFailed(self.name, now, now - waiter.since, error, waiter.workload))
 
-    def _connected(self) -> None:
-        self.breaker.connected()
+    def _connected(self, seconds: float) -> None:
+        self.breaker.connected(seconds)
+
+    @property
+    def _hedge_after(self) -> float:
+        return self.breaker.hedge_after
 
     def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
         self.breaker.failed(now=now, someone_waits=bool(self._waiters))
@@ -439,32 +471,41 @@ class Pool(Lifecycle[T]):
         self._wake_timer = None
         self._serve()
 
-    def _recycle_by(self, moment: float) -> None:
-        """Look for old connections at that moment, if nobody was going to look earlier."""
-        if moment >= self._recycle_at or not self._replaces_recycled:
-            return
-        if self._recycle_timer is not None:
-            self._recycle_timer.cancel()
-        self._recycle_at = moment
-        delay = max(0.0, moment - self.clock.monotonic())
-        self._recycle_timer = self._loop().call_later(delay, self._recycle)
+    # -- what an operator does ---------------------------------------------------------------------------------
 
-    def _recycle(self) -> None:
-        """Replace idle connections that are old enough, so that no caller has to wait for it."""
-        self._recycle_timer, self._recycle_at = None, math.inf
-        now = self.clock.monotonic()
-        for slot in [slot for slot in self._idle if now >= slot.expires_at]:
-            self._idle.remove(slot)
-            self._retire(slot, "recycled")
-            self._wanted_idle += 1
-        self._recycle_by(min((slot.expires_at for slot in self._idle), default=math.inf))
-        self._serve()
+    def suspend(self) -> None:
+        """Hand out nothing until `resume`: callers wait, for as long as they would wait for a busy pool."""
+        self._suspended = True
+
+    def resume(self) -> None:
+        """Hand out connections again."""
+        self._suspended = False
+        if self._home is not None:
+            self._serve()
+
+    def resize(self, *, size: int | None = None, max_overflow: int | None = None) -> None:
+        """Change the limits at run time. What is too many is closed when it comes back, or at once where idle.
+
+        Args:
+            size: connections that are kept open.
+            max_overflow: connections beyond these.
+        """
+        options = self.options
+        self.options = replace(
+            options,
+            size=options.size if size is None else size,
+            max_overflow=options.max_overflow if max_overflow is None else max_overflow,
+        )
+        while len(self._idle) > self.options.size:
+            self._retire(self._idle.popleft(), "overflow")
+        if self._home is not None:
+            self._serve()
 
     def warm_up(self, connections: int | None = None) -> None:
         """Begin to open connections, `PoolOptions.size` by default, without waiting for anybody to need them."""
         self._at_home()
         target = self.options.size if connections is None else min(connections, self.options.size)
-        self._wanted_idle = max(0, target - self.count(*LIVE, SlotState.OPENING))
+        self._wanted_idle = max(0, target - self.count(*LIVE, *CONNECTING))
         self._serve()
 
     async def evict(self) -> None:
@@ -505,6 +546,7 @@ class Pool(Lifecycle[T]):
             if timer is not None:
                 timer.cancel()
         self._wake_timer = self._recycle_timer = None
+        self._leaks.stop()
         for slot in self._slots:
             if slot.state in ASKING and slot.task is not None:
                 slot.task.cancel()

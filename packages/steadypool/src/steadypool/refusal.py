@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from steadypool import errors
 from steadypool.deadline import Deadline
 from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report
@@ -78,8 +80,9 @@ def is_busy(pool: PoolSnapshot, cause: BaseException | None) -> bool:
         return False
     there = pool.leased + pool.idle + pool.opening + pool.closing
     full = pool.max_overflow >= 0 and there >= pool.size + pool.max_overflow
-    # Idle connections, while somebody waits, are such as have not answered a ping yet.
-    return full or not (pool.opening or pool.idle)
+    # Idle connections, while somebody waits, are such as have not answered a ping yet; and where more are being
+    # opened than are in use it is the server that lets nobody in.
+    return (full and pool.leased >= pool.opening) or not (pool.opening or pool.idle)
 
 
 def at_ceiling(workload: str, timeout: float, pool: PoolSnapshot) -> str:
@@ -134,3 +137,18 @@ def is_final(failure: BaseException) -> bool:
 def closed(name: str) -> errors.PoolClosed:
     """The error for whoever uses a pool after its end."""
     return errors.PoolClosed(f"the pool {name!r} is closed", Report(phase=Phase.CLOSING))
+
+
+def unavailable(
+    failure: BaseException | None, pause: float, deadline: Deadline | None, pool: PoolSnapshot
+) -> errors.DatabaseUnavailable:
+    """The error for a caller who is turned away because recent attempts failed and no other comes in time."""
+    facts = replace(report(Phase.CONNECTING, 0.0, deadline, pool), retry_after=max(pause, 0.0))
+    error = errors.DatabaseUnavailable(
+        f"not even tried: the last attempt to connect failed, the next is due in {pause:.2f}s"
+        + (f"; the last one said: {failure}" if failure else ""),
+        facts,
+        final=failure is not None and is_final(failure),
+    )
+    error.__cause__ = failure
+    return error

@@ -15,7 +15,10 @@ LIVE = frozenset({SlotState.IDLE, SlotState.PROVING, SlotState.LEASED, SlotState
 SUPPLY = frozenset({SlotState.PROVING, SlotState.RESETTING, SlotState.OPENING})
 """States that end in a connection for somebody who waits, if all goes well."""
 
-ASKING = frozenset({SlotState.OPENING, SlotState.PROVING, SlotState.SILENT})
+CONNECTING = frozenset({SlotState.OPENING, SlotState.STUCK})
+"""States in which there is no connection yet."""
+
+ASKING = CONNECTING | {SlotState.PROVING, SlotState.SILENT}
 """States in which an answer of the server is awaited that nobody else can give."""
 
 
@@ -39,6 +42,10 @@ class Roster(Generic[T]):
         for state in states:
             total += self._counts[state]
         return total
+
+    def trusted(self) -> int:
+        """How many connections are live and not under suspicion."""
+        return sum(slot.state in LIVE and not slot.suspect for slot in self._slots.values())
 
     def add(self, generation: int) -> Slot[T]:
         """A new slot, whose connection is about to be opened."""
@@ -67,7 +74,7 @@ class Roster(Generic[T]):
             max_overflow=-1 if options.max_overflow is None else options.max_overflow,
             leased=self.count(SlotState.LEASED),
             idle=self.count(SlotState.IDLE, SlotState.PROVING, SlotState.SILENT),
-            opening=self.count(SlotState.OPENING),
+            opening=self.count(*CONNECTING),
             closing=self.count(SlotState.CLOSING, SlotState.RESETTING),
             waiting=waiting,
             holders=tuple(errors.Holder(x.name, now - x.acquired_at, x.workload) for x in leases),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy.ext.asyncio as stock
@@ -37,6 +38,9 @@ def create_async_engine(
     max_waiting: int = 1000,
     max_connecting: int = 4,
     close_grace: float = 5.0,
+    leak_after: float | None = None,
+    idle_timeout: float | None = None,
+    breaker: bool = True,
     leave_timeout: float = 2.0,
     password: Password | None = None,
     pool_name: str = "main",
@@ -61,6 +65,9 @@ def create_async_engine(
         max_waiting: callers that may wait for a connection at the same time.
         max_connecting: connections that may be opened at the same time.
         close_grace: seconds that closing waits for connections in use.
+        leak_after: seconds after which a connection in use is reported, once, with where it was acquired.
+        idle_timeout: seconds after which an idle connection is closed.
+        breaker: whether one attempt at a time goes out while the server does not let us in.
         leave_timeout: seconds that rollback, reset or close of one connection may take.
         password: asked for a password before each connect.
         pool_name: what errors and events call the pool.
@@ -81,22 +88,21 @@ def create_async_engine(
     connect_args = dict(arguments.pop("connect_args", {}))
     limit = connection_timeout or _driver_timeout(connect_args) or DEFAULT_CONNECTION_TIMEOUT
     if arguments.get("pool") is None and arguments.get("poolclass") is None:
-        pre_ping = arguments.pop("pool_pre_ping", False)
-        arguments |= {
-            "poolclass": SteadyPool,
-            "pool_pre_ping": bool(pre_ping),
-            "ping_by_select": pre_ping == "select1",
+        options = PoolOptions(
+            connect_timeout=limit,
+            ping_after_idle=ping_after_idle,
+            leave_timeout=leave_timeout,
+            max_waiting=max_waiting,
+            max_connecting=max_connecting,
+            close_grace=close_grace,
+            leak_after=leak_after,
+            idle_timeout=idle_timeout,
+        )
+        arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False)) | {
             "steady_name": pool_name,
             "steady_events": events,
             "steady_ceilings": ceilings,
-            "steady_options": PoolOptions(
-                connect_timeout=limit,
-                ping_after_idle=0.0 if pre_ping == "select1" else ping_after_idle,
-                leave_timeout=leave_timeout,
-                max_waiting=max_waiting,
-                max_connecting=max_connecting,
-                close_grace=close_grace,
-            ),
+            "steady_breaker": breaker,
         }
     limits = {} if statement_timeout is None else {"statement_timeout": milliseconds(statement_timeout)}
     guards = Guards(
@@ -115,6 +121,17 @@ def create_async_engine(
     sync_engine.url = sync_engine.url.set(drivername=given.drivername)
     event.listen(sync_engine, "handle_error", name_error)
     return engine
+
+
+def _pool_arguments(options: PoolOptions, pre_ping: bool | str) -> dict[str, Any]:
+    """What SQLAlchemy passes on to our pool; `select1` means a real SELECT before every use."""
+    by_select = pre_ping == "select1"
+    return {
+        "poolclass": SteadyPool,
+        "pool_pre_ping": bool(pre_ping),
+        "ping_by_select": by_select,
+        "steady_options": replace(options, ping_after_idle=0.0) if by_select else options,
+    }
 
 
 def engine_for_workload(

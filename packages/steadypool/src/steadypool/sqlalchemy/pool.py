@@ -13,6 +13,7 @@ import math
 import threading
 import weakref
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import exc, pool
@@ -21,12 +22,14 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
 from steadypool import errors
+from steadypool.breaker import Breaker
 from steadypool.connect.leaving import Farewell, take_farewell
 from steadypool.events import Events
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
 from steadypool.sqlalchemy.errors import as_sqlalchemy
 from steadypool.sqlstate import Fate
+from steadypool.whereabouts import Place, whereabouts
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -196,6 +199,7 @@ class SteadyPool(pool.Pool):
         steady_name: str = "main",
         steady_events: Events | None = None,
         steady_ceilings: dict[str, int] | None = None,
+        steady_breaker: bool = True,
         ping_by_select: bool = False,
         recycle: float = -1,
         pre_ping: bool = False,
@@ -205,18 +209,13 @@ class SteadyPool(pool.Pool):
         super().__init__(creator, recycle=-1, pre_ping=False, **kw)
         base = steady_options or PoolOptions()
         unlimited = pool_size == 0
-        self.options = PoolOptions(
+        options = replace(
+            base,
             size=UNLIMITED if unlimited else pool_size,
             max_overflow=None if unlimited or max_overflow == -1 else max_overflow,
             pool_timeout=math.inf if timeout is None else timeout,
-            connect_timeout=base.connect_timeout,
             recycle=recycle if recycle >= 0 else None,
-            recycle_jitter=base.recycle_jitter,
             ping_after_idle=base.ping_after_idle if pre_ping else None,
-            leave_timeout=base.leave_timeout,
-            max_waiting=base.max_waiting,
-            max_connecting=base.max_connecting,
-            close_grace=base.close_grace,
             use_lifo=use_lifo,
         )
         self.ping_by_select = ping_by_select
@@ -230,6 +229,7 @@ class SteadyPool(pool.Pool):
             "steady_options": steady_options,
             "steady_name": steady_name,
             "steady_ceilings": self.ceilings,
+            "steady_breaker": steady_breaker,
             "ping_by_select": ping_by_select,
             "recycle": recycle,
             "pre_ping": pre_ping,
@@ -237,14 +237,20 @@ class SteadyPool(pool.Pool):
         self.observers = steady_events or Events()
         self.core: Pool[Record] = Pool(
             RecordDriver(self),
-            self.options,
+            options,
             name=steady_name,
+            breaker=Breaker(options.max_connecting, enabled=steady_breaker),
             observers=self.observers,
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
         self._home_thread: int | None = None
         self._home_loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def options(self) -> PoolOptions:
+        """How the pool behaves now; `resize` changes it."""
+        return self.core.options
 
     @property
     def dialect(self) -> GuardedDialect:
@@ -263,7 +269,7 @@ class SteadyPool(pool.Pool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         try:
-            lease = await_only(self.core.acquire(workload=current_workload.get()))
+            lease = await_only(self.core.acquire(workload=current_workload.get(), places=self._places()))
         except errors.SteadypoolError as error:
             raise as_sqlalchemy(error) from error.__cause__
         if self._home_loop is None:
@@ -273,6 +279,9 @@ class SteadyPool(pool.Pool):
         # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
         record.fairy_ref = None
         return record
+
+    def _places(self) -> tuple[Place, ...]:
+        return whereabouts() if self.options.leak_after is not None else ()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         self.take_back(cast(Record, record))

@@ -1,0 +1,77 @@
+"""Connections that somebody has had for too long: who, since when, and where in the program they were acquired."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from steadypool import events
+from steadypool.clock import Clock
+from steadypool.lease import Lease, Slot
+
+
+class LeakWatch:
+    """Reports each lease that lasts longer than a limit, once.
+
+    One timer serves all leases: it is set when there is something to watch, and looks at what is due.
+
+    Args:
+        limit: seconds that a lease may last; None for no watch.
+        slots: the connections of the pool.
+        observers: where `LeakSuspected` goes.
+        name: what the event calls the pool.
+        clock: where the time comes from.
+    """
+
+    def __init__(
+        self,
+        limit: float | None,
+        slots: Iterable[Slot[Any]],
+        *,
+        observers: events.Events,
+        name: str,
+        clock: Clock,
+    ) -> None:
+        self._limit = limit
+        self._slots = slots
+        self._events = observers
+        self._name = name
+        self._clock = clock
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """A lease has begun."""
+        if self._timer is None and self._limit is not None:
+            self._timer = loop.call_later(self._limit, self._look, loop, self._limit)
+
+    def stop(self) -> None:
+        """There will be no more leases."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
+        self._timer = None
+        now = self._clock.monotonic()
+        held = [slot.lease for slot in self._slots if slot.lease is not None and not slot.lease.reported]
+        for lease in held:
+            if now - lease.acquired_at >= limit:
+                self._report(lease, now)
+        begins = [lease.acquired_at for lease in held if not lease.reported]
+        if begins:
+            self._timer = loop.call_later(max(0.0, min(begins) + limit - now), self._look, loop, limit)
+
+    def _report(self, lease: Lease[Any], now: float) -> None:
+        lease.reported = True
+        self._events.emit(
+            events.LeakSuspected(
+                self._name,
+                now,
+                lease.slot.number,
+                now - lease.acquired_at,
+                lease.name,
+                lease.workload,
+                lease.places,
+            )
+        )
