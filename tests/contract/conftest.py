@@ -46,6 +46,7 @@ WANTED_DIFFERENCES = {
     "a failing checkin handler costs no place": "stock never gets the place back",
     "connect errors have a name": "ConnectFailed or ConnectTimeout with the cause; stock: whatever the driver raised",
     "refused connects are tried again": "until the caller's time is up; stock fails at once",
+    "a pause after a failure": "callers are refused at once where the next attempt cannot help them; stock tries",
     "the cancelled caller leaves its connect behind": "for the next; stock aborts it",
     "lost connections have a name": "ConnectionLost, an OperationalError, for both drivers",
     "the message says more": "the exhaustion message goes on after stock's words",

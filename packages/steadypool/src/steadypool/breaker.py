@@ -56,6 +56,7 @@ class Breaker:
     enabled: bool = True
     state: BreakerState = BreakerState.CLOSED
     not_before: float = 0.0
+    failed_at: float = 0.0
     last_connect: float = 0.0
 
     def allowance(self, *, now: float, opening: int, live: int, stuck: int = 0) -> int:
@@ -87,13 +88,14 @@ class Breaker:
     def failed(self, *, now: float, someone_waits: bool) -> None:
         """A connect failed, for whatever reason."""
         self.state = BreakerState.OPEN
+        self.failed_at = now
         ceiling = PAUSE_WHILE_WAITED_FOR if someone_waits else PAUSE_WHEN_IDLE
         self.not_before = now + self.backoff.next_pause(ceiling)
 
-    def somebody_came(self, *, now: float) -> None:
+    def somebody_came(self) -> None:
         """A caller began to wait: a long pause from quieter times is cut short."""
         if self.state is BreakerState.OPEN:
-            self.not_before = min(self.not_before, now + PAUSE_WHILE_WAITED_FOR)
+            self.not_before = min(self.not_before, self.failed_at + PAUSE_WHILE_WAITED_FOR)
 
     def hopeless(self, *, now: float, until: float) -> bool:
         """Whether a caller who can wait until then would not even see the next attempt begin."""

@@ -166,6 +166,7 @@ class Database:
             idle_timeout=s.pool_idle_timeout,
             breaker=s.breaker,
             password=s.password,
+            pooler=s.pooler,
             pool_name=self.name,
             events=self.events,
             ceilings=self._ceilings,

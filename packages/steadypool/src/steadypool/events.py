@@ -107,6 +107,13 @@ class StatementTimedOut(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class GuardsLost(Event):
+    """Sessions start without their guards, because a pooler does not let them pass; said once, with the reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PoolClosedEvent(Event):
     """The pool is closed; `aborted` connections were still in use when the grace time ended."""
 

@@ -151,6 +151,7 @@ class Pool(Lifecycle[T]):
         lease = self._take_idle(waiter, now)
         if lease is not None:
             return lease
+        self.breaker.somebody_came()
         self._refuse_hopeless(waiter, now)
         if len(self._waiters) >= self.options.max_waiting and self._remaining() >= self.options.max_waiting:
             error = refusal.queue_full(self.options.max_waiting, waiter.deadline, self.snapshot())
@@ -158,7 +159,6 @@ class Pool(Lifecycle[T]):
             raise error
         self._waiters[waiter] = None
         self._arm(waiter, waiter.busy_until - now)
-        self.breaker.somebody_came(now=now)
         self._serve()
         try:
             return await waiter.future

@@ -53,6 +53,7 @@ async def open_asyncpg(
         network: what is known about addresses, and who is asked for more.
         clock: what measures the time for the report.
         **arguments: for `asyncpg.connect`, such as `statement_cache_size`; they win over the target's.
+            `server_settings` are added to the guards, win over them, and are kept where those are refused.
 
     Raises:
         ConnectTimeout: not connected in time.
@@ -74,7 +75,13 @@ async def open_asyncpg(
 
         async def with_guards(guards: Mapping[str, str]) -> Any:
             given = asyncpg_arguments(_only(target, host, role), password=secret, guards=guards)
+            settings: dict[str, str] = {
+                **given.get("server_settings", {}),
+                **(arguments.get("server_settings") or {}),
+            }
             given |= {**arguments, "timeout": None}
+            if settings:
+                given["server_settings"] = settings
             login = Login(target.user, given.get("password"), target.database)
             for again in (False, True):
                 proof = (login, proven) if binding else None

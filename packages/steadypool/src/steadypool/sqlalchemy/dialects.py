@@ -22,6 +22,7 @@ from steadypool import errors
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.dsn import ConnectTarget, Host, parse_url
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
+from steadypool.connect.network import NETWORK, Network
 from steadypool.connect.options import (
     ASYNCPG,
     PSYCOPG,
@@ -32,8 +33,9 @@ from steadypool.connect.options import (
 )
 from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
-from steadypool.settings import Password
+from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor, BoundedCursors
+from steadypool.sqlalchemy.pooler import PoolerWatch
 
 TIMEOUT_OPTION = "steadypool_statement_timeout"
 """Execution option: seconds that a statement may run; the engine's own limit if absent."""
@@ -43,7 +45,8 @@ TIMEOUT_OPTION = "steadypool_statement_timeout"
 class Guards:
     """What an engine's dialect enforces. Seconds; None for no limit.
 
-    `server_settings` are what the server enforces itself, even when this process has gone; start-up options.
+    `server_settings` are what the server enforces itself, even when this process has gone; start-up options, or,
+    where a pooler does not let them pass, set in each transaction. `on_guards_lost` is told so, once.
     """
 
     statement_timeout: float | None = None
@@ -52,6 +55,9 @@ class Guards:
     password: Password | None = None
     server_settings: Mapping[str, str] = field(default_factory=dict[str, str])
     socket_options: Mapping[str, str] = field(default_factory=dict[str, str])
+    pooler: Pooler = Pooler.AUTO
+    on_guards_lost: Callable[[str], None] | None = None
+    network: Network = NETWORK
     clock: Clock = SYSTEM_CLOCK
 
 
@@ -74,6 +80,7 @@ class GuardedDialect:
         super().__init__(**kw)
         self.guards = steadypool_guards or Guards()
         self._proven: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+        self.watch = PoolerWatch(self.guards.pooler, self.guards.server_settings, self.guards.on_guards_lost)
 
     # -- bounds ------------------------------------------------------------------------------------------------
 
@@ -118,6 +125,17 @@ class GuardedDialect:
     def do_executemany(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
         """As SQLAlchemy's, bounded."""
         self._execute_bounded(super().do_executemany, cursor, (statement, parameters), context)  # type: ignore[misc]
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        """As SQLAlchemy's; behind a pooler the guards travel with the BEGIN."""
+        super().do_begin(dbapi_connection)  # type: ignore[misc]
+        if self.watch.per_transaction:
+            server = self.guards.statement_timeout
+            adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
+            self.bounded(
+                None if server is None else server + CLIENT_GRACE, self.watch.begin, self.driver, adapter
+            )
+            self.spoke(adapter.driver_connection)
 
     def do_rollback(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off.
@@ -223,7 +241,17 @@ class GuardedDialect:
             target = replace(target, hosts=(place,))
         if "user" in changed:
             target = replace(target, user=changed.pop("user"))
-        return await self.open_raw(target, password, changed)
+        own_threshold = "prepare_threshold" in changed
+        own = [target.options.get("options"), changed.get("options"), changed.get("server_settings")]
+        opened = await self.open_raw(target, password, changed)
+        try:
+            await self.watch.look(self.driver, opened, str(own))
+        except BaseException:  # also when cancelled: nobody else knows this connection
+            self.cut(opened)
+            raise
+        if self.driver == PSYCOPG and not (own_threshold or self.watch.keeps_statements):
+            opened.prepare_threshold = None
+        return opened
 
     adapter_names: frozenset[str]
 
@@ -298,19 +326,17 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         """Open an `asyncpg.Connection`."""
         from steadypool.connect.asyncpg_driver import open_asyncpg  # asyncpg may not be installed
 
-        settings: dict[str, str] = {
-            **self.guards.server_settings,
-            **(changed.pop("server_settings", None) or {}),
-        }
         changed.pop("timeout", None)  # create_async_engine made it the limit of the whole connect
         if self.guards.statement_timeout is not None:
             changed.setdefault("command_timeout", self.guards.statement_timeout + CLIENT_GRACE)
         return await open_asyncpg(
             target,
             timeout=self.guards.connect_timeout,
-            guards=settings,
+            guards=self.watch.at_start,
             socket_options=self.guards.socket_options,
             password=password,
+            on_guards_refused=self.watch.refused,
+            network=self.guards.network,
             **changed,
         )
 
@@ -335,7 +361,7 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
     def is_confused(self, error: BaseException) -> bool:
         """asyncpg's state does not fit any more, as after a last word of the server that it read while idle."""
-        from asyncpg import InternalClientError
+        from asyncpg import InternalClientError  # pyright: ignore[reportMissingTypeStubs]
 
         return isinstance(error, InternalClientError)
 
@@ -390,8 +416,9 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         arguments: dict[str, Any] = dict(psycopg_arguments(target))
         if self._psycopg_adapters_map:
             arguments["context"] = self._psycopg_adapters_map
-        if self.client_encoding is not None:
-            arguments["client_encoding"] = self.client_encoding
+        encoding: str | None = vars(self).get("client_encoding")
+        if encoding is not None:
+            arguments["client_encoding"] = encoding
         return arguments
 
     async def open_raw(
@@ -407,9 +434,11 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         return await open_psycopg(
             target,
             timeout=self.guards.connect_timeout,
-            guards=self.guards.server_settings,
+            guards=self.watch.at_start,
             socket_options=self.guards.socket_options,
             password=password,
+            on_guards_refused=self.watch.refused,
+            network=self.guards.network,
             **changed,
         )
 

@@ -10,11 +10,12 @@ import sqlalchemy.ext.asyncio as stock
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from steadypool.clock import SYSTEM_CLOCK
 from steadypool.connect.guards import milliseconds
 from steadypool.errors import ConfigurationError
-from steadypool.events import Events
+from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
-from steadypool.settings import Password
+from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.dialects import OURS, TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
@@ -43,6 +44,7 @@ def create_async_engine(
     breaker: bool = True,
     leave_timeout: float = 2.0,
     password: Password | None = None,
+    pooler: Pooler = Pooler.AUTO,
     pool_name: str = "main",
     events: Events | None = None,
     ceilings: dict[str, int] | None = None,
@@ -70,6 +72,7 @@ def create_async_engine(
         breaker: whether one attempt at a time goes out while the server does not let us in.
         leave_timeout: seconds that rollback, reset or close of one connection may take.
         password: asked for a password before each connect.
+        pooler: what stands before the server; `auto` looks once, and takes any pooler for one in transaction mode.
         pool_name: what errors and events call the pool.
         events: where the pool tells what happens.
         ceilings: for a workload, the most connections it may hold.
@@ -111,6 +114,8 @@ def create_async_engine(
         leave_timeout=leave_timeout,
         password=password,
         socket_options=socket_options or {},
+        pooler=pooler,
+        on_guards_lost=lambda reason: _tell(events, pool_name, reason),
         server_settings={**NOTICE_VANISHED_CLIENT, **limits, **(server_settings or {})},
     )
     engine = stock.create_async_engine(
@@ -157,6 +162,11 @@ def engine_for_workload(
 
     sync_view.raw_connection = raw_connection
     return view
+
+
+def _tell(events: Events | None, pool_name: str, reason: str) -> None:
+    if events is not None:
+        events.emit(GuardsLost(pool=pool_name, at=SYSTEM_CLOCK.monotonic(), reason=reason))
 
 
 def _without_word_for_none(url: URL) -> URL:

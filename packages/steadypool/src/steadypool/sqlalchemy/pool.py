@@ -57,9 +57,8 @@ class Record(_ConnectionRecord):
 
     def __init__(self, owner: SteadyPool) -> None:
         self._owner = owner
-        self.finalize_callback = (
-            deque()
-        )  # SQLAlchemy makes it last, and 2.0.40 needs it where connecting fails
+        # SQLAlchemy makes it last, and 2.0.40 needs it where connecting fails.
+        self.finalize_callback = deque()
         try:
             super().__init__(owner)
         except BaseException:

@@ -1,0 +1,210 @@
+"""Behind PgBouncer: sessions start although it refuses or swallows the guards, and the server still enforces them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import text
+
+from steadypool import Database, DatabaseSettings, errors
+from steadypool.events import Event, GuardsLost
+from steadypool.sqlalchemy import create_async_engine
+from steadypool.sqlalchemy.pooler import PoolerWatch, Seen
+
+pytestmark = pytest.mark.anyio
+
+GUARDS = (
+    "statement_timeout, idle_in_transaction_session_timeout, client_connection_check_interval, "
+    "tcp_keepalives_idle, tcp_keepalives_interval, tcp_keepalives_count, tcp_user_timeout, options"
+)
+
+
+@contextlib.contextmanager
+def pgbouncer(url: str, mode: str, ignored: str = "", size: int = 3) -> Iterator[str]:
+    """PgBouncer before the server of that URL; gives the URL through it."""
+    binary = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if binary is None:
+        pytest.fail("these tests need PgBouncer: apt-get install --no-install-recommends pgbouncer")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    parts = urlsplit(url)
+    with tempfile.TemporaryDirectory(prefix="steadypool-pgbouncer-") as folder:
+        file = Path(folder) / "pgbouncer.ini"
+        file.write_text(
+            "[databases]\n"
+            f"* = host={parts.hostname} port={parts.port} user={parts.username} password={parts.password}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+            f"pool_mode = {mode}\ndefault_pool_size = {size}\nignore_startup_parameters = {ignored}\n"
+        )
+        account: dict[str, Any] = {}
+        if os.getuid() == 0:
+            shutil.chown(folder, "nobody")
+            shutil.chown(file, "nobody")
+            account = {"user": "nobody", "extra_groups": []}
+        process = subprocess.Popen([binary, "-q", file], stderr=subprocess.DEVNULL, **account)
+        try:
+            end = time.monotonic() + 10
+            while True:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                    break
+                assert process.poll() is None and time.monotonic() < end, "PgBouncer does not start"
+                time.sleep(0.02)
+            yield f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def driver(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["transaction", "session"])
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["", GUARDS], ids=["refused", "ignored"])
+def behind(request: pytest.FixtureRequest, database_url: str, mode: str) -> Iterator[str]:
+    """A URL through a PgBouncer that refuses the guards, or is told to ignore them."""
+    with pgbouncer(database_url, mode, request.param) as url:
+        yield url
+
+
+@contextlib.asynccontextmanager
+async def database(url: str, driver: str, **settings: Any) -> AsyncIterator[Database]:
+    values = {"statement_timeout": 0.4, "pool_size": 5, "max_overflow": 0} | settings
+    chosen = DatabaseSettings(url=url.replace("postgresql://", f"postgresql+{driver}://"), **values)
+    async with Database(chosen) as db:
+        yield db
+
+
+async def ask(db: Database, sql: str, **session: Any) -> Any:
+    async with db.session(**session) as own:
+        return (await own.execute(text(sql))).scalar()
+
+
+async def test_the_server_enforces_the_limits_in_every_transaction(
+    behind: str, driver: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Event] = []
+    with caplog.at_level(logging.WARNING, "steadypool.connect"):
+        async with database(behind, driver) as db:
+            db.events.subscribe(lambda event: told.append(event) if isinstance(event, GuardsLost) else None)
+            for _ in range(3):
+                assert await ask(db, "show statement_timeout") == "400ms"
+                assert await ask(db, "show idle_in_transaction_session_timeout") == "1min"
+                assert await ask(db, "show client_connection_check_interval") == "1s"
+            started = time.monotonic()
+            with pytest.raises(errors.StatementTimeout) as caught:
+                await ask(db, "select pg_sleep(5)")
+            assert time.monotonic() - started < 2
+            assert "canceling statement" in "".join(
+                str(part) for part in _chain(caught.value)
+            )  # by the server
+            db.workload("slow", statement_timeout=2)
+            assert await ask(db, "show statement_timeout", workload="slow") == "2s"
+            async with db.session() as session:
+                for _ in range(2):  # each transaction of a session, after a rollback too
+                    assert (await session.execute(text("show statement_timeout"))).scalar() == "400ms"
+                    await session.rollback()
+    said = [record.message for record in caplog.records if record.name == "steadypool.connect"]
+    assert len(said) == len(told) == 1, (said, told)
+    assert "beginning of each transaction" in said[0]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        yield from _chain(getattr(error, "orig", None))
+        error = error.__cause__
+
+
+async def test_prepared_statements_do_not_collide(behind: str, driver: str) -> None:
+    """More sessions than the pooler has connections, the same statements again and again."""
+
+    async def work(db: Database, number: int) -> None:
+        for turn in range(12):
+            async with db.session() as session:
+                asked = text("select cast(:n as int) + 1, cast(:t as text)")
+                row = (await session.execute(asked, {"n": number, "t": str(turn)})).one()
+                assert tuple(row) == (number + 1, str(turn))
+
+    async with database(behind, driver, statement_timeout=5, pool_size=3) as db:
+        await asyncio.gather(*(work(db, number) for number in range(6)))
+
+
+async def test_an_engine_without_a_database_has_it_too(behind: str, driver: str) -> None:
+    arguments: dict[str, Any] = (
+        {"connect_args": {"statement_cache_size": 0, "prepared_statement_cache_size": 0}}
+        if driver == "asyncpg"
+        else {}
+    )
+    engine = create_async_engine(
+        behind.replace("postgresql://", f"postgresql+{driver}://"), statement_timeout=0.4, **arguments
+    )
+    try:
+        async with engine.begin() as connection:
+            assert (await connection.execute(text("show statement_timeout"))).scalar() == "400ms"
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            assert (await connection.execute(text("show statement_timeout"))).scalar() == "0"  # as documented
+    finally:
+        await engine.dispose()
+
+
+async def test_without_a_pooler_the_session_has_its_guards_and_transactions_are_as_short_as_ever(
+    driver: str, database_url: str
+) -> None:
+    async with database(database_url, driver) as db:
+        assert await ask(db, "show statement_timeout") == "400ms"
+        watch = db.pool.dialect.watch
+        assert watch.looked
+        assert not watch.behind_pooler
+        assert watch.per_transaction is None
+        assert watch.keeps_statements
+
+
+async def test_a_pooler_is_noticed_by_who_answers(behind: str, driver: str, mode: str) -> None:
+    async with database(behind, driver) as db:
+        assert await ask(db, "select 1") == 1
+        assert db.pool.dialect.watch.behind_pooler
+        assert not db.pool.dialect.watch.keeps_statements  # not known to be safe
+    async with database(behind, driver, pooler=mode) as db:
+        assert await ask(db, "select 1") == 1
+        assert db.pool.dialect.watch.keeps_statements == (mode == "session")
+
+
+async def test_the_applications_own_settings_are_not_taken_for_swallowed_guards(
+    driver: str, database_url: str
+) -> None:
+    async with database(database_url + "?options=-c%20statement_timeout%3D7s", driver) as db:
+        assert await ask(db, "show statement_timeout") == "7s"
+        assert db.pool.dialect.watch.per_transaction is None
+
+
+def test_an_old_server_is_not_told_what_it_does_not_know() -> None:
+    guards = {"statement_timeout": "400", "client_connection_check_interval": "1000"}
+    told: list[str] = []
+    watch = PoolerWatch(settings=guards, told=told.append)
+    watch.saw(Seen(1, 1, 0, knows_check_interval=False))
+    assert watch.per_transaction == "SET LOCAL statement_timeout = '400'"
+    assert watch.at_start == {}
+    assert len(told) == 1
+    watch = PoolerWatch(settings=guards)
+    watch.saw(Seen(1, 2, 0, knows_check_interval=True))
+    assert "client_connection_check_interval = '1000'" in (watch.per_transaction or "")
