@@ -20,7 +20,7 @@ from steadypool.connect.asyncpg_driver import open_asyncpg
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
 from steadypool.connect.names import Address
-from steadypool.connect.network import HESITATION, Candidate, Network
+from steadypool.connect.network import HESITATION, Network
 from steadypool.connect.psycopg_driver import open_psycopg
 from steadypool.errors import ConnectFailed, ConnectTimeout
 from steadypool.events import ConnectStarted, Event
@@ -438,12 +438,3 @@ async def test_cancelled_while_sockets_are_on_their_way(opened: Open, book: Book
         await asyncio.wait({task})
         assert time.monotonic() - started < 0.1 + MARGIN / 2
         assert open_sockets() <= before
-
-
-def test_an_address_is_shown_as_it_is_written() -> None:
-    host = parse_url("postgresql://db:1").hosts[0]
-    assert Candidate(host, (socket.AF_INET6, ("::1", 1, 0, 0))).where == "[::1]:1"
-    scoped = Candidate(host, (socket.AF_INET6, ("fe80::1", 1, 0, 3)))
-    assert scoped.numeric == "fe80::1%3"
-    assert Candidate(host, None).where == "db:1"
-    assert Candidate(None, None).where == "the default host"
