@@ -399,26 +399,40 @@ async def test_thirty_requests_before_twelve_silent_addresses_end_in_time(
 # -- cancellation ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", range(0, 40))
-async def test_cancelled_at_any_step_nothing_stays_open(
-    opened: Open, book: Book, database_url: str, steps: int
-) -> None:
-    """After so many turns of the event loop: in the look-up, the race, the log-in, or just after it."""
-    book.names["db"] = ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
+async def test_cancelled_at_any_step_nothing_stays_open(opened: Open, book: Book, database_url: str) -> None:
+    """After so many turns of the event loop or milliseconds: in the look-up, the race, the log-in, just after it."""
+    url = named(database_url, query="sslmode=disable")
 
     async def attempt() -> None:
-        async with opened(named(database_url, query="sslmode=disable")):
+        async with opened(url):
             pass
 
-    with silent("127.0.0.2", port=port_of(database_url)):
-        before = open_sockets()
+    def cancelled_after(turns: int, seconds: float) -> asyncio.Task[None]:
         task = asyncio.create_task(attempt())
-        for _ in range(steps):
-            await asyncio.sleep(0 if steps < 20 else 0.015)
-        task.cancel()
-        result = (await asyncio.gather(task, return_exceptions=True))[0]
-        assert result is None or isinstance(result, asyncio.CancelledError), result
-        await closes_down_to(before)
+
+        async def cancel() -> None:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await asyncio.sleep(seconds)
+            task.cancel()
+
+        cancelling.append(asyncio.create_task(cancel()))
+        return task
+
+    with silent("127.0.0.2", port=port_of(database_url)):
+        for first, steps in (
+            ("127.0.0.1", [(turns, 0.0) for turns in range(16)]),
+            ("127.0.0.1", [(0, 0.002 * number) for number in range(1, 12)]),
+            ("127.0.0.2", [(0, 0.195 + 0.003 * number) for number in range(10)]),
+        ):
+            for step in steps:
+                book.names["db"] = list(dict.fromkeys([first, "127.0.0.1"]))
+                cancelling: list[asyncio.Task[None]] = []
+                before = open_sockets()
+                result = (await asyncio.gather(cancelled_after(*step), return_exceptions=True))[0]
+                assert result is None or isinstance(result, asyncio.CancelledError), result
+                await asyncio.gather(*cancelling)
+                await closes_down_to(before)
 
 
 async def test_cancelled_while_sockets_are_on_their_way(opened: Open, book: Book, database_url: str) -> None:
