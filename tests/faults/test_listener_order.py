@@ -253,7 +253,7 @@ async def test_close_while_it_connects(db: Database, proxy: FaultProxy) -> None:
     async with asyncio.timeout(1.0):
         await db.listener.close()
         assert await task == []
-    assert proxy.open == 0
+        await until(lambda: proxy.open == 0)  # the proxy has to hear of it
 
 
 async def test_a_catch_up_may_close_the_database(db: Database, pg: Observer) -> None:
