@@ -253,7 +253,7 @@ async def test_close_while_it_connects(db: Database, proxy: FaultProxy) -> None:
     async with asyncio.timeout(1.0):
         await db.listener.close()
         assert await task == []
-    assert proxy.open == 0
+        await until(lambda: proxy.open == 0)  # the proxy has to hear of it
 
 
 async def test_a_catch_up_may_close_the_database(db: Database, pg: Observer) -> None:
@@ -370,3 +370,35 @@ except ConfigurationError as error:
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert "steadypool[psycopg]" in ran.stdout, ran.stderr
+
+
+async def test_who_caught_up_on_a_connection_that_is_gone_does_not_hear(
+    db: Database, proxy: FaultProxy
+) -> None:
+    calls = 0
+
+    async def catch_up() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            wire = db.listener._wire
+            assert wire is not None
+            wire.close()
+
+    async with db.listen("changes", catch_up=catch_up) as notifications:
+        await until(lambda: notifications.is_live)
+        assert calls == 2
+
+
+async def test_one_who_never_catches_up_does_not_make_the_listener_look_broken(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def catch_up() -> None:
+        raise ValueError("always")
+
+    async with db.listen("one", catch_up=catch_up) as broken, db.listen("two") as notifications:
+        assert "always" in (await gap(broken)).reason
+        await until_heard(db, notifications, "two", "heard")
+        await until(lambda: db.listener.state is ListenerState.CONNECTED)
+        assert not broken.is_live
+        assert db.listener.stats().behind == 1

@@ -60,7 +60,8 @@ def pgbouncer(url: str, mode: str, ignored: str = "", size: int = 3) -> Iterator
             while True:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                     break
-                assert process.poll() is None and time.monotonic() < end, "PgBouncer does not start"
+                assert process.poll() is None, "PgBouncer does not start"
+                assert time.monotonic() < end, "PgBouncer does not answer"
                 time.sleep(0.02)
             yield f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}"
         finally:

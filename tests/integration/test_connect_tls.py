@@ -32,6 +32,7 @@ from steadypool.connect.asyncpg_driver import open_asyncpg
 from steadypool.connect.channel_binding import ProvenCertificates
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg, take_farewell
+from steadypool.connect.network import Network
 from steadypool.connect.psycopg_driver import open_psycopg
 from steadypool.errors import ConfigurationError, ConnectFailed
 
@@ -393,6 +394,7 @@ async def test_a_man_in_the_middle_is_refused_with_binding(tls_server: TlsServer
             await driver.open(tls_server.url(NEON, middle.port))
         assert not isinstance(caught.value, TimeoutError)
         assert PASSWORD not in str(caught.value)
+        assert caught.value.final
 
 
 async def test_one_whose_certificate_is_signed_by_the_trusted_authority_is_refused_too(
@@ -401,15 +403,17 @@ async def test_one_whose_certificate_is_signed_by_the_trusted_authority_is_refus
     trusted = f"sslmode=verify-full&sslrootcert={tls_server.authority.folder}/ca.crt"
     async with Middle(tls_server, "middle").running() as middle:
         assert await driver.try_out(tls_server.url(f"?{trusted}&channel_binding=disable", middle.port))
-        with pytest.raises(ConnectFailed):
+        with pytest.raises(ConnectFailed) as caught:
             await driver.open(tls_server.url(f"?{trusted}&channel_binding=require", middle.port))
+        assert caught.value.final
 
 
 async def test_one_who_hides_the_offer_of_binding_is_refused(tls_server: TlsServer, driver: Driver) -> None:
     async with Middle(tls_server, "middle", strip_plus=True).running() as middle:
         said = "offers no log-in with channel binding" if driver.name == "asyncpg" else "channel binding"
-        with pytest.raises(ConnectFailed, match=said):
+        with pytest.raises(ConnectFailed, match=said) as caught:
             await driver.open(tls_server.url(NEON, middle.port))
+        assert caught.value.final
 
 
 async def test_asyncpg_says_nothing_to_an_unproven_certificate(tls_server: TlsServer) -> None:
@@ -452,8 +456,9 @@ async def test_a_new_certificate_proves_itself_once(tls_server: TlsServer) -> No
 async def test_binding_needs_scram(tls_server: TlsServer, driver: Driver) -> None:
     for user in ("plain", "anyone"):
         url = tls_server.url(NEON).replace("app:", f"{user}:")
-        with pytest.raises(ConnectFailed):
+        with pytest.raises(ConnectFailed) as caught:
             await driver.open(url)
+        assert caught.value.final
         assert await driver.try_out(url.replace("channel_binding=require", "channel_binding=prefer"))
 
 
@@ -486,8 +491,9 @@ async def test_a_password_function_is_asked_again_when_the_token_was_replaced(
 async def test_verify_full_accepts_the_right_name_and_no_other(tls_server: TlsServer, driver: Driver) -> None:
     options = f"?sslmode=verify-full&sslrootcert={tls_server.authority.folder}/ca.crt"
     assert await driver.try_out(tls_server.url(options)) is True
-    with pytest.raises(ConnectFailed):
+    with pytest.raises(ConnectFailed) as caught:
         await driver.open(tls_server.url(options).replace("@localhost", "@127.0.0.1"))
+    assert caught.value.final
     # the name is what counts, also where the address is given
     assert await driver.try_out(tls_server.url(options + "&hostaddr=127.0.0.1")) is True
 
@@ -495,11 +501,58 @@ async def test_verify_full_accepts_the_right_name_and_no_other(tls_server: TlsSe
 async def test_verify_full_refuses_a_stranger(tls_server: TlsServer, driver: Driver) -> None:
     tls_server.rotate("rsa512")  # signed by itself
     await shown(tls_server, "rsa512")
-    with pytest.raises(ConnectFailed):
+    with pytest.raises(ConnectFailed) as caught:
         await driver.open(
             tls_server.url(f"?sslmode=verify-full&sslrootcert={tls_server.authority.folder}/ca.crt")
         )
+    assert caught.value.final
     assert await driver.try_out(tls_server.url("?sslmode=require")) is True
+
+
+async def test_the_name_is_what_tls_checks_also_when_its_addresses_race(
+    tls_server: TlsServer, driver: Driver
+) -> None:
+    """One address is silent, one refuses; the host's name goes to TLS, and so does its channel binding."""
+
+    def resolve(name: str, port: int) -> list[Any]:
+        assert name in ("localhost", "other.example")
+        return [(socket.AF_INET, (f"127.0.0.{number}", port)) for number in (2, 3, 1)]
+
+    options = f"?sslmode=verify-full&sslrootcert={tls_server.authority.folder}/ca.crt"
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.2", tls_server.port))
+        listener.listen(0)
+        for _ in range(4):  # its queue is full: it does not even complete TCP's handshake
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.2", tls_server.port))
+        network = Network(resolve)
+        assert await driver.try_out(tls_server.url(options), network=network) is True
+        assert await driver.try_out(
+            tls_server.url(options + "&channel_binding=require"), network=Network(resolve)
+        )
+        with pytest.raises(ConnectFailed) as caught:
+            other = tls_server.url(options).replace("@localhost", "@other.example")
+            await driver.open(other, network=network)
+        assert caught.value.final
+
+
+async def test_a_handshake_that_breaks_off_is_no_refusal(tls_server: TlsServer, driver: Driver) -> None:
+    """The network's fault and not the certificate's: another try may help."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        writer.write(b"S")
+        await reader.read(1)
+        writer.transport.abort()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    with pytest.raises(ConnectFailed) as caught:
+        await driver.open(tls_server.url("?sslmode=require", port))
+    assert not caught.value.final
+    listener.close()
 
 
 async def test_the_systems_certificates_can_be_used(

@@ -62,7 +62,9 @@ def test_a_caller_who_comes_cuts_a_long_pause_short() -> None:
     it.failed(now=0.0, someone_waits=False)
     it.not_before = 25.0
     it.somebody_came()
-    assert it.not_before == PAUSE_WHILE_WAITED_FOR  # counted from the failure: whoever comes later waits for nothing
+    assert (
+        it.not_before == PAUSE_WHILE_WAITED_FOR
+    )  # counted from the failure: whoever comes later waits for nothing
 
 
 def test_a_caller_who_comes_changes_nothing_while_it_is_closed() -> None:

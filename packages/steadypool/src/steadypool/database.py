@@ -41,6 +41,7 @@ from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.telemetry.counters import Counters, Totals
+from steadypool.telemetry.log import log_notable
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
 
@@ -123,6 +124,7 @@ class Database:
         self.events = Events()
         self._counters = Counters()
         self.events.subscribe(self._counters)
+        self.events.subscribe(log_notable)
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from types import CodeType, FrameType
 
 Place = tuple[CodeType, int]
@@ -16,6 +17,9 @@ Place = tuple[CodeType, int]
 
 DEEPEST = 8
 """Frames that are kept."""
+
+current_request: ContextVar[str | None] = ContextVar("steadypool_request", default=None)
+"""What is being worked on, such as `GET /tracks/7`; set by whoever knows, shown as the holder of a connection."""
 
 _LIBRARIES = (
     "steadypool.",
@@ -44,6 +48,8 @@ def whereabouts() -> tuple[Place, ...]:
     places: list[Place] = []
     for frame in _frames(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]
         name = frame.f_globals.get("__name__", "")
+        if name == "asyncio.events":
+            break  # here the event loop ran the task; what ran the loop is the same for all
         if not name.startswith(_LIBRARIES):
             places.append((frame.f_code, frame.f_lineno))
             if len(places) == DEEPEST:

@@ -21,7 +21,7 @@ from steadypool.connect.attempt import Attempt, GuardsRefused, Steps, guarded, o
 from steadypool.connect.dsn import ConnectTarget
 from steadypool.connect.libpq import DEFAULT, VERBOSE, refusal, set_verbosity, was_let_in
 from steadypool.connect.network import NETWORK, Candidate, Network
-from steadypool.connect.options import psycopg_arguments
+from steadypool.connect.options import merged_options, psycopg_arguments
 from steadypool.connect.outcome import NotTheRole
 from steadypool.connect.psycopg_connection import SteadyAsyncConnection
 from steadypool.connect.sockets import borrowed, socket_ready
@@ -79,6 +79,8 @@ async def open_psycopg(
     def conninfo(candidate: Candidate, role: str, secret: str | None, guards: Mapping[str, str]) -> str:
         own = {**(socket_options or {}), **psycopg_arguments(target, guards=guards)}
         own |= {name: str(value) for name, value in parameters.items()}
+        if "options" in parameters:
+            own["options"] = merged_options(str(parameters["options"]), guards)
         for name in ("host", "hostaddr", "port", "connect_timeout"):
             own.pop(name, None)  # ours to do
         secrets = {} if secret is None else {"password": secret}

@@ -19,6 +19,7 @@ from steadypool.clock import SYSTEM_CLOCK
 from steadypool.deadline import Deadline, deadline, override_deadline
 from steadypool.fastapi.managed import DatabaseOrGetter, resolve
 from steadypool.fastapi.problems import problem_response
+from steadypool.whereabouts import current_request
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 """Seconds that a client gives its request; shortens the deadline, never lengthens it."""
@@ -60,6 +61,8 @@ def parse_timeout(text: str) -> float | None:
 class DeadlineMiddleware:
     """Sets the deadline before anything else of the request runs, and lifts it when the response is complete.
 
+    It also says what is being worked on, so that errors and leak reports name the request that holds a connection.
+
     What runs after the response (background tasks) has no deadline, provided that it runs in the task that sent the
     response: behind a `BaseHTTPMiddleware`, or after a streamed response, it keeps the request's.
     """
@@ -92,8 +95,12 @@ class DeadlineMiddleware:
             if complete and asyncio.current_task() is task:
                 override_deadline(None)
 
-        with nullcontext() if seconds is None else deadline(seconds):
-            await self.app(scope, receive, watched)
+        named = current_request.set(f"{scope['method']} {scope['path']}")
+        try:
+            with nullcontext() if seconds is None else deadline(seconds):
+                await self.app(scope, receive, watched)
+        finally:
+            current_request.reset(named)
 
     def _own_seconds(self) -> float | None:
         if isinstance(self.seconds, FromSettings):

@@ -107,7 +107,6 @@ def create_async_engine(
             "steady_ceilings": ceilings,
             "steady_breaker": breaker,
         }
-    limits = {} if statement_timeout is None else {"statement_timeout": milliseconds(statement_timeout)}
     guards = Guards(
         statement_timeout=statement_timeout,
         connect_timeout=limit,
@@ -116,16 +115,22 @@ def create_async_engine(
         socket_options=socket_options or {},
         pooler=pooler,
         on_guards_lost=lambda reason: _tell(events, pool_name, reason),
-        server_settings={**NOTICE_VANISHED_CLIENT, **limits, **(server_settings or {})},
+        server_settings=_at_start(statement_timeout) | dict(server_settings or {}),
     )
-    engine = stock.create_async_engine(
-        guarded, connect_args=connect_args, steadypool_guards=guards, **arguments
-    )
+    arguments |= {"connect_args": connect_args, "steadypool_guards": guards}
+    engine = stock.create_async_engine(guarded, **arguments)
     sync_engine = engine.sync_engine
     # The dialect was found by our name for it; everybody who looks at the URL sees what was asked for.
     sync_engine.url = sync_engine.url.set(drivername=given.drivername)
     event.listen(sync_engine, "handle_error", name_error)
     return engine
+
+
+def _at_start(statement_timeout: float | None) -> dict[str, str]:
+    """What every session is told when it begins."""
+    if statement_timeout is None:
+        return NOTICE_VANISHED_CLIENT
+    return {**NOTICE_VANISHED_CLIENT, "statement_timeout": milliseconds(statement_timeout)}
 
 
 def _pool_arguments(options: PoolOptions, pre_ping: bool | str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
 from steadypool.sqlalchemy.errors import as_sqlalchemy
 from steadypool.sqlstate import Fate
-from steadypool.whereabouts import Place, whereabouts
+from steadypool.whereabouts import Place, current_request, whereabouts
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -268,7 +268,11 @@ class SteadyPool(pool.Pool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         try:
-            lease = await_only(self.core.acquire(workload=current_workload.get(), places=self._places()))
+            lease = await_only(
+                self.core.acquire(
+                    name=current_request.get(), workload=current_workload.get(), places=self._places()
+                )
+            )
         except errors.SteadypoolError as error:
             raise as_sqlalchemy(error) from error.__cause__
         if self._home_loop is None:

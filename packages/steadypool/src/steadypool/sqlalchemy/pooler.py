@@ -16,7 +16,6 @@ from typing import Any
 
 from sqlalchemy.util import await_only
 
-from steadypool.connect.dsn import ConnectTarget
 from steadypool.connect.outcome import ConnectOutcome
 from steadypool.settings import Pooler
 
@@ -74,10 +73,13 @@ class PoolerWatch:
         """Whether a prepared statement is found again by the transaction after the one that prepared it."""
         return self.mode is Pooler.SESSION or not self.behind_pooler
 
-    async def look(self, driver: str, connection: Any, target: ConnectTarget) -> None:
-        """Ask the first connection of the engine who answers it; the later ones are not asked."""
+    async def look(self, driver: str, connection: Any, own: str) -> None:
+        """Ask the first connection of the engine who answers it; the later ones are not asked.
+
+        `own` is what the application itself sets at the start of a session: it wins over the guards.
+        """
         if not self.looked and self.mode is not Pooler.NONE:
-            self.saw(await _LOOKS[driver](connection), target)
+            self.saw(await _LOOKS[driver](connection), own)
 
     def begin(self, driver: str, adapter: Any) -> None:
         """Begin a transaction on SQLAlchemy's adapter of the driver, unless in autocommit, and set the guards in it."""
@@ -90,15 +92,12 @@ class PoolerWatch:
         self.behind_pooler = self.behind_pooler or outcome.sqlstate == "08P01"
         self._give_up(f"refused at the start of a session ({outcome.summary})")
 
-    def saw(self, seen: Seen, target: ConnectTarget) -> None:
+    def saw(self, seen: Seen, own: str = "") -> None:
         """What the look at the server showed."""
         self.looked = True
         self.behind_pooler = self.behind_pooler or seen.pid != seen.announced_pid
         wanted = self.settings.get("statement_timeout")
-        own = "statement_timeout" in target.options.get(
-            "options", ""
-        )  # what the URL says wins, and is not ours
-        if wanted is not None and not own and str(seen.statement_timeout) != wanted:
+        if wanted is not None and "statement_timeout" not in own and str(seen.statement_timeout) != wanted:
             self._give_up("accepted at the start of a session, but not passed on")
         if self.per_transaction is not None and seen.knows_check_interval:
             self.per_transaction = self._sql((*_EVERYWHERE, _CHECK_INTERVAL))
@@ -150,7 +149,7 @@ def _begin_asyncpg(adapter: Any, settings: str) -> None:
         return
 
     async def begin() -> None:
-        if not adapter._started:
+        if adapter._transaction is None:
             await adapter._start_transaction()
         try:
             await adapter.driver_connection.execute(

@@ -26,6 +26,7 @@ class Totals:
     connect_errors: int = 0
     deadlines: int = 0
     statement_timeouts: int = 0
+    leaks: int = 0
 
 
 class Counters:
@@ -61,6 +62,8 @@ class Counters:
                 self._add(_cause(error))
             case events.StatementTimedOut():
                 self._add("statement_timeouts")
+            case events.LeakSuspected():
+                self._add("leaks")
             case _:
                 pass
 

@@ -206,6 +206,7 @@ SCENARIOS: tuple[Scenario, ...] = (
                 (f.facts["statements_that_hang"] == 0, f"{f.facts['statements_that_hang']} statements hang")
             )
         ),
+        lambda f: f"{served_and_slowest(f)}, {f.facts['statements_that_hang']} statements hang",
     ),
 )
 """All rows, in order."""

@@ -220,7 +220,7 @@ def shown(seconds: float | int | str | None) -> str:
     """
     if seconds is None:
         return "never"
-    value = float(seconds)
+    value = max(0.0, float(seconds))  # a prober may be the slower one
     return f"{value:.1f} s" if value >= 0.95 else f"{value * 1000:.0f} ms"
 
 

@@ -1,0 +1,25 @@
+"""What somebody has to know even where nothing else is set up: one log line each, on the logger `steadypool`."""
+
+from __future__ import annotations
+
+import logging
+
+from steadypool.events import Event, LeakSuspected
+from steadypool.whereabouts import as_text
+
+_log = logging.getLogger("steadypool")
+
+
+def log_notable(event: Event) -> None:
+    """An observer: writes a warning for what a person should look at, and nothing for everything else."""
+    if isinstance(event, LeakSuspected):
+        workload = f" on workload {event.workload!r}" if event.workload else ""
+        _log.warning(
+            "connection %d of pool %r has been held for %.1fs by %s%s: is it ever given back? Acquired at\n%s",
+            event.connection,
+            event.pool,
+            event.seconds,
+            event.holder,
+            workload,
+            as_text(event.places) or "  (not known)",
+        )

@@ -1,0 +1,65 @@
+"""A connection that is not given back is reported, once, with who has it and where it was acquired."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from steadypool import Database, DatabaseSettings, events
+from steadypool.fastapi import install
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncpg", "psycopg"])
+async def db(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[Database]:
+    url = database_url.replace("postgresql://", f"postgresql+{request.param}://")
+    async with Database(DatabaseSettings(url=url, leak_after=0.2)) as database:
+        yield database
+
+
+def reported(db: Database) -> asyncio.Event:
+    seen = asyncio.Event()
+    db.events.subscribe(lambda event: seen.set() if isinstance(event, events.LeakSuspected) else None)
+    return seen
+
+
+async def forgets_to_leave(db: Database, until: asyncio.Event) -> None:
+    async with db.session() as session:
+        await session.execute(text("select 1"))
+        await until.wait()
+
+
+async def test_a_long_lease_is_told_with_its_stack(db: Database, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "steadypool"):
+        await forgets_to_leave(db, reported(db))
+    lines = [record.getMessage() for record in caplog.records if "has been held" in record.getMessage()]
+    assert len(lines) == 1
+    assert "in forgets_to_leave" in lines[0]
+    assert "test_leaks.py" in lines[0]
+    assert "site-packages" not in lines[0]
+    assert db.stats().totals.leaks == 1
+
+
+async def test_a_request_is_named_by_its_path(db: Database, caplog: pytest.LogCaptureFixture) -> None:
+    app, seen = FastAPI(), reported(db)
+    install(app, db)
+
+    @app.get("/tracks/{number}")
+    async def track(number: int) -> str:
+        await forgets_to_leave(db, seen)
+        return "done"
+
+    transport = httpx.ASGITransport(app=app)
+    with caplog.at_level(logging.WARNING, "steadypool"):
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            asking = asyncio.create_task(client.get("/tracks/7"))
+            await seen.wait()
+            await asking
+    assert any("by GET /tracks/7" in record.getMessage() for record in caplog.records)
