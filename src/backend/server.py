@@ -39,9 +39,9 @@ class Server:
     """
 
     def __init__(self, settings: Settings, *, grace: int, on_ready: Callable[[], None]) -> None:
-        self._app = create_app(settings)
+        self.app = create_app(settings)
         config = uvicorn.Config(
-            self._app,
+            self.app,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -64,4 +64,4 @@ class Server:
         if self._uvicorn.should_exit:
             self._uvicorn.force_exit = True
         self._uvicorn.should_exit = True
-        end_streams(self._app)
+        end_streams(self.app)
