@@ -1,5 +1,6 @@
-"""The queue's history at full size: 100,000 updates from 20 writers over 2 instances while listeners are killed and silenced, and
-the server is restarted, at random.
+"""The queue's history at full size: 100,000 updates from 20 writers over 2 instances.
+
+Meanwhile listeners are killed and silenced, and the server is restarted, at random.
 
     python bench/queue_history.py [updates] [--seed N] [--every SECONDS]
 
@@ -17,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from faults import history as checker
-from faults.queue_campaign import campaign
+from faults.queue_campaign import SURVIVES_A_CRASH, campaign
 from steadypool.lab import EmbeddedPostgres
 
 PROPAGATION = 1.0
@@ -33,7 +34,7 @@ async def main() -> int:
     )
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.CRITICAL)
-    async with EmbeddedPostgres.temporary() as server:
+    async with EmbeddedPostgres.temporary(settings=SURVIVES_A_CRASH) as server:
         run = await campaign(server, updates=chosen.updates, every=chosen.every, seed=chosen.seed)
     reads = len(run.history.reads)
     print(f"{run.updates:,} updates confirmed in {run.seconds:.0f} s, {run.conflicts:,} conflicts")

@@ -30,6 +30,9 @@ from steadypool.lab.proxy import Mode
 from .history import Deafness, History, Read, Write
 
 AWAY = (SteadypoolError, OperationalError, InterfaceError)
+SURVIVES_A_CRASH = {"synchronous_commit": "on"}
+"""For the server: what a temporary one confirms may be gone after an immediate restart, and the checker notices."""
+
 OPTIONS = QueueSettings(connect_timeout=2.0, heartbeat_interval=0.2)
 KILL = text(
     "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'steadypool listener'"

@@ -8,7 +8,7 @@ from backend.services.queue_cache import Queue
 from steadypool.lab import EmbeddedPostgres
 
 from . import history as checker
-from .queue_campaign import Run, campaign
+from .queue_campaign import SURVIVES_A_CRASH, Run, campaign
 
 pytestmark = pytest.mark.anyio
 
@@ -17,8 +17,9 @@ PROPAGATION = 1.0
 """Seconds within which a change has to be known to an instance that hears; most of it is for a busy machine."""
 
 
-async def test_no_update_is_lost_and_no_read_is_stale(private_server: EmbeddedPostgres) -> None:
-    run = await campaign(private_server, updates=UPDATES, seed=5)
+async def test_no_update_is_lost_and_no_read_is_stale() -> None:
+    async with EmbeddedPostgres.temporary(settings=SURVIVES_A_CRASH) as server:
+        run = await campaign(server, updates=UPDATES, seed=5)
     print(
         f"\n{run.updates} updates in {run.seconds:.1f} s, {len(run.history.reads)} reads, {run.from_copies} of them "
         f"from copies, {run.conflicts} conflicts, {run.failures} failures, {len(run.history.deafness)} gaps, "

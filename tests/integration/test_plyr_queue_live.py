@@ -17,6 +17,7 @@ import pytest
 
 from backend.config import QueueSettings, Settings
 from backend.services.live_queues import CHANNEL, LiveQueues
+from backend.utilities.database import build_database
 from steadypool.lab import EmbeddedPostgres, FaultProxy
 from steadypool.lab.proxy import Mode
 from steadypool.listener import ListenerState
@@ -236,6 +237,15 @@ async def test_plyr_starts_without_its_database_and_hears_later(
             await until(lambda: app.state.live_queues.is_live)
             answer = await client.get("/queue/", headers={"Authorization": "Bearer x"})
             assert answer.status_code == 401
+
+
+def test_the_listener_has_the_times_of_the_settings(plyr_settings: Settings) -> None:
+    queue = QueueSettings(connect_timeout=7.0, heartbeat_interval=3.0)
+    options = build_database(plyr_settings.model_copy(update={"queue": queue})).listener.options
+    assert (options.connect_timeout, options.heartbeat_interval, options.dormant_after) == (7.0, 3.0, None)
+    sleepy = plyr_settings.database.replace(idle_policy="allow_sleep")
+    options = build_database(plyr_settings.model_copy(update={"database": sleepy})).listener.options
+    assert (options.heartbeat_interval, options.dormant_after) == (0.2, 60.0)
 
 
 # -- devices -------------------------------------------------------------------------------------------------
