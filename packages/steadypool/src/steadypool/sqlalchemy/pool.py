@@ -94,7 +94,8 @@ class Record(_ConnectionRecord):
         if not soft and driver_connection is not None:
             # SQLAlchemy connects a record anew when a handler of `checkout` rejects its connection.
             self._owner.stop_watching(self)
-            self.farewell = take_farewell(driver_connection)
+            if not self._owner.done:  # nobody would wait for the server any more
+                self.farewell = take_farewell(driver_connection)
             if self.farewell is not None:
                 self._owner.watched.add(self)
         try:
@@ -250,6 +251,8 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
+        self.done = False
+        """Whether `close` has ended."""
         self._home_thread: int | None = None
         self._home_loop: asyncio.AbstractEventLoop | None = None
 
@@ -370,6 +373,7 @@ class SteadyPool(pool.Pool):
         try:
             await self.core.close(grace)
         finally:
+            self.done = True
             self._stop_watching_all()
 
     def stop_watching(self, record: Record) -> None:
