@@ -472,16 +472,6 @@ class Pool(Lifecycle[T]):
         self._wake_timer = None
         self._serve()
 
-    def sweep(self) -> None:
-        """Let go of idle connections whose end was noticed while nobody used them; their siblings become suspect."""
-        dead = [slot for slot in self._idle if not self.driver.is_open(self._connection(slot))]
-        for slot in dead:
-            self._idle.remove(slot)
-            self._retire(slot, "found dead", abrupt=True)
-        if dead:
-            self.suspect_all()
-            self._serve()
-
     # -- what an operator does ---------------------------------------------------------------------------------
 
     def suspend(self) -> None:
