@@ -12,11 +12,21 @@ from starlette.requests import ClientDisconnect
 
 from backend.api import audio, auth, page, queue, tracks, uploads
 from backend.config import Settings, get_settings
+from backend.services.live_queues import LiveQueues
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.local import LocalStorage
 from backend.utilities.database import build_database, get_database, use_database
 from steadypool.fastapi import install
 
+ALLOWED_HEADERS = [
+    "Authorization",
+    "Content-Type",
+    "If-Match",
+    "If-None-Match",
+    "If-Range",
+    "Last-Event-ID",
+    "Range",
+]
 EXPOSED_HEADERS = ["ETag", "Retry-After", "Accept-Ranges", "Content-Range", "Content-Disposition"]
 
 
@@ -34,8 +44,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await asyncio.to_thread(storage.remove_leftovers)
         database = build_database(settings)
         with use_database(database):
-            async with database, UploadJobs(database) as jobs:
+            live_queues = LiveQueues(database)
+            async with database, UploadJobs(database) as jobs, live_queues:
                 app.state.jobs = jobs
+                app.state.live_queues = live_queues
                 yield
 
     # /docs would load its script from elsewhere; /openapi.json is there.
@@ -57,7 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allow_origins=origins or ["*"],
         allow_credentials=bool(origins),
         allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "If-Match", "If-None-Match", "If-Range", "Range"],
+        allow_headers=ALLOWED_HEADERS,
         expose_headers=EXPOSED_HEADERS,
     )
     app.add_exception_handler(ClientDisconnect, _client_is_gone)
@@ -65,6 +77,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module in (auth, uploads, tracks, audio, queue, page):
         app.include_router(module.router)
     return app
+
+
+def end_streams(app: FastAPI) -> None:
+    """The server stops: what would go on for ever ends now, so that nobody has to wait for it."""
+    live_queues: LiveQueues | None = getattr(app.state, "live_queues", None)
+    if live_queues is not None:
+        live_queues.end_watches()
 
 
 async def _client_is_gone(request: Request, error: Exception) -> Response:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 import uvicorn
 
 from backend.config import Settings
-from backend.main import create_app
+from backend.main import create_app, end_streams
 
 
 class _Uvicorn(uvicorn.Server):
@@ -39,8 +39,9 @@ class Server:
     """
 
     def __init__(self, settings: Settings, *, grace: int, on_ready: Callable[[], None]) -> None:
+        self.app = create_app(settings)
         config = uvicorn.Config(
-            create_app(settings),
+            self.app,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -63,3 +64,4 @@ class Server:
         if self._uvicorn.should_exit:
             self._uvicorn.force_exit = True
         self._uvicorn.should_exit = True
+        end_streams(self.app)

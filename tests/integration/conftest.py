@@ -9,6 +9,7 @@ import os
 import socket
 import wave
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from fastapi import FastAPI
 
 from backend.config import ServerSettings, Settings, StorageSettings
 from backend.migrations.upgrade import upgrade
@@ -50,6 +52,7 @@ class Plyr:
     token: str
     client: httpx.AsyncClient
     anonymous: httpx.AsyncClient
+    app: FastAPI
 
     @property
     def database(self) -> Database:
@@ -115,21 +118,29 @@ def plyr_settings(plyr_url: str, tmp_path: Path) -> Settings:
     )
 
 
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[tuple[str, FastAPI]]:
+    """One instance of the service: its address, and its application to look into."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    ready = asyncio.Event()
+    server = Server(settings, grace=5, on_ready=ready.set)
+    running = asyncio.create_task(server.serve([listener]))
+    started = asyncio.create_task(ready.wait())
+    await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
+    assert ready.is_set(), running
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", server.app
+    finally:
+        server.stop()
+        await running
+
+
 @pytest.fixture
 async def plyr(plyr_settings: Settings, anyio_backend: str) -> AsyncIterator[Plyr]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    ready = asyncio.Event()
-    server = Server(plyr_settings, grace=5, on_ready=ready.set)
-    serving = asyncio.create_task(server.serve([listener]))
-    started = asyncio.create_task(ready.wait())
-    await asyncio.wait({serving, started}, return_when=asyncio.FIRST_COMPLETED)
-    assert ready.is_set(), serving
-    options: dict[str, Any] = {"base_url": url, "timeout": 30.0}
-    async with httpx.AsyncClient(**options) as client, httpx.AsyncClient(**options) as anonymous:
-        running = Plyr(url, plyr_settings, "", client, anonymous)
-        running.token = await running.add_artist("alice")
-        client.headers["Authorization"] = f"Bearer {running.token}"
-        yield running
-    server.stop()
-    await serving
+    async with serving(plyr_settings) as (url, app):
+        options: dict[str, Any] = {"base_url": url, "timeout": 30.0}
+        async with httpx.AsyncClient(**options) as client, httpx.AsyncClient(**options) as anonymous:
+            running = Plyr(url, plyr_settings, "", client, anonymous, app)
+            running.token = await running.add_artist("alice")
+            client.headers["Authorization"] = f"Bearer {running.token}"
+            yield running

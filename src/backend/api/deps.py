@@ -12,6 +12,7 @@ from starlette.requests import Request
 from backend.config import Settings
 from backend.models import Artist
 from backend.services import artists
+from backend.services.live_queues import LiveQueues
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.base import Storage
 from backend.utilities.database import db_session
@@ -51,7 +52,8 @@ def require_credential(request: Request) -> str:
     return credential
 
 
-async def _authenticate(session: AsyncSession, credential: str) -> Artist:
+async def authenticate(session: AsyncSession, credential: str) -> Artist:
+    """Who signs in with this; 401 for nobody."""
     artist = await artists.authenticate(session, credential)
     if artist is None:
         raise _unauthorized("the token is not valid, or has expired")
@@ -59,13 +61,13 @@ async def _authenticate(session: AsyncSession, credential: str) -> Artist:
 
 
 async def _current_artist(request: Request, session: SessionDep) -> Artist:
-    return await _authenticate(session, require_credential(request))
+    return await authenticate(session, require_credential(request))
 
 
 async def _early_artist(request: Request) -> Artist:
     credential = require_credential(request)
     async with db_session(read_only=True) as session:
-        return await _authenticate(session, credential)
+        return await authenticate(session, credential)
 
 
 async def _viewer(request: Request, session: SessionDep) -> str | None:
@@ -109,6 +111,12 @@ def _jobs(request: Request) -> UploadJobs:
     return jobs
 
 
+def _live_queues(request: Request) -> LiveQueues:
+    live_queues: LiveQueues = request.app.state.live_queues
+    return live_queues
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 StorageDep = Annotated[Storage, Depends(_storage)]
 JobsDep = Annotated[UploadJobs, Depends(_jobs)]
+LiveQueuesDep = Annotated[LiveQueues, Depends(_live_queues)]

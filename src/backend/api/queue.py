@@ -1,22 +1,45 @@
-"""The queue, with the rules of HTTP against lost updates: ETag, If-Match, If-None-Match."""
+"""The queue, with the rules of HTTP against lost updates (ETag, If-Match, If-None-Match), and its changes as events."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ValidationError, field_validator
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import JSONResponse
 
-from backend.api.deps import CurrentArtist, SessionDep, SettingsDep, require_credential
+from backend.api.deps import (
+    CurrentArtist,
+    EarlyArtist,
+    LiveQueuesDep,
+    SessionDep,
+    SettingsDep,
+    authenticate,
+    require_credential,
+)
 from backend.api.ranges import matches
 from backend.api.schemas import QueueOut, track_out
-from backend.services import queue, tracks
+from backend.services import tracks
+from backend.services.live_queues import LiveQueues
+from backend.services.queue_cache import Queue
+from backend.utilities.database import db_session
+from steadypool.clock import Backoff
+from steadypool.errors import SteadypoolError
+from steadypool.fastapi import route_deadline
 
 router = APIRouter(prefix="/queue", tags=["queue"])
+
+log = logging.getLogger(__name__)
+
+_AWAY = (SteadypoolError, OperationalError, InterfaceError)
+"""The database is away or slow: whoever watches waits for it."""
 
 _REVISION = re.compile(r'"(0|[1-9][0-9]{0,17})"')
 
@@ -48,11 +71,14 @@ def _check_storable(value: Any) -> None:
 
 
 @router.get("/", response_model=QueueOut)
-async def get_queue(request: Request, session: SessionDep, artist: CurrentArtist) -> Response:
-    state, revision = await queue.get(session, artist.did)
-    if matches(request.headers.get("if-none-match"), _etag(revision)):
-        return Response(status_code=304, headers=_headers(revision))
-    return await _respond(request, session, artist.did, state, revision)
+async def get_queue(
+    request: Request, session: SessionDep, artist: CurrentArtist, live_queues: LiveQueuesDep
+) -> Response:
+    found = await live_queues.get(session, artist.did)
+    headers = _headers(found.revision)
+    if matches(request.headers.get("if-none-match"), _etag(found.revision)):
+        return Response(status_code=304, headers=headers)
+    return JSONResponse(await _content(request, session, artist.did, found), headers=headers)
 
 
 def _expected(request: Request) -> int:
@@ -91,15 +117,20 @@ async def put_queue(
     change: Annotated[tuple[int, dict[str, Any]], Depends(_change)],
     session: SessionDep,
     artist: CurrentArtist,
+    live_queues: LiveQueuesDep,
 ) -> Response:
     expected, state = change
-    revision = await queue.put(session, artist.did, state, expected)
+    did = artist.did
+    revision = await live_queues.put(session, did, state, expected)
     if revision is None:
-        state, revision = await queue.get(session, artist.did)
-        return await _respond(request, session, artist.did, state, revision, conflict_with=expected)
-    response = await _respond(request, session, artist.did, state, revision)
-    await session.commit()
-    return response
+        current = await live_queues.get_current(session, did)
+        detail = f"the queue is at revision {current.revision}, not {expected}; this is how it looks now"
+        content = {"detail": detail} | await _content(request, session, did, current)
+        return JSONResponse(content, 409, headers=_headers(current.revision))
+    new = Queue(state, revision)
+    content = await _content(request, session, did, new)
+    await live_queues.commit(session, did, new)
+    return JSONResponse(content, headers=_headers(revision))
 
 
 def _etag(revision: int) -> str:
@@ -110,20 +141,52 @@ def _headers(revision: int) -> dict[str, str]:
     return {"ETag": _etag(revision), "Cache-Control": "private, no-cache", "Vary": "Authorization, Cookie"}
 
 
-async def _respond(
-    request: Request,
-    session: AsyncSession,
-    did: str,
-    state: dict[str, Any],
-    revision: int,
-    *,
-    conflict_with: int | None = None,
-) -> Response:
-    named = state.get("track_ids", [])
-    views = await tracks.list_by_files(session, named, did)
-    out = QueueOut(state=state, revision=revision, tracks=[track_out(view, request, did) for view in views])
-    content = out.model_dump(mode="json")
-    if conflict_with is None:
-        return JSONResponse(content, headers=_headers(revision))
-    detail = f"the queue is at revision {revision}, not {conflict_with}; this is how it looks now"
-    return JSONResponse({"detail": detail, **content}, 409, headers=_headers(revision))
+async def _content(request: Request, session: AsyncSession, did: str, found: Queue) -> dict[str, Any]:
+    views = await tracks.list_by_files(session, found.state.get("track_ids", []), did)
+    shown = [track_out(view, request, did) for view in views]
+    return QueueOut(state=found.state, revision=found.revision, tracks=shown).model_dump(mode="json")
+
+
+# -- events --------------------------------------------------------------------------------------------------
+
+
+@router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(route_deadline(None))])
+async def queue_events(
+    request: Request, artist: EarlyArtist, live_queues: LiveQueuesDep
+) -> AsyncIterator[ServerSentEvent]:
+    """The queue now and after each change, several changes in quick succession as one. The id is the revision.
+
+    Who comes back with `Last-Event-ID` gets the queue at once if it is another one by now. Nothing is held from the
+    pool while nothing happens.
+    """
+    known = request.headers.get("last-event-id", "").strip()
+    backoff = Backoff(first=0.1, ceiling=10.0)
+    yield ServerSentEvent(comment="the queue follows", retry=1000)
+    with live_queues.watch(artist.did) as watch:
+        while True:
+            pause: float | None = None
+            try:
+                event = await _event(request, live_queues, artist.did, known)
+            except HTTPException:
+                return  # signed out meanwhile
+            except _AWAY as error:
+                log.warning("the queue could not be read for those who watch it, trying again: %s", error)
+                pause = backoff.next_pause()
+            else:
+                backoff.reset()
+                if event is not None:
+                    known = event.id or ""
+                    yield event
+            if not await watch.changed(pause):
+                return
+
+
+async def _event(request: Request, live_queues: LiveQueues, did: str, known: str) -> ServerSentEvent | None:
+    """The queue, if it is another one than is known to the client."""
+    async with live_queues.readers, db_session(read_only=True) as session:
+        await authenticate(session, require_credential(request))
+        found = await live_queues.get(session, did)
+        if str(found.revision) == known:
+            return None
+        content = await _content(request, session, did, found)
+    return ServerSentEvent(data=content, event="queue", id=str(found.revision))

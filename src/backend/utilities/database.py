@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import replace
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from backend.config import Settings, get_settings
 from steadypool import Database
+from steadypool.listener.opening import options_for
 
 UPLOADS = "uploads"
 """The workload of everything that may take longer than a request of the API."""
@@ -22,7 +24,12 @@ _current: Database | None = None
 
 def build_database(settings: Settings) -> Database:
     """A database by these settings, with the service's workloads; not opened yet."""
-    database = Database(settings.database, name="plyr")
+    listener = replace(
+        options_for(settings.database),
+        connect_timeout=settings.queue.connect_timeout,
+        heartbeat_interval=settings.queue.heartbeat_interval,
+    )
+    database = Database(settings.database, name="plyr", listener=listener)
     database.workload(UPLOADS, statement_timeout=settings.uploads.statement_timeout)
     return database
 

@@ -256,6 +256,7 @@ class Pool(Lifecycle[T]):
             self._slots.move(slot, SlotState.IDLE)
             slot.idle_since = now
             self._idle.append(slot)
+            self.driver.rest(self._connection(slot), self.sweep)
             self._look_at(self._leaves_at(slot))
 
     # -- where callers and connections meet --------------------------------------------------------------------
@@ -470,6 +471,16 @@ class Pool(Lifecycle[T]):
     def _woken(self) -> None:
         self._wake_timer = None
         self._serve()
+
+    def sweep(self) -> None:
+        """Let go of idle connections whose end was noticed while nobody used them; their siblings become suspect."""
+        dead = [slot for slot in self._idle if not self.driver.is_open(self._connection(slot))]
+        for slot in dead:
+            self._idle.remove(slot)
+            self._retire(slot, "found dead", abrupt=True)
+        if dead:
+            self.suspect_all()
+            self._serve()
 
     # -- what an operator does ---------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import math
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -121,7 +122,9 @@ class RecordDriver:
     async def open(self) -> Record:
         """Connect, in a greenlet of the pool's own task, with all of SQLAlchemy's connect events."""
         try:
-            return await greenlet_spawn(Record, self._owner)
+            record: Record = await greenlet_spawn(Record, self._owner)
+            self._owner.dialect.when_lost(record.driver_connection, self._owner.core.sweep)
+            return record
         except errors.SteadypoolError:
             raise
         except exc.TimeoutError as error:
@@ -152,6 +155,10 @@ class RecordDriver:
         """Whether the socket is open as far as can be told without asking the server."""
         driver_connection = connection.driver_connection
         return driver_connection is not None and self._owner.dialect.is_open(driver_connection)
+
+    def rest(self, connection: Record, lost: Callable[[], None]) -> None:
+        """Let the event loop look at its socket while nobody uses it."""
+        self._owner.dialect.rest(connection.driver_connection, lost)
 
     def abort(self, connection: Record) -> None:
         """Cut it off; the event handlers of `invalidate` and `close` are called."""
