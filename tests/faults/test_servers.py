@@ -330,3 +330,21 @@ async def test_errors_of_sql_cost_no_connection(db: Database, proxy: FaultProxy)
             await call()
     assert proxy.accepted == 1
     assert db.pool.checkedin() == 1
+
+
+async def test_an_idle_connection_that_ends_is_let_go_at_once(
+    make_db: MakeDatabase, database_url: str, pg: Observer
+) -> None:
+    """Nobody has to come and meet it: what the pool says is what the server says."""
+    db = make_db(database_url, ping_after_idle=60.0)
+    assert await db.warm_up(3) == 3
+    async with db.session() as session:
+        await session.execute(text("select 1"))
+    assert db.engine.pool.checkedin() == 3
+    await pg.terminate()
+
+    async def none_is_counted() -> bool:
+        return db.engine.pool.checkedin() == 0
+
+    await pg.wait_until(none_is_counted)
+    assert await ask(db)

@@ -173,7 +173,7 @@ async def test_without_a_pooler_the_session_has_its_guards_and_transactions_are_
 ) -> None:
     async with database(database_url, driver) as db:
         assert await ask(db, "show statement_timeout") == "400ms"
-        watch = db.pool.dialect.watch
+        watch = db.pool.dialect.pooler_watch
         assert watch.looked
         assert not watch.behind_pooler
         assert watch.per_transaction is None
@@ -183,11 +183,11 @@ async def test_without_a_pooler_the_session_has_its_guards_and_transactions_are_
 async def test_a_pooler_is_noticed_by_who_answers(behind: str, driver: str, mode: str) -> None:
     async with database(behind, driver) as db:
         assert await ask(db, "select 1") == 1
-        assert db.pool.dialect.watch.behind_pooler
-        assert not db.pool.dialect.watch.keeps_statements  # not known to be safe
+        assert db.pool.dialect.pooler_watch.behind_pooler
+        assert not db.pool.dialect.pooler_watch.keeps_statements  # not known to be safe
     async with database(behind, driver, pooler=mode) as db:
         assert await ask(db, "select 1") == 1
-        assert db.pool.dialect.watch.keeps_statements == (mode == "session")
+        assert db.pool.dialect.pooler_watch.keeps_statements == (mode == "session")
 
 
 async def test_the_applications_own_settings_are_not_taken_for_swallowed_guards(
@@ -195,7 +195,7 @@ async def test_the_applications_own_settings_are_not_taken_for_swallowed_guards(
 ) -> None:
     async with database(database_url + "?options=-c%20statement_timeout%3D7s", driver) as db:
         assert await ask(db, "show statement_timeout") == "7s"
-        assert db.pool.dialect.watch.per_transaction is None
+        assert db.pool.dialect.pooler_watch.per_transaction is None
 
 
 def test_an_old_server_is_not_told_what_it_does_not_know() -> None:

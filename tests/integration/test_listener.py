@@ -16,7 +16,7 @@ from steadypool.testing import Observer
 
 pytestmark = pytest.mark.anyio
 
-QUICK = ListenerOptions(connect_timeout=2.0, heartbeat_interval=0.2, heartbeat_timeout=0.3)
+QUICK = ListenerOptions(connect_timeout=5.0, heartbeat_interval=0.3, heartbeat_timeout=1.5)
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])

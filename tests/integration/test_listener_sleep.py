@@ -15,7 +15,8 @@ from steadypool.lab import FaultProxy, SleepyPostgres
 from steadypool.lab.proxy import Mode
 from steadypool.lab.sleepy import Wakefulness
 from steadypool.listener import Gap, ListenerOptions, ListenerState, Notification, Subscription
-from steadypool.listener.opening import DORMANT_AFTER, options_for
+from steadypool.listener.opening import options_for
+from steadypool.settings import LET_GO_AFTER
 
 pytestmark = pytest.mark.anyio
 
@@ -48,15 +49,15 @@ async def until_asleep(server: SleepyPostgres, seconds: float) -> None:
 def test_the_policy_makes_the_times() -> None:
     assert options_for(DatabaseSettings(url="postgresql://a@b/c")) == ListenerOptions()
     allowed = DatabaseSettings(url="postgresql://a@b/c", idle_policy="allow_sleep")
-    assert options_for(allowed) == ListenerOptions(dormant_after=DORMANT_AFTER)
-    assert DORMANT_AFTER <= 60  # providers suspend after 60 s at the earliest, most after 5 minutes
+    assert options_for(allowed) == ListenerOptions(dormant_after=LET_GO_AFTER)
+    assert LET_GO_AFTER <= 60  # providers suspend after 60 s at the earliest, most after 5 minutes
     assert options_for(allowed.replace(pool_idle_timeout=20)).dormant_after == 20
 
 
 async def test_the_policy_of_the_settings_is_the_databases(database_url: str) -> None:
     async with Database(DatabaseSettings(url=database_url, idle_policy="allow_sleep")) as db:
         async with db.listen("changes"):
-            assert db.listener.options.dormant_after == DORMANT_AFTER
+            assert db.listener.options.dormant_after == LET_GO_AFTER
 
 
 async def test_keep_awake_keeps_it_awake(sleepy: SleepyPostgres) -> None:
@@ -139,3 +140,22 @@ async def test_who_may_sleep_does_not_knock_at_a_database_that_is_gone(
             async with db.session() as session:
                 await session.execute(text("select 1"))
             assert isinstance(await take(notifications), Gap)
+
+
+async def test_an_idle_application_lets_the_database_sleep_and_loses_nothing(sleepy: SleepyPostgres) -> None:
+    """Pool and listener both let go; the first request wakes both."""
+    settings = DatabaseSettings(
+        url=sleepy.url.replace("postgresql://", "postgresql+asyncpg://"),
+        idle_policy="allow_sleep",
+        pool_idle_timeout=0.3,
+    )
+    async with Database(settings) as db, db.listen("changes") as notifications:
+        async with db.session() as session:
+            await session.execute(text("select 1"))
+        await until_asleep(sleepy, 15)
+        assert db.stats().pool.idle == 0
+        async with db.session() as session:
+            await db.notify("changes", "awake", session=session)
+            await session.commit()
+        heard = await take(notifications)
+        assert isinstance(heard, Gap | Notification)

@@ -62,7 +62,7 @@ async def test_deadlocks_are_repeated(db: Database) -> None:
         db.transaction(lambda session: update(session, "b", "a")),
     )
     assert (await value(db, "a"), await value(db, "b")) == (2, 2)
-    assert tries == 3
+    assert tries >= 3  # whoever was chosen as the victim tries again, and may meet the other once more
 
 
 async def test_what_cannot_be_helped_is_not_repeated(db: Database) -> None:

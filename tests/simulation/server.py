@@ -56,7 +56,7 @@ class Connection:
     """One connection, seen from both ends."""
 
     __slots__ = (
-        "aborted_at", "answered_at", "asked", "dirty", "doubted", "end", "excused", "gone", "number", "open",
+        "aborted_at", "answered_at", "asked", "dirty", "doubted", "end", "excused", "gone", "lost", "number", "open",
         "opened_at", "silent"
     )  # fmt: skip
 
@@ -73,6 +73,8 @@ class Connection:
         self.doubted = False
         self.excused = True
         """The pool need not count it: not its own yet, or it has waited for its end as long as it has to."""
+        self.lost: Callable[[], None] | None = None
+        """Told by the pool whom to tell when an idle connection ends."""
         self.aborted_at: float | None = None
         self.end: asyncio.TimerHandle | None = None
         self.gone = gone
@@ -137,6 +139,8 @@ class Server:
     def cut(self, connection: Connection) -> None:
         """The server ends a connection: the client's socket reads end of file."""
         connection.open = False
+        if connection.lost is not None:
+            self.loop.call_soon(connection.lost)
         self._let_go(connection)
 
     # -- the driver --------------------------------------------------------------------------------------------
@@ -277,6 +281,9 @@ class Server:
 
     def is_open(self, connection: Connection) -> bool:
         return connection.open
+
+    def rest(self, connection: Connection, lost: Callable[[], None]) -> None:
+        connection.lost = lost
 
     def abort(self, connection: Connection) -> None:
         if connection.aborted_at is not None:

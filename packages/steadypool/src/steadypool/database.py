@@ -165,7 +165,7 @@ class Database:
             max_connecting=s.max_connecting,
             close_grace=s.close_grace,
             leak_after=s.leak_after,
-            idle_timeout=s.pool_idle_timeout,
+            idle_timeout=s.idle_timeout,
             breaker=s.breaker,
             password=s.password,
             pooler=s.pooler,

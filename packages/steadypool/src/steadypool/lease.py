@@ -85,6 +85,10 @@ class Driver(Protocol[C]):
         """Whether it is usable as far as can be told without asking the server."""
         ...
 
+    def rest(self, connection: C, lost: Callable[[], None]) -> None:
+        """Nobody uses it from now on: call `lost` as soon as its end is noticed."""
+        ...
+
     def abort(self, connection: C) -> None:
         """Cut it off now. Never waits, never raises, may be called twice."""
         ...

@@ -98,6 +98,16 @@ class Lifecycle(ABC, Generic[T]):
         for slot in self._slots:
             slot.suspect = slot.suspect or slot.state in LIVE
 
+    def sweep(self) -> None:
+        """Let go of idle connections whose end was noticed while nobody used them; their siblings become suspect."""
+        dead = [slot for slot in self._idle if not self.driver.is_open(self._connection(slot))]
+        for slot in dead:
+            self._idle.remove(slot)
+            self._retire(slot, "found dead", abrupt=True)
+        if dead:
+            self.suspect_all()
+            self._serve()
+
     def _outdated(self, slot: Slot[T]) -> bool:
         return self._closed or slot.generation != self._generation
 

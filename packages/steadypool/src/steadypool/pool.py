@@ -256,6 +256,7 @@ class Pool(Lifecycle[T]):
             self._slots.move(slot, SlotState.IDLE)
             slot.idle_since = now
             self._idle.append(slot)
+            self.driver.rest(self._connection(slot), self.sweep)
             self._look_at(self._leaves_at(slot))
 
     # -- where callers and connections meet --------------------------------------------------------------------

@@ -83,6 +83,10 @@ def _pre_ping(value: object) -> object:
     raise ValueError("allowed: true, select1, false")
 
 
+LET_GO_AFTER = 60.0
+"""Seconds without use after which connections are let go under `allow_sleep`: well before the suspend times of
+serverless databases, which are minutes and may only begin to count once nobody is connected."""
+
 # -- the variables -------------------------------------------------------------------------------------------
 
 _Url = Annotated[SecretStr | None, BeforeValidator(check_url)]
@@ -293,6 +297,15 @@ class DatabaseSettings(BaseSettings):
     def safe_url(self) -> str | None:
         """The URL for people to read: its password is `***`."""
         return None if self.url is None else redact_url(self.url.get_secret_value())
+
+    @property
+    def idle_timeout(self) -> float | None:
+        """Seconds after which an unused connection is closed: DATABASE_POOL_IDLE_TIMEOUT, or a minute where the
+        database is allowed to sleep, or None.
+        """
+        if self.pool_idle_timeout is None and self.idle_policy is IdlePolicy.ALLOW_SLEEP:
+            return LET_GO_AFTER
+        return self.pool_idle_timeout
 
     def require_url(self) -> str:
         """The URL, password included, for whoever connects.

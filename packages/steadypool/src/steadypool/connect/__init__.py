@@ -5,8 +5,13 @@
 | `dsn` | a URL, taken apart |
 | `options` | each option of libpq, and what becomes of it with each driver |
 | `guards` | what a session and its socket are told, so that nothing outlives its use |
-| `attempt` | one attempt's end of time, its hosts and addresses, and what each of them said |
+| `names` | names become addresses off the event loop; the last good answer is kept |
+| `network` | which address worked last, and which ones are in doubt |
+| `race` | all addresses of all hosts at once, at the level of TCP; one winner |
+| `sockets` | plain sockets on the event loop |
+| `attempt` | one attempt's end of time, whom it lets log in, and what each address said |
 | `outcome` | what a failure means |
+| `libpq` | what libpq's failures mean, whatever its language; needs psycopg |
 | `asyncpg_driver`, `psycopg_driver` | opening one connection; each needs its driver |
 | `channel_binding` | the proof that asyncpg cannot give |
 | `psycopg_connection` | a psycopg connection that can be let go of at once; needs psycopg |

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from psycopg import AsyncConnection, OperationalError, errors
@@ -53,6 +54,22 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
         if not self.closed:
             self.abort()
 
+    def watch(self, tell: Callable[[], None]) -> None:
+        """While nobody uses the connection: call `tell`, once, when the server ends it or says something unasked."""
+        if self.closed or self._watched != -1:
+            return
+
+        def readable() -> None:
+            self.unwatch()
+            tell()
+
+        self._watched = self.pgconn.socket
+        asyncio.get_running_loop().add_reader(self._watched, readable)
+
+    def unwatch(self) -> None:
+        """Somebody is going to use the connection, or to close it."""
+        self._forget_socket()
+
     async def wait(self, gen: PQGen[Result], interval: float = 0.1, timeout: float | None = None) -> Result:
         """Drive one of psycopg's generators until it ends; see the class for what differs.
 
@@ -63,6 +80,7 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
         """
         if self.interrupted:
             raise OperationalError("the connection was given up in the middle of a statement")
+        self.unwatch()
         try:
             return await self._drive(gen, None if timeout is None else time.monotonic() + timeout)
         except asyncio.CancelledError:

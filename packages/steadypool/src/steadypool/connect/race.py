@@ -213,8 +213,12 @@ class _Race(Generic[DialT]):
             now = self._loop.time()
             if candidate is not None and now >= self._next_start:
                 self._start(candidate, now)
-                waited = ", ".join(runner.where for runner in self._runners)
-                doing(f"opening a socket to {waited or candidate.where}")
+                others = len(self._runners) > 1  # each of them is listed with what it said
+                doing(
+                    f"opening a socket to {len(self._runners)} addresses"
+                    if others
+                    else f"opening a socket to {candidate.where}"
+                )
                 continue
             if candidate is None and not self._runners and not self._field.unresolved:
                 raise NobodyAnswered(self._last or self._field.last_error)

@@ -15,10 +15,6 @@ from steadypool.settings import DatabaseSettings, IdlePolicy
 if TYPE_CHECKING:
     from steadypool.connect.psycopg_connection import SteadyConnection
 
-DORMANT_AFTER = 60.0
-"""Seconds without use after which the listener lets go under `allow_sleep`: well before the suspend times of serverless
-databases, which are minutes and may only begin to count once nobody is connected."""
-
 _NO_ENCODING = "SQL_ASCII"
 _ROLE = "target_session_attrs"
 _PRIMARIES = ("primary", "read-write")
@@ -33,7 +29,7 @@ def options_for(settings: DatabaseSettings) -> ListenerOptions:
     """
     if settings.idle_policy is IdlePolicy.KEEP_AWAKE:
         return ListenerOptions()
-    return ListenerOptions(dormant_after=settings.pool_idle_timeout or DORMANT_AFTER)
+    return ListenerOptions(dormant_after=settings.idle_timeout)
 
 
 def connector_for(settings: DatabaseSettings) -> Callable[[float], Awaitable[SteadyConnection]]:

@@ -80,7 +80,9 @@ class GuardedDialect:
         super().__init__(**kw)
         self.guards = steadypool_guards or Guards()
         self._proven: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
-        self.watch = PoolerWatch(self.guards.pooler, self.guards.server_settings, self.guards.on_guards_lost)
+        self.pooler_watch = PoolerWatch(
+            self.guards.pooler, self.guards.server_settings, self.guards.on_guards_lost
+        )
 
     # -- bounds ------------------------------------------------------------------------------------------------
 
@@ -129,11 +131,14 @@ class GuardedDialect:
     def do_begin(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's; behind a pooler the guards travel with the BEGIN."""
         super().do_begin(dbapi_connection)  # type: ignore[misc]
-        if self.watch.per_transaction:
+        if self.pooler_watch.per_transaction:
             server = self.guards.statement_timeout
             adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
             self.bounded(
-                None if server is None else server + CLIENT_GRACE, self.watch.begin, self.driver, adapter
+                None if server is None else server + CLIENT_GRACE,
+                self.pooler_watch.begin,
+                self.driver,
+                adapter,
             )
             self.spoke(adapter.driver_connection)
 
@@ -245,11 +250,11 @@ class GuardedDialect:
         own = [target.options.get("options"), changed.get("options"), changed.get("server_settings")]
         opened = await self.open_raw(target, password, changed)
         try:
-            await self.watch.look(self.driver, opened, str(own))
+            await self.pooler_watch.look(self.driver, opened, str(own))
         except BaseException:  # also when cancelled: nobody else knows this connection
             self.cut(opened)
             raise
-        if self.driver == PSYCOPG and not (own_threshold or self.watch.keeps_statements):
+        if self.driver == PSYCOPG and not (own_threshold or self.pooler_watch.keeps_statements):
             opened.prepare_threshold = None
         return opened
 
@@ -280,6 +285,12 @@ class GuardedDialect:
     def is_open(self, driver_connection: Any) -> bool:
         """Whether the socket is open as far as can be told without asking the server."""
         raise NotImplementedError
+
+    def when_lost(self, driver_connection: Any, tell: Callable[[], None]) -> None:
+        """Call `tell` when the connection ends, if the driver notices that by itself."""
+
+    def rest(self, driver_connection: Any, tell: Callable[[], None]) -> None:
+        """From now on nobody uses the connection: call `tell` when it ends, where the driver would not notice."""
 
     def in_transaction(self, driver_connection: Any) -> bool:
         """Whether the server has a transaction open on it."""
@@ -332,10 +343,10 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         return await open_asyncpg(
             target,
             timeout=self.guards.connect_timeout,
-            guards=self.watch.at_start,
+            guards=self.pooler_watch.at_start,
             socket_options=self.guards.socket_options,
             password=password,
-            on_guards_refused=self.watch.refused,
+            on_guards_refused=self.pooler_watch.refused,
             network=self.guards.network,
             **changed,
         )
@@ -368,6 +379,14 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
     def is_open(self, driver_connection: Any) -> bool:
         """asyncpg always reads, so it knows of an end of file as soon as the event loop does."""
         return not driver_connection.is_closed()
+
+    def when_lost(self, driver_connection: Any, tell: Callable[[], None]) -> None:
+        """asyncpg always reads, and tells."""
+
+        def ended(_connection: Any) -> None:
+            tell()
+
+        driver_connection.add_termination_listener(ended)
 
     def in_transaction(self, driver_connection: Any) -> bool:
         """Whether the server has a transaction open on it, or asyncpg believes so: after a BEGIN that was cancelled."""
@@ -434,10 +453,10 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         return await open_psycopg(
             target,
             timeout=self.guards.connect_timeout,
-            guards=self.watch.at_start,
+            guards=self.pooler_watch.at_start,
             socket_options=self.guards.socket_options,
             password=password,
-            on_guards_refused=self.watch.refused,
+            on_guards_refused=self.pooler_watch.refused,
             network=self.guards.network,
             **changed,
         )
@@ -459,6 +478,18 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         return not (
             driver_connection.closed or getattr(driver_connection, "interrupted", False)
         ) and not _readable(driver_connection)
+
+    def rest(self, driver_connection: Any, tell: Callable[[], None]) -> None:
+        """libpq reads only when asked, so the event loop looks at the socket while nobody does."""
+        if hasattr(driver_connection, "watch"):  # it is not one that a caller's own creator made
+            driver_connection.watch(tell)
+
+    def do_close(self, dbapi_connection: Any) -> None:
+        """As SQLAlchemy's, bounded; the event loop must let go of the descriptor before its number is another's."""
+        driver_connection = _driver_connection(dbapi_connection)
+        if hasattr(driver_connection, "unwatch"):
+            driver_connection.unwatch()
+        super().do_close(dbapi_connection)
 
     def in_transaction(self, driver_connection: Any) -> bool:
         """Whether the server has a transaction open on it."""

@@ -13,6 +13,7 @@ import math
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -93,7 +94,8 @@ class Record(_ConnectionRecord):
         if not soft and driver_connection is not None:
             # SQLAlchemy connects a record anew when a handler of `checkout` rejects its connection.
             self._owner.stop_watching(self)
-            self.farewell = take_farewell(driver_connection)
+            if not self._owner.done:  # nobody would wait for the server any more
+                self.farewell = take_farewell(driver_connection)
             if self.farewell is not None:
                 self._owner.watched.add(self)
         try:
@@ -121,7 +123,9 @@ class RecordDriver:
     async def open(self) -> Record:
         """Connect, in a greenlet of the pool's own task, with all of SQLAlchemy's connect events."""
         try:
-            return await greenlet_spawn(Record, self._owner)
+            record: Record = await greenlet_spawn(Record, self._owner)
+            self._owner.dialect.when_lost(record.driver_connection, self._owner.core.sweep)
+            return record
         except errors.SteadypoolError:
             raise
         except exc.TimeoutError as error:
@@ -152,6 +156,10 @@ class RecordDriver:
         """Whether the socket is open as far as can be told without asking the server."""
         driver_connection = connection.driver_connection
         return driver_connection is not None and self._owner.dialect.is_open(driver_connection)
+
+    def rest(self, connection: Record, lost: Callable[[], None]) -> None:
+        """Let the event loop look at its socket while nobody uses it."""
+        self._owner.dialect.rest(connection.driver_connection, lost)
 
     def abort(self, connection: Record) -> None:
         """Cut it off; the event handlers of `invalidate` and `close` are called."""
@@ -243,6 +251,8 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
+        self.done = False
+        """Whether `close` has ended."""
         self._home_thread: int | None = None
         self._home_loop: asyncio.AbstractEventLoop | None = None
 
@@ -363,6 +373,7 @@ class SteadyPool(pool.Pool):
         try:
             await self.core.close(grace)
         finally:
+            self.done = True
             self._stop_watching_all()
 
     def stop_watching(self, record: Record) -> None:

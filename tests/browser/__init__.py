@@ -1,0 +1,1 @@
+"""plyr's page in a real Chromium, before the real service and a Postgres of its own."""

@@ -1,0 +1,178 @@
+"""The service in a process of its own, and one person's visit to its page."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import wave
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from playwright.sync_api import ConsoleMessage, Locator, Page, Request, Response
+
+from steadypool.lab.server import PostgresServer
+
+
+def wav(seconds: float, pitch: int = 100, rate: int = 8000) -> bytes:
+    """A sawtooth; every pitch has other bytes."""
+    buffer = io.BytesIO()
+    period = b"".join((i * pitch % 20_000).to_bytes(2, "little") for i in range(rate))
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(period * int(seconds) + period[: int(2 * rate * (seconds % 1))])
+    return buffer.getvalue()
+
+
+@dataclass
+class Service:
+    """A running service, its database, and the demo artist's token."""
+
+    url: str
+    token: str = field(repr=False)
+    postgres: PostgresServer
+
+    def upload(self, title: str, audio: bytes, **fields: str) -> int:
+        """Publish a track as the demo artist; returns its id when it is there."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        with httpx.Client(base_url=self.url, headers=headers, timeout=30) as client:
+            data = {"title": title} | fields
+            answer = client.post("/tracks/", data=data, files={"file": ("a.wav", audio)})
+            assert answer.status_code == 202, answer.text
+            # The events end with the work.
+            events = client.get(f"/tracks/uploads/{answer.json()['upload_id']}/progress").text
+        last = json.loads([line for line in events.splitlines() if line.startswith("data: ")][-1][6:])
+        assert last["status"] == "completed", last
+        return last["track_id"]
+
+    def delete(self, track_id: int) -> None:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        answer = httpx.delete(f"{self.url}/tracks/{track_id}", headers=headers)
+        assert answer.status_code == 200, answer.text
+
+    def tracks(self) -> list[dict[str, Any]]:
+        return httpx.get(f"{self.url}/tracks/").raise_for_status().json()["tracks"]
+
+
+@contextmanager
+def running_service(postgres: PostgresServer, home: Path) -> Generator[Service]:
+    """`python -m backend` on a free port, with its data in `home`; ended with a signal, which must end it cleanly."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")}
+    environment |= {
+        "DATABASE_URL": postgres.create_database("plyr"),
+        # An outage in these tests lasts as long as a test takes, so what waits for the database waits briefly.
+        "DATABASE_REQUEST_DEADLINE": "5",
+        "PLYR_DATA_DIR": str(home / "data"),
+        "STORAGE_AUDIO_DIR": str(home / "audio"),
+        "HOST": "127.0.0.1",
+        "PORT": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "backend"],
+        cwd=home,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said: list[str] = []
+    with process:
+        try:
+            for line in process.stdout:
+                said.append(line)
+                if "Ctrl-C" in line:
+                    break
+            text = "".join(said)
+            url, token = re.search(r"plays at (http\S+)/", text), re.search(r"^PLYR_TOKEN=(\S+)", text, re.M)
+            assert url is not None, text
+            assert token is not None, text
+            yield Service(url[1], token[1], postgres)
+        finally:
+            process.terminate()
+            said.append(process.stdout.read())
+    assert process.returncode == 0, "".join(said)
+
+
+@dataclass
+class Visit:
+    """One person with an empty browser on the page. What goes wrong unseen is kept, and fails the test at its end."""
+
+    page: Page
+    url: str
+    wrong: list[str] = field(default_factory=list)
+    responses: list[Response] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.wrong.append(f"uncaught: {error}"))
+        self.page.on("request", self._request)
+        self.page.on("requestfailed", self._failed)
+        self.page.on("response", lambda response: self.responses.append(response))
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning", "assert"):
+            self.wrong.append(f"console {message.type}: {message.text}")
+
+    def _request(self, request: Request) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme != "data" and f"{parts.scheme}://{parts.netloc}" != self.url:
+            self.wrong.append(f"left the origin: {request.url}")
+
+    def _failed(self, request: Request) -> None:
+        # The player ends a download whenever somebody seeks or chooses another track.
+        if "/audio/" not in request.url:
+            self.wrong.append(f"failed: {request.url} {request.failure}")
+
+    def expect_in_console(self, pattern: str) -> None:
+        """This test causes such a message on purpose, once at least."""
+        self.expected.append(pattern)
+
+    def verify(self) -> None:
+        for pattern in self.expected:
+            assert any(re.search(pattern, each) for each in self.wrong), f"nothing said {pattern!r}"
+        unexpected = [each for each in self.wrong if not any(re.search(p, each) for p in self.expected)]
+        assert unexpected == []
+
+    def open(self, fragment: str = "") -> Visit:
+        self.page.goto(f"{self.url}/{fragment}")
+        self.rows.first.wait_for()
+        return self
+
+    @property
+    def rows(self) -> Locator:
+        return self.page.locator("#tracks > li")
+
+    def row(self, title: str) -> Locator:
+        return self.rows.filter(has=self.page.get_by_text(title, exact=True))
+
+    def play(self, title: str) -> None:
+        self.row(title).get_by_role("button", name=f"Play {title}").click()
+        self.until("!audio.paused && audio.readyState >= 2")
+
+    @property
+    def position(self) -> float:
+        """Seconds into the track that plays."""
+        return self.page.evaluate("document.querySelector('audio').currentTime")
+
+    def until(self, condition: str) -> None:
+        """Wait until this JavaScript about `audio` is true."""
+        # Not wait_for_function: the page's policy allows no eval, and that is how it is meant to be.
+        script = f"(audio) => {condition}"
+        waited = 0
+        while not self.page.evaluate(f"({script})(document.querySelector('audio'))"):
+            self.page.wait_for_timeout(50)
+            waited += 50
+            assert waited < 10_000, f"never: {condition}"
