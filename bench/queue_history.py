@@ -2,7 +2,7 @@
 
 Meanwhile listeners are killed and silenced, and the server is restarted, at random.
 
-    python bench/queue_history.py [updates] [--seed N] [--every SECONDS]
+    python bench/queue_history.py [updates] [--seed N] [--every SECONDS] [--seconds SECONDS]
 
 Ends with 1 if an update was lost or a read was stale. It is the same campaign that the tests run at 2,000 updates.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -32,10 +33,17 @@ async def main() -> int:
     parser.add_argument(
         "--every", type=float, default=5.0, help="seconds from one fault to the next, at most"
     )
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end after this time at the latest")
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.CRITICAL)
     async with EmbeddedPostgres.temporary(settings=SURVIVES_A_CRASH) as server:
-        run = await campaign(server, updates=chosen.updates, every=chosen.every, seed=chosen.seed)
+        run = await campaign(
+            server,
+            updates=chosen.updates,
+            every=chosen.every,
+            seed=chosen.seed,
+            seconds=chosen.seconds,
+        )
     reads = len(run.history.reads)
     print(f"{run.updates:,} updates confirmed in {run.seconds:.0f} s, {run.conflicts:,} conflicts")
     print(f"{reads:,} reads, {run.from_copies:,} of them from copies; {run.failures:,} requests failed")

@@ -6,6 +6,7 @@ Used by the test of the same name, and at full size by bench/queue_history.py.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import defaultdict
@@ -216,8 +217,9 @@ async def campaign(
     queues: int = 10,
     every: float = 1.0,
     seed: int = 1,
+    seconds: float = math.inf,
 ) -> Run:
-    """Let the writers make so many updates in all, and break something about `every` seconds."""
+    """Let the writers make so many updates, or work for so many seconds, and break something about `every` seconds."""
     await asyncio.to_thread(upgrade, DatabaseSettings(url=server.url))
     rng, run = random.Random(seed), Run()
     dids = [f"did:plc:{number}" for number in range(queues)]
@@ -236,7 +238,7 @@ async def campaign(
         breaking = asyncio.create_task(breaker.work())
 
         def more() -> bool:
-            return run.updates < updates
+            return run.updates < updates and time.monotonic() - started < seconds
 
         async def look(instance: Instance) -> None:
             while more():

@@ -97,4 +97,5 @@ def test_the_description_of_the_interface_is_complete_and_without_a_warning() ->
         "/audio/{file_id}",
         "/audio/{file_id}/download",
         "/queue/",
+        "/queue/events",
     }

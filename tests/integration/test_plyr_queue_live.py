@@ -26,6 +26,10 @@ from .conftest import Plyr, serving, tone
 
 pytestmark = pytest.mark.anyio
 
+KILL = (
+    "select pg_terminate_backend(pid) from pg_stat_activity "
+    "where application_name = 'steadypool listener' and datname = current_database()"
+)
 QUICK = QueueSettings(connect_timeout=2.0, heartbeat_interval=0.2)
 
 
@@ -175,13 +179,23 @@ async def test_copies_are_dropped_when_the_listener_was_killed(
         assert len(b.live._cache) == 1
         gaps = b.live._database.stats().listener.gaps  # type: ignore[union-attr]
         with psycopg.connect(plyr_url) as connection:
-            connection.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity "
-                "where application_name = 'steadypool listener' and datname = current_database()"
-            )
+            connection.execute(KILL)
         await until(lambda g=gaps: b.live._database.stats().listener.gaps > g)  # type: ignore[misc, union-attr]
         assert len(b.live._cache) == 0
         assert await b.revision() == revision + 1
+
+
+async def test_no_copy_is_older_than_the_moment_when_it_hears_again(a: Instance, plyr_url: str) -> None:
+    """The gap may be read a moment after the listener is live: until then no old copy may be there to be used."""
+    a.live._hear = lambda _payload: None  # type: ignore[method-assign]
+    await a.revision()
+    assert len(a.live._cache) == 1
+    connects = a.live._database.stats().listener.connects  # type: ignore[union-attr]
+    with psycopg.connect(plyr_url) as connection:
+        connection.execute(KILL)
+    await until(lambda: a.live._database.stats().listener.connects > connects)  # type: ignore[union-attr]
+    await until(lambda: a.live.is_live)
+    assert len(a.live._cache) == 0
 
 
 async def test_what_was_missed_in_silence_is_seen_when_the_listener_hears_again(

@@ -31,7 +31,7 @@ from backend.services.live_queues import LiveQueues
 from backend.services.queue_cache import Queue
 from backend.utilities.database import db_session
 from steadypool.clock import Backoff
-from steadypool.errors import SteadypoolError
+from steadypool.errors import DeadlineExceeded, SteadypoolError
 from steadypool.fastapi import route_deadline
 
 router = APIRouter(prefix="/queue", tags=["queue"])
@@ -167,10 +167,10 @@ async def queue_events(
             pause: float | None = None
             try:
                 event = await _event(request, live_queues, artist.did, known)
-            except HTTPException:
-                return  # signed out meanwhile
+            except (HTTPException, DeadlineExceeded):
+                return  # signed out meanwhile, or the time that the client gave is over
             except _AWAY as error:
-                log.warning("the queue could not be read for those who watch it, trying again: %s", error)
+                log.info("the queue could not be read for those who watch it, trying again: %s", error)
                 pause = backoff.next_pause()
             else:
                 backoff.reset()
