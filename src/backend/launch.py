@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -57,7 +58,16 @@ def _give_up(message: str) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"plyr: {text}", flush=True)
+    _print(f"plyr: {text}")
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Whoever read this has gone. The service goes on, and so must everything that would say a word.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _one_line(error: object) -> str:
@@ -120,10 +130,11 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
     def stop() -> None:
         if server is None:
             starting.cancel()
-        else:
-            if not server.is_stopping:
-                _say("stopping; requests in flight finish first, Ctrl-C again ends them at once")
-            server.stop()
+            return
+        first = not server.is_stopping
+        server.stop()
+        if first:
+            _say("stopping; requests in flight finish first, Ctrl-C again ends them at once")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
@@ -145,6 +156,9 @@ def _warn(settings: Settings) -> None:
 async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:
     """The settings with a database in them: the one that DATABASE_URL names, or the embedded one."""
     if settings.database.url is not None:
+        from backend.utilities.database import build_database
+
+        build_database(settings)  # connects to nothing, and says what is wrong with the URL
         return settings
     from steadypool.lab import EmbeddedPostgres, LabError
 
@@ -205,4 +219,4 @@ def _tell(listener: socket.socket, token: str | None) -> None:
             f"For the plyrfm command: export PLYR_API_URL={url} and",
             f"PLYR_TOKEN={token}",
         ]
-    print("\n" + "\n".join(lines) + "\n\nCtrl-C ends it.", flush=True)
+    _print("\n" + "\n".join(lines) + "\n\nCtrl-C ends it.")

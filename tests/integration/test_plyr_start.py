@@ -176,6 +176,9 @@ async def test_what_stands_in_the_way_is_said_in_one_message(tmp_path: Path, dat
             ),
             ({"DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/x"}, "Connection refused", tmp_path),
             ({"DATABASE_URL": "mysql://u:hush@h/x"}, "DATABASE_URL", tmp_path),
+            ({"DATABASE_URL": "postgresql://u:hush@h:99999/x"}, "DATABASE_URL", tmp_path),
+            ({"DATABASE_URL": "postgresql://u:hush@h/x?sslmode=bogus"}, "sslmode=bogus: allowed", tmp_path),
+            ({"DATABASE_URL": "postgresql+foo://u:hush@h/x"}, "allowed: postgresql://", tmp_path),
             ({}, ".data", damaged),
         ]
 
@@ -253,6 +256,36 @@ async def test_a_signal_during_the_start_ends_it_cleanly(tmp_path: Path) -> None
         code, output, errors = await started.wait()
     assert (code, errors) == (0, ""), output
     assert list((tmp_path / ".data").rglob("postmaster.pid")) == []
+
+
+@pytest.mark.anyio
+async def test_a_signal_ends_it_though_nobody_reads_what_it_says(tmp_path: Path, database_url: str) -> None:
+    """As in `make run | head`: with its output closed, it was deaf to signals."""
+    reader, writer = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "backend",
+        cwd=tmp_path,
+        env=os.environ | {"PORT": "0", "DATABASE_URL": database_url},
+        stdout=writer,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writer)
+
+    def read_until_ready() -> None:
+        with os.fdopen(reader) as lines:
+            assert any("Ctrl-C" in line for line in lines)
+
+    try:
+        await asyncio.wait_for(asyncio.to_thread(read_until_ready), 60)
+        process.send_signal(signal.SIGTERM)
+        _, errors = await asyncio.wait_for(process.communicate(), 30)
+        assert (process.returncode, errors.decode()) == (0, "")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
 
 
 def refuses(host: str, port: int) -> bool:

@@ -130,7 +130,10 @@ class Database:
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
         self._listener_options = listener
         self._listener: Listener | None = None
-        self.engine = self._make_engine(engine_arguments or {})
+        try:
+            self.engine = self._make_engine(engine_arguments or {})
+        except ConfigurationError as error:
+            raise ConfigurationError(f"DATABASE_URL: {error}") from None
         if on_connect is not None:
 
             def run_on_connect(dbapi_connection: Any, _record: Any) -> None:

@@ -219,7 +219,7 @@ class GuardedDialect:
 
     def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
         """The driver's arguments for a URL. libpq's options in it are carried out, or refused, by either driver."""
-        self._target = parse_url(url.render_as_string(hide_password=False))
+        self._target = parse_url(url.set(drivername="postgresql").render_as_string(hide_password=False))
         self._adapter_arguments = self.adapter_arguments(self._target)
         self._url_arguments = self.driver_arguments(self._target)
         return [], self._url_arguments | self._adapter_arguments
