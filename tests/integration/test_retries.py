@@ -116,7 +116,7 @@ async def test_a_connection_lost_in_commit_is_told_and_not_repeated(db: Database
         await session.execute(text("update counters set value = value + 1 where name = 'a'"))
 
     async def committing() -> bool:
-        return any(backend.query == "COMMIT;" or backend.query == "COMMIT" for backend in await pg.backends())
+        return any(b.state == "active" and b.query.startswith("COMMIT") for b in await pg.backends())
 
     task = asyncio.create_task(db.transaction(increment))
     await pg.wait_until(committing)

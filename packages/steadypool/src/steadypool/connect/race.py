@@ -173,6 +173,9 @@ async def first_to_answer(
     race = _Race(field, begin, seconds, said, doubt)
     try:
         return await race.run(doing)
+    except BaseException:  # a cancellation may come in the moment in which somebody has won
+        race.disown_winner()
+        raise
     finally:
         race.close()
 
@@ -285,6 +288,11 @@ class _Race(Generic[DialT]):
     def _wake(self) -> None:
         if self._waker is not None and not self._waker.done():
             self._waker.set_result(None)
+
+    def disown_winner(self) -> None:
+        """Nobody takes what has won."""
+        if self._winner is not None and self._winner[1] is not None:
+            self._winner[1].close()
 
     def close(self) -> None:
         """Close all but the winner, and tell how long they were silent."""
