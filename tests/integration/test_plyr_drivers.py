@@ -24,7 +24,7 @@ def driver(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def plyr_settings(plyr_settings: Settings, plyr_url: str, driver: str) -> Settings:
     url = plyr_url.replace("postgresql://", f"postgresql+{driver}://")
-    database = plyr_settings.database.replace(url=url, statement_timeout=0.3)
+    database = plyr_settings.database.replace(url=url, statement_timeout=1.0)
     return plyr_settings.model_copy(update={"database": database})
 
 
@@ -56,7 +56,7 @@ async def test_the_whole_of_it(plyr: Plyr, driver: str) -> None:
 async def test_a_slow_statement_ends_by_its_workloads_limit(plyr: Plyr) -> None:
     async with db_session() as session:
         with pytest.raises(steadypool.StatementTimeout):
-            await session.execute(text("SELECT pg_sleep(2)"))
+            await session.execute(text("SELECT pg_sleep(10)"))
     async with db_session(UPLOADS) as session:
-        await session.execute(text("SELECT pg_sleep(0.9)"))
+        await session.execute(text("SELECT pg_sleep(1.8)"))
     assert plyr.database.stats().pool.leased == 0
