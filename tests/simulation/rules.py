@@ -169,8 +169,9 @@ class Rules:
         self.waiting.pop(caller.name, None)
 
     def cancelled(self, caller: Caller) -> None:
-        """A caller leaves because it was cancelled."""
+        """A caller leaves because it was cancelled; it may have been refused in the same moment, and never know."""
         caller.settled = True
+        self.passed_over.pop(caller, None)
         if not caller.cancel_asked:
             raise RuleBroken(f"caller {caller.name} was cancelled by nobody")
         if caller in self.handed.values():
