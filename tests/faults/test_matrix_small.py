@@ -28,7 +28,7 @@ async def test_steadypool_keeps_its_promises_with_both_drivers(tmp_path: Path) -
     matrix = await run_matrix(
         ("steadypool/asyncpg", "steadypool/psycopg"),
         ROWS,
-        unit=0.8,
+        unit=1.2,
         on_progress=lambda peer, row, cell: seen.append((peer, row, cell is not None)),
     )
     assert not matrix.broken(), [(cell.scenario, cell.peer, cell.broken) for cell in matrix.broken()]
