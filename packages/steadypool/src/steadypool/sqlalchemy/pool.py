@@ -166,7 +166,7 @@ class RecordDriver:
         driver_connection = connection.driver_connection
         try:
             connection.cut()
-        except Exception:
+        except Exception:  # whatever a handler raises, the connection must not live on because of it
             self._owner.logger.exception("An event handler failed while a connection was cut off")
             connection.dbapi_connection = None
         finally:
