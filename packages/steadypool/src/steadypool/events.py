@@ -98,6 +98,38 @@ class LeakSuspected(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StatementFinished(Event):
+    """A statement ended, well or not. It carries no value, literal or comment: the fingerprint has none.
+
+    `way` is `session`, `dedicated` or `shared`. `seconds` is how long it executed; `waiting` and `connecting` are
+    what its lease cost before (0 for all but the first statement of a lease). `rows` were returned or affected, if
+    that is known. `sqlstate` and `error_type` (the error's class) are None if it went well. `request` is what was
+    being worked on, such as `GET /tracks/{id}`.
+    """
+
+    fingerprint: str
+    way: str
+    seconds: float
+    rows: int | None = None
+    waiting: float = 0.0
+    connecting: float = 0.0
+    workload: str | None = None
+    connection: int | None = None
+    sqlstate: str | None = None
+    error_type: str | None = None
+    request: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerChanged(Event):
+    """The breaker went from one state to another (`BreakerState`'s values); `reason` is what was last heard."""
+
+    before: str
+    after: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StatementTimedOut(Event):
     """A statement reached its limit of `seconds`; `fingerprint` names it without its values."""
 
