@@ -351,6 +351,10 @@ class Database:
     async def connection(self, *, workload: str | None = None) -> AsyncGenerator[Dedicated]:
         """A connection of one's own until the block ends.
 
+        A workload's statement timeout is told to the session, and taken back at the end. Behind a transaction
+        pooler there is no session: there it travels with each transaction, and a statement outside of one gets one
+        of its own, which statements such as VACUUM refuse.
+
         Raises what `Pool.acquire` raises.
 
         Example:
@@ -365,6 +369,8 @@ class Database:
         dialect = self.pool.dialect
         core = self.pool.core
         dialogue = _DIALOGUES[dialect.driver](driver_connection)
+        pooler = dialect.pooler_watch
+        told = timeout if pooler.keeps_statements else None
         surroundings = Surroundings(
             pool=self.name,
             clock=core.clock,
@@ -375,13 +381,17 @@ class Database:
             is_open=lambda: dialect.is_open(driver_connection),
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
+            begin=pooler.beginning(timeout),
+            wraps=timeout is not None and not pooler.keeps_statements,
+            in_transaction=lambda: dialect.in_transaction(driver_connection),
         )
         dedicated = Dedicated(driver_connection, dialogue, surroundings)
         try:
             await dialect.set_autocommit(driver_connection, True)
-            if timeout is not None:
-                await dedicated.execute(f"SET statement_timeout = {milliseconds(timeout)}")
-            yield dedicated
+            if told is not None:
+                await dedicated.execute(f"SET statement_timeout = {milliseconds(told)}")
+            with dialect.driver_limit(driver_connection, timeout):
+                yield dedicated
         except BaseException as error:
             if not isinstance(error, Exception):
                 dialect.cut(driver_connection)
@@ -389,7 +399,7 @@ class Database:
         finally:
             dedicated.end()
             try:
-                await self._clean(driver_connection, dialogue if timeout is not None else None)
+                await self._clean(driver_connection, dialogue if told is not None else None)
             finally:
                 if not dialect.is_open(driver_connection) and fairy.is_valid:
                     fairy.invalidate()
