@@ -172,6 +172,7 @@ class Pool(Operating[T]):
             places=waiter.places,
         )
         slot.lease = lease
+        slot.leases += 1
         self._slots.move(slot, SlotState.LEASED)
         if waiter.workload is not None:
             self._held[waiter.workload] += 1

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from steadypool import errors, events, refusal
 from steadypool.breaker import Breaker, BreakerState
+from steadypool.census import Census, WaiterFacts
 from steadypool.clock import Clock
 from steadypool.lease import Driver, PoolOptions, SlotState, Waiter
 from steadypool.lifecycle import Lifecycle
@@ -55,6 +56,26 @@ class Waiting(Lifecycle[T]):
         """The pool at this moment: counts, and who holds what for how long."""
         now = self.clock.monotonic()
         return self._slots.snapshot(self.options, now, self.waiting, self.last_connect_failure)
+
+    def connections(self) -> Census:
+        """Each connection and each waiting caller at this moment, for a status page. Costs something only here.
+
+        Example:
+            >>> for connection in pool.connections().connections:
+            ...     print(connection.number, connection.state, connection.holder)
+        """
+        now = self.clock.monotonic()
+        waiters = tuple(self._facts_of(waiter, now) for waiter in self._waiters if not waiter.future.done())
+        return Census(self.name, self._slots.facts(now), waiters)
+
+    def _facts_of(self, waiter: Waiter[T], now: float) -> WaiterFacts:
+        until = waiter.connect_until if self._waits_for_answer(waiter) else waiter.busy_until
+        return WaiterFacts(
+            holder=waiter.name,
+            workload=waiter.workload,
+            seconds=now - waiter.since,
+            left=max(0.0, max(until, waiter.busy_until) - now),
+        )
 
     # -- who could use a connection -------------------------------------------------------------------------------
 
