@@ -146,7 +146,7 @@ async def test_a_workloads_limit_stays_with_its_dedicated_connection(
             db.workload("slow", statement_timeout=2)
             async with db.connection(workload="slow") as mine, other.connection() as theirs:
                 for _ in range(2):
-                    assert tuple(await mine.fetch(asked))[0][0] == "2s"
+                    assert (await mine.fetch(asked))[0][0] == "2s"
                     assert (await theirs.fetch(asked))[0][0] == "0"
                 async with mine.transaction():
                     assert await mine.fetchval("select current_setting($1)", "statement_timeout") == "2s"

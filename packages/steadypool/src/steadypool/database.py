@@ -23,7 +23,15 @@ from steadypool.clock import Backoff
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
 from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue, Surroundings
-from steadypool.errors import ConfigurationError, HeartbeatMissed, Phase, PoolClosed, PoolSnapshot, Report
+from steadypool.errors import (
+    ConfigurationError,
+    HeartbeatMissed,
+    HookFailed,
+    Phase,
+    PoolClosed,
+    PoolSnapshot,
+    Report,
+)
 from steadypool.events import Acquired, ConnectSucceeded, Event, Events
 from steadypool.listener import (
     CatchUp,
@@ -35,6 +43,7 @@ from steadypool.listener import (
     check_channel,
 )
 from steadypool.listener.opening import connector_for, options_for
+from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
@@ -135,11 +144,20 @@ class Database:
         except ConfigurationError as error:
             raise ConfigurationError(f"DATABASE_URL: {error}") from None
         if on_connect is not None:
+            self._listen_to_connects(on_connect)
 
-            def run_on_connect(dbapi_connection: Any, _record: Any) -> None:
+    def _listen_to_connects(self, on_connect: OnConnect) -> None:
+        dialect = self.pool.dialect
+
+        def run_on_connect(dbapi_connection: Any, _record: Any) -> None:
+            try:
                 dbapi_connection.run_async(on_connect)
+            except Exception as error:
+                if not dialect.is_open(dbapi_connection.driver_connection):
+                    raise  # the network's doing
+                raise HookFailed(f"on_connect: {hook_failed(error)}") from error
 
-            event.listen(self.engine.sync_engine, "connect", run_on_connect)
+        event.listen(self.engine.sync_engine, "connect", run_on_connect)
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings

@@ -222,9 +222,7 @@ class Dedicated:
     async def _roll_back(self, sql: str) -> None:
         """Where the connection is gone the server does it by itself, and the error to see is the one before."""
         if self._around.is_open():
-            with contextlib.suppress(
-                errors.ConnectionLost, errors.StatementTimeout, errors.DeadlineExceeded
-            ):
+            with contextlib.suppress(errors.ConnectionLost, errors.StatementTimeout, errors.DeadlineExceeded):
                 await self._say(sql)
 
     async def _bounded(

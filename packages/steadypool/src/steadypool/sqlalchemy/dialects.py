@@ -34,6 +34,7 @@ from steadypool.connect.options import (
 )
 from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
+from steadypool.refusal import hook_failed
 from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor, BoundedCursors
 from steadypool.sqlalchemy.pooler import PoolerWatch
@@ -220,19 +221,20 @@ class GuardedDialect:
 
     # -- what differs between drivers --------------------------------------------------------------------------
 
-    def connect_error(self, error: Exception) -> errors.ConnectFailed:
+    def connect_error(self, error: Exception) -> errors.SteadypoolError:
         """The name of an exception in a connect that is not steadypool's own: from an event handler or a creator."""
         outcome = classify_connect_error(error)
         report = errors.Report(phase=errors.Phase.CONNECTING)
         if isinstance(error, TimeoutError):
             limit = self.guards.connect_timeout
             return errors.ConnectTimeout(f"not connected within {limit:g} s: {outcome.summary}", report)
-        # What neither the network nor the driver says is a mistake in a handler: trying again would repeat it.
-        final = outcome.final or not (
+        if (
             isinstance(error, OSError | EOFError | exc.DBAPIError | self.loaded_dbapi.Error)
             or type(error).__module__.partition(".")[0] == self.driver
-        )
-        return errors.ConnectFailed(f"cannot connect: {outcome.summary}", report, final=final)
+        ):
+            return errors.ConnectFailed(f"cannot connect: {outcome.summary}", report, final=outcome.final)
+        # What neither the network nor the driver says is a mistake in a handler: trying again would repeat it.
+        return errors.HookFailed(hook_failed(error), report)
 
     def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
         """The driver's arguments for a URL. libpq's options in it are carried out, or refused, by either driver."""

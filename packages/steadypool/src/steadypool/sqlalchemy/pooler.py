@@ -71,7 +71,7 @@ class PoolerWatch:
 
     @property
     def keeps_statements(self) -> bool:
-        """Whether what a transaction leaves in its session, a prepared statement or a setting, is there for the next."""
+        """Whether what a transaction leaves in its session (a prepared statement, a setting) is there for the next."""
         return self.mode is Pooler.SESSION or not self.behind_pooler
 
     def beginning(self, statement_timeout: float | None = None) -> str:
