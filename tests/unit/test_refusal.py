@@ -120,9 +120,20 @@ def test_a_full_queue() -> None:
 def test_what_is_final(failure: BaseException, final: bool) -> None:
     assert refusal.is_final(failure) is final
     error = refusal.connect_failed(failure, 0.5, None, EMPTY)
+    assert isinstance(error, errors.ConnectFailed)
     assert error.final is final
     assert str(error) == str(failure)
     assert error.__cause__ is failure
+
+
+def test_a_bug_keeps_its_name_and_its_cause() -> None:
+    failure = errors.HookFailed("on_connect: …")
+    failure.__cause__ = TypeError()
+    error = refusal.connect_failed(failure, 0.5, None, EMPTY)
+    assert type(error) is errors.HookFailed
+    assert error is not failure  # each caller gets one of its own
+    assert error.__cause__ is failure.__cause__
+    assert error.elapsed.connecting == 0.5
 
 
 def test_a_failure_without_words_gets_a_name() -> None:
