@@ -18,10 +18,10 @@ from steadypool import errors
 from steadypool.clock import Clock
 from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
 from steadypool.errors import Elapsed, Phase, Report
-from steadypool.events import NO_WORD, ConnectionLost, Events, StatementFinished, StatementTimedOut
+from steadypool.events import ConnectionLost, Events, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint
 from steadypool.lease import Lease
-from steadypool.sqlstate import QUERY_CANCELED, Fate, fate_of
+from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
 from steadypool.whereabouts import endpoint
 
 EARLY = 0.05
@@ -304,7 +304,7 @@ class Dedicated:
                 self._around.pool,
                 self._around.clock.monotonic(),
                 self._around.lease.slot.number,
-                state or NO_WORD,
+                cause_of_loss(state),
                 self._around.workload,
             )
         )

@@ -86,7 +86,7 @@ class WaitEnded(Event):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLost(Event):
-    """A connection died in somebody's hands. `cause` is the SQLSTATE that the server said, or `NO_WORD`."""
+    """A connection died in somebody's hands. `cause` is `sqlstate.cause_of_loss`."""
 
     connection: int | None
     cause: str
@@ -199,9 +199,6 @@ class ListenerGap(Event):
     since: float
     reason: str
 
-
-NO_WORD = "no word"
-"""The cause of a loss for which the server gave no reason: an end of file, a reset, a socket that was cut off."""
 
 Observer = Callable[[Event], None]
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from steadypool import errors
 from steadypool.errors import Elapsed, Phase, Report
-from steadypool.events import NO_WORD, StatementTimedOut
 from steadypool.events import ConnectionLost as LostEvent
+from steadypool.events import StatementTimedOut
 from steadypool.fingerprint import fingerprint
 from steadypool.sqlalchemy.dialects import GuardedDialect, LimitReached
 from steadypool.sqlalchemy.errors import ConnectionLost, StatementTimeout, sqlstate_of
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.telling import COMMIT, commit_seconds, lease_of, pool_of, tell_statement
-from steadypool.sqlstate import QUERY_CANCELED, Fate, fate_of
+from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
@@ -42,7 +42,7 @@ def _tell(context: ExceptionContext, seen: BaseException) -> None:
     if isinstance(seen, errors.ConnectionLost):
         pool, lease = pool_of(fairy), lease_of(fairy)
         if pool is not None and lease is not None:
-            number, cause = lease.slot.number, sqlstate_of(original) or NO_WORD
+            number, cause = lease.slot.number, cause_of_loss(sqlstate_of(original))
             now = pool.core.clock.monotonic()
             pool.observers.emit(LostEvent(pool.core.name, now, number, cause, lease.workload))
     state, commit = sqlstate_of(original), commit_seconds(original)
