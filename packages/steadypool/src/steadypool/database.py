@@ -32,7 +32,8 @@ from steadypool.errors import (
     PoolSnapshot,
     Report,
 )
-from steadypool.events import Acquired, ConnectSucceeded, Event, Events
+from steadypool.events import Acquired, ConnectSucceeded, Event, Events, LeakSuspected
+from steadypool.lease import Lease
 from steadypool.listener import (
     CatchUp,
     Listener,
@@ -49,7 +50,8 @@ from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload
 from steadypool.sqlalchemy.pool import SteadyPool
-from steadypool.telemetry.counters import Counters, Totals
+from steadypool.sqlalchemy.telling import lease_of
+from steadypool.telemetry.counters import COUNTED, Counters, Totals
 from steadypool.telemetry.log import log_notable
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
@@ -132,8 +134,8 @@ class Database:
         self.name = name
         self.events = Events()
         self._counters = Counters()
-        self.events.subscribe(self._counters)
-        self.events.subscribe(log_notable)
+        self.events.subscribe(self._counters, *COUNTED)
+        self.events.subscribe(log_notable, LeakSuspected)
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
@@ -395,7 +397,8 @@ class Database:
             statement_timeout=timeout or self.settings.statement_timeout,
             workload=workload,
             snapshot=core.snapshot,
-            emit=self.events.emit,
+            events=self.events,
+            lease=cast("Lease[Any]", lease_of(fairy)),
             is_open=lambda: dialect.is_open(driver_connection),
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
@@ -407,7 +410,7 @@ class Database:
         try:
             await dialect.set_autocommit(driver_connection, True)
             if told is not None:
-                await dedicated.execute(f"SET statement_timeout = {milliseconds(told)}")
+                await dedicated.set_up(f"SET statement_timeout = {milliseconds(told)}")
             with dialect.driver_limit(driver_connection, timeout):
                 yield dedicated
         except BaseException as error:
@@ -483,7 +486,7 @@ class Database:
             on_lost=lost,
             on_proven=proven,
         )
-        self.events.subscribe(lambda event: _inform(listener, event))
+        self.events.subscribe(lambda event: _inform(listener, event), Acquired, ConnectSucceeded)
         return listener
 
     def listen(

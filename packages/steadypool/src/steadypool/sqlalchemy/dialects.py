@@ -12,7 +12,7 @@ import select
 import weakref
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import URL, exc, util
 from sqlalchemy.dialects import registry
@@ -38,6 +38,7 @@ from steadypool.refusal import hook_failed
 from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor, BoundedCursors
 from steadypool.sqlalchemy.pooler import PoolerWatch
+from steadypool.sqlalchemy.telling import COMMIT, fairy_of, mark_commit, tell_statement
 
 TIMEOUT_OPTION = "steadypool_statement_timeout"
 """Execution option: seconds that a statement may run; the engine's own limit if absent."""
@@ -106,9 +107,16 @@ class GuardedDialect:
     ) -> None:
         server, connection = self.statement_timeout(context), _connection_of(cursor)
         self._limits[connection] = server
+        started = self.guards.clock.monotonic()
         if context is not None:
-            context.steadypool_started = self.guards.clock.monotonic()
+            context.steadypool_started, context.steadypool_told = started, False
         self.bounded_statement(server, connection, call, cursor, *args, context)
+        seconds = self.guards.clock.monotonic() - started
+        if isinstance(cursor, BoundedCursor):
+            cursor.executed(seconds)
+        elif context is not None:
+            context.steadypool_told = True
+            tell_statement(fairy_of(context), args[0], seconds=seconds, rows=cursor.rowcount)
 
     def bounded_statement(
         self, server: float | None, driver_connection: Any, call: Callable[..., Any], *args: Any
@@ -171,8 +179,18 @@ class GuardedDialect:
     def do_commit(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, within the limit of the transaction's statements and the deadline."""
         connection = _driver_connection(dbapi_connection)
-        server = self._limits.get(connection, self.guards.statement_timeout)
-        self.bounded_statement(server, connection, super().do_commit, dbapi_connection)  # type: ignore[misc]
+        commit = cast(Callable[[Any], None], super().do_commit)  # type: ignore[misc]
+        if not self.in_transaction(connection):
+            commit(dbapi_connection)  # which sends nothing
+            return
+        server, clock = self._limits.get(connection, self.guards.statement_timeout), self.guards.clock
+        started = clock.monotonic()
+        try:
+            self.bounded_statement(server, connection, commit, dbapi_connection)
+        except BaseException as error:
+            mark_commit(error, clock.monotonic() - started)
+            raise
+        tell_statement(dbapi_connection, COMMIT, seconds=clock.monotonic() - started)
 
     def do_close(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off, which ends it as well."""
