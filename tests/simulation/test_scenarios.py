@@ -333,7 +333,7 @@ async def test_a_bug_of_a_driver_has_a_name_and_a_message(stage: Stage) -> None:
     stage.server.change(Weather(open="bug"))
     with pytest.raises(errors.ConnectFailed) as caught:
         await stage.pool.acquire()
-    assert str(caught.value) == "OSError"
+    assert caught.value.message == "OSError"
 
 
 @on_stage(size=1, max_overflow=0, max_waiting=2)

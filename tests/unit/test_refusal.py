@@ -121,12 +121,12 @@ def test_what_is_final(failure: BaseException, final: bool) -> None:
     assert refusal.is_final(failure) is final
     error = refusal.connect_failed(failure, 0.5, None, EMPTY)
     assert error.final is final
-    assert str(error) == str(failure)
+    assert error.message == errors.words_of(failure)
     assert error.__cause__ is failure
 
 
 def test_a_failure_without_words_gets_a_name() -> None:
-    assert str(refusal.connect_failed(OSError(), 0.5, None, EMPTY)) == "OSError"
+    assert refusal.connect_failed(OSError(), 0.5, None, EMPTY).message == "OSError"
     assert "said: OSError" in str(out_of_time(EMPTY, cause=OSError()))
 
 

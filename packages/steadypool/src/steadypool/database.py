@@ -23,7 +23,15 @@ from steadypool.clock import Backoff
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
 from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue, Surroundings
-from steadypool.errors import ConfigurationError, HeartbeatMissed, Phase, PoolClosed, PoolSnapshot, Report
+from steadypool.errors import (
+    ConfigurationError,
+    HeartbeatMissed,
+    Phase,
+    PoolClosed,
+    PoolSnapshot,
+    Report,
+    words_of,
+)
 from steadypool.events import Acquired, ConnectSucceeded, Event, Events
 from steadypool.listener import (
     CatchUp,
@@ -133,7 +141,7 @@ class Database:
         try:
             self.engine = self._make_engine(engine_arguments or {})
         except ConfigurationError as error:
-            raise ConfigurationError(f"DATABASE_URL: {error}") from None
+            raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
 
             def run_on_connect(dbapi_connection: Any, _record: Any) -> None:

@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError
 
 from steadypool.cli.lab import lab
 from steadypool.cli.output import Output
+from steadypool.cli.why import why
 from steadypool.errors import SteadypoolError
 
 DONE, FAILED, MISUSED = 0, 1, 2
@@ -30,6 +31,7 @@ app = App(
     version=_version,
     result_action="return_value",
 )
+app.command(why)
 app.command(lab)
 
 

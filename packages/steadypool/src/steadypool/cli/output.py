@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -57,6 +58,11 @@ class Output:
         """Part of the result for people; nothing when it is JSON."""
         if not self.as_json:
             self._out.print(what)
+
+    def document(self, markdown: str) -> None:
+        """A text for people: laid out on a terminal, as it is in a pipe; nothing when the result is JSON."""
+        if not self.as_json:
+            self._out.print(Markdown(markdown) if self._out.is_terminal else escape(markdown), soft_wrap=True)
 
     def result(self, value: Any) -> None:
         """The result as JSON; nothing when it is for people."""
