@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from cyclopts import App, CycloptsError
 
+from steadypool.cli.doctor import doctor
 from steadypool.cli.lab import lab
 from steadypool.cli.output import Output
 from steadypool.cli.why import why
@@ -31,6 +32,7 @@ app = App(
     version=_version,
     result_action="return_value",
 )
+app.command(doctor)
 app.command(why)
 app.command(lab)
 

@@ -1,7 +1,8 @@
 """What `steadypool why` knows: a page for each symptom, and how a message finds its page.
 
-The pages are the markdown files beside this module. They begin with their title, the names that they answer (classes of
-`errors`, SQLSTATEs of `sqlstate`, events) and phrases that logs contain. The runbooks of the documentation are made from them.
+The pages are the markdown files beside this module. They begin with their title, the names that they answer (classes
+of `errors`, SQLSTATEs of `sqlstate`, events) and phrases that logs contain. The documentation's runbooks are made
+from them.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def similar(word: str) -> list[str]:
 
 
 def about(name: str | None) -> str:
-    """One sentence about a name itself: what the error or the event is, or what becomes of a connection after a SQLSTATE."""
+    """One sentence about a name: what the error or event is, or what becomes of a connection after a SQLSTATE."""
     if name is None:
         return ""
     for module in (errors, events):
