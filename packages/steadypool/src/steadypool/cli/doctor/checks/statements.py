@@ -145,7 +145,7 @@ async def plans(x: Examination) -> list[Finding]:
 
 
 _EXPLAINABLE = re.compile(r"\s*(?:SELECT|WITH|INSERT|UPDATE|DELETE|VALUES)\b", re.IGNORECASE)
-_SCAN = re.compile(r"Seq Scan on (\S+).*?rows=(\d+)")
+_SCAN = re.compile(r"Seq Scan on (\S+)")
 
 
 async def _plan(x: Examination, query: str) -> Finding:
@@ -155,10 +155,16 @@ async def _plan(x: Examination, query: str) -> Finding:
         return unknown(f"{fingerprint(query)}: {error.diag.message_primary}")
     lines = [row[0] for row in rows]
     said = f"{fingerprint(query)}: {lines[0].strip()}"
-    scans = [(name, int(number)) for name, number in _SCAN.findall("\n".join(lines)) if int(number) >= LARGE]
+    names = sorted({name.strip('"') for name in _SCAN.findall("\n".join(lines))})
+    scans = await x.rows(
+        "SELECT relname, max(reltuples)::bigint AS size FROM pg_class WHERE relname = ANY(%s) AND relkind IN ('r', 'p')"
+        " GROUP BY 1 HAVING max(reltuples) >= %s ORDER BY 1",
+        names,
+        LARGE,
+    )
     if not scans:
         return ok(said)
-    tables = ", ".join(f"{name} ({number:,} rows)" for name, number in scans)
+    tables = ", ".join(f"{scan.relname} ({scan.size:,} rows)" for scan in scans)
     why = "It reads whole tables."
     return warning(
         f"{said}; sequential scan on {tables}",
