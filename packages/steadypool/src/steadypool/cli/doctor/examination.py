@@ -21,6 +21,8 @@ from steadypool.errors import ConnectFailed, SteadypoolError, words_of
 from steadypool.settings import DatabaseSettings
 
 STATEMENT_LIMIT = "SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '500ms'"
+MARK = b"/* steadypool doctor */ "
+"""Begins each query, so that the doctor does not take its own for the service's."""
 PINGS = 5
 
 
@@ -133,7 +135,8 @@ class Examination:
         try:
             await connection.execute(f"BEGIN READ ONLY; {STATEMENT_LIMIT}")
             try:
-                cursor = await connection.execute(sql, arguments or None, prepare=False)
+                text = MARK + (sql if isinstance(sql, bytes) else sql.encode())
+                cursor = await connection.execute(text, arguments or None, prepare=False)
                 return await cursor.fetchall() if cursor.description else []
             finally:
                 if not connection.closed:

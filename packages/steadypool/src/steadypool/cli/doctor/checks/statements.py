@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from steadypool.cli.doctor.examination import Examination, bytes_text, milliseconds_text
+from steadypool.cli.doctor.examination import MARK, Examination, bytes_text, milliseconds_text
 from steadypool.cli.doctor.finding import Finding, check, note, ok, unknown, warning
 from steadypool.fingerprint import fingerprint
 
@@ -39,13 +39,13 @@ async def _top(x: Examination) -> list[Any] | Finding:
         "SELECT query, calls, total_exec_time / 1000 AS total, mean_exec_time / 1000 AS mean,"
         " stddev_exec_time / 1000 AS deviation, rows FROM {} s WHERE query IS NOT NULL"
         " AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        " ORDER BY total_exec_time DESC LIMIT 20"
+        " ORDER BY total_exec_time DESC LIMIT 60"
     ).format(sql.Identifier(where[0].schema, "pg_stat_statements"))
     try:
         rows = await x.rows(query.as_bytes(None))
     except psycopg.errors.ObjectNotInPrerequisiteState as error:
         return note(str(error.diag.message_primary), why, _PRELOAD)
-    return [row for row in rows if not _UTILITY.match(row.query)]
+    return [row for row in rows if not _UTILITY.match(row.query) and MARK.decode().strip() not in row.query]
 
 
 _UTILITY = re.compile(
