@@ -174,7 +174,9 @@ async def test_an_answered_error_is_logged_once_with_its_whole_message(
     await get(app_raising(errors.PoolTimeout(f"{SEED} ({HELD}).", WAITING)), "/it?token=secret")
     (record,) = [record for record in caplog.records if record.name != "httpx"]
     assert record.name == "steadypool.fastapi"
-    assert record.getMessage() == f"GET '/it' -> 503 PoolTimeout: {SEED} ({HELD})."
+    assert record.getMessage() == (
+        f"GET '/it' -> 503 PoolTimeout: {SEED} ({HELD}). [steadypool why PoolTimeout]"
+    )
 
 
 async def test_a_group_of_nothing_but_our_errors_is_answered_by_its_first() -> None:

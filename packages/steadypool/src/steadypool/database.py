@@ -31,6 +31,7 @@ from steadypool.errors import (
     PoolClosed,
     PoolSnapshot,
     Report,
+    words_of,
 )
 from steadypool.events import Acquired, ConnectSucceeded, Event, Events, LeakSuspected
 from steadypool.lease import Lease
@@ -144,7 +145,7 @@ class Database:
         try:
             self.engine = self._make_engine(engine_arguments or {})
         except ConfigurationError as error:
-            raise ConfigurationError(f"DATABASE_URL: {error}") from None
+            raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
             self._listen_to_connects(on_connect)
 
@@ -468,7 +469,7 @@ class Database:
             nonlocal blamed
             if isinstance(error, HeartbeatMissed):
                 blamed = True  # until it is known better, new connections are tried one at a time
-                core.server_fails(str(error))
+                core.server_fails(words_of(error))
             core.prove_idle()
 
         def proven() -> None:
