@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
-import psycopg
 import pytest
 from sqlalchemy import text
 
@@ -220,38 +217,6 @@ def _trips(db: Database):  # type: ignore[no-untyped-def]
         return pings
 
     return trips
-
-
-async def test_nothing_to_listen_to_on_a_standby_until_it_is_promoted(
-    private_server: EmbeddedPostgres,
-) -> None:
-    url, port = private_server.url, private_server.port
-    signal = private_server.blocking.data_path / "standby.signal"
-    await _become_standby(private_server, signal)
-    async with listening(url) as db:
-        assert await ask(db, "select pg_is_in_recovery()")
-        with pytest.raises(Exception, match="recovery"):
-            async with db.session() as session:
-                await session.execute(text("listen changes"))
-        async with db.listen("changes") as notifications:
-            assert not notifications.is_live
-            assert "primary" in (db.listener.stats().last_error or "") or "standby" in (
-                db.listener.stats().last_error or ""
-            )
-            await ask(db, "select pg_promote()")
-            await gap(notifications)
-            await until_heard(db, notifications, "changes", "promoted")
-    assert port == private_server.port
-
-
-async def _become_standby(server: EmbeddedPostgres, signal: Path) -> None:
-    """Nobody streams to it, but it is in recovery, takes reads only, and can be promoted."""
-    async with await psycopg.AsyncConnection.connect(server.url, autocommit=True) as connection:
-        await connection.execute("checkpoint")
-    owner = os.stat(signal.parent)
-    os.close(os.open(signal, os.O_CREAT))
-    os.chown(signal, owner.st_uid, owner.st_gid)
-    await server.restart()
 
 
 async def test_an_observer_that_raises_does_not_stop_it(
