@@ -258,6 +258,7 @@ async def test_gaps_are_told_to_everybody(
         await until(lambda: db.listener.stats().dropped == 3)
         assert len(told) == 2  # one gap, however much was dropped into it
         assert db.listener.stats().gaps == 2
+        assert (db.stats().totals.listener_gaps, db.stats().totals.listener_reconnects) == (2, 1)
         assert "slow subscriber" in (await gap(notifications)).reason
         assert db.listener.stats().waiting == 2
     assert db.listener.stats().dropped == 3  # whoever leaves takes nothing out of the count

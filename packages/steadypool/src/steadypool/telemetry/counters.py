@@ -27,6 +27,8 @@ class Totals:
     deadlines: int = 0
     statement_timeouts: int = 0
     leaks: int = 0
+    listener_gaps: int = 0
+    listener_reconnects: int = 0
 
 
 class Counters:
@@ -64,6 +66,10 @@ class Counters:
                 self._add("statement_timeouts")
             case events.LeakSuspected():
                 self._add("leaks")
+            case events.ListenerGap():
+                self._add("listener_gaps")
+            case events.ListenerStateChanged(before="reconnecting" | "deaf", after="connected"):
+                self._add("listener_reconnects")
             case _:
                 pass
 
