@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
-from sqlalchemy import event, make_url, text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
@@ -49,7 +49,7 @@ from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.sqlalchemy.engine import engine_for_workload
+from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.telling import lease_of
 from steadypool.telemetry.counters import COUNTED, Counters, Totals
@@ -164,7 +164,7 @@ class Database:
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
-        url = make_url(s.require_url())
+        url = sqlalchemy_url(s.require_url())
         # What people typed in ends up in logs otherwise; `engine_arguments` may ask for it.
         arguments = {"hide_parameters": True, **arguments}
         if url.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
