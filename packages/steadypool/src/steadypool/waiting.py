@@ -222,7 +222,7 @@ class Waiting(Lifecycle[T]):
     def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
         bug = refusal.is_bug(failure)
         if not bug:
-            self.server_fails(refusal.words_of(failure))
+            self.server_fails(errors.words_of(failure))
         self._wanted_idle = 0
         others = self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING)
         if bug or (final and not others):
