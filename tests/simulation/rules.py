@@ -22,7 +22,7 @@ from steadypool.sqlstate import Fate
 
 from .schedule import Config
 from .server import Connection, RuleBroken, Server
-from .virtual import VirtualLoop
+from .virtual import LoopClock, VirtualLoop
 
 NEAR = 1e-3
 """Seconds: two moments closer than this are one."""
@@ -66,7 +66,7 @@ class RecordingRoster(Roster[Connection]):
     """The pool's own roster, that also notes when each slot came into its state."""
 
     def __init__(self, rules: Rules) -> None:
-        super().__init__()
+        super().__init__(LoopClock(rules.loop))
         self.rules = rules
         self.version = 0
         self.since: dict[int, float] = {}

@@ -133,18 +133,22 @@ class Slot(Generic[T]):
         "generation",
         "idle_since",
         "lease",
+        "leases",
         "number",
         "opened_at",
         "proven_at",
+        "since",
         "state",
         "suspect",
         "task",
     )
 
-    def __init__(self, number: int, generation: int) -> None:
+    def __init__(self, number: int, generation: int, now: float) -> None:
         self.number = number
         self.generation = generation
         self.state = SlotState.OPENING
+        self.since = now
+        self.leases = 0
         self.connection: T | None = None
         self.lease: Lease[T] | None = None
         self.task: asyncio.Task[None] | None = None

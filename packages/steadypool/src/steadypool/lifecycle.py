@@ -47,7 +47,7 @@ class Lifecycle(ABC, Generic[T]):
         self.events = observers
         self.last_connect_failure: BaseException | None = None
         self._rng = rng
-        self._slots = Roster[T]()
+        self._slots = Roster[T](clock)
         self._idle: deque[Slot[T]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._generation: int = 0
