@@ -35,6 +35,7 @@ from steadypool.listener import (
     check_channel,
 )
 from steadypool.listener.opening import connector_for, options_for
+from steadypool.overview import view_of
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
@@ -42,6 +43,8 @@ from steadypool.sqlalchemy.engine import engine_for_workload
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.telemetry.counters import Counters, Totals
 from steadypool.telemetry.log import log_notable
+from steadypool.telemetry.recorder import Recorder, View
+from steadypool.telemetry.watch import Watch
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
 
@@ -140,6 +143,16 @@ class Database:
                 dbapi_connection.run_async(on_connect)
 
             event.listen(self.engine.sync_engine, "connect", run_on_connect)
+        clock = self.pool.core.clock
+        self.watch = Watch(name, self.settings, observers=self.events, look=self._look, clock=clock)
+
+    def _look(self) -> View:
+        return view_of(self.pool, self._workloads.values(), self._listener)
+
+    @property
+    def recorder(self) -> Recorder:
+        """What the pool did: the last hour by the second, the last day by the minute."""
+        return self.watch.recorder
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
@@ -188,13 +201,17 @@ class Database:
     async def open(self) -> Self:
         """Bind to the running event loop. Connects to nothing."""
         self.pool.core.bind()
+        self.watch.start()
         return self
 
     async def close(self, grace: float | None = None) -> None:
         """Refuse new callers, let those inside finish for `grace` seconds (DATABASE_CLOSE_GRACE), cut off the rest."""
         if self._listener is not None:
             await self._listener.close()
-        await self.pool.close(grace)
+        try:
+            await self.pool.close(grace)
+        finally:
+            await self.watch.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -59,7 +59,7 @@ class Counters:
             case events.Closed():
                 self._add("closed")
             case events.AcquireFailed(error=error):
-                self._add(_cause(error))
+                self._add(cause_of(error))
             case events.StatementTimedOut():
                 self._add("statement_timeouts")
             case events.LeakSuspected():
@@ -80,7 +80,8 @@ class Counters:
         )
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
+    """Under which name it is counted that somebody went without a connection."""
     if isinstance(error, errors.PoolQueueFull):
         return "queue_full"
     if isinstance(error, errors.PoolTimeout):
