@@ -107,6 +107,7 @@ class Operating(Waiting[T]):
             self._forget(waiter)
             self._fail(waiter, refusal.closed(self.name), now)
         self._stop_timers()
+        self._proves_idle = False
         for slot in self._slots:
             if slot.state in ASKING and slot.task is not None:
                 slot.task.cancel()

@@ -231,6 +231,7 @@ class Pool(Operating[T]):
         self._open_more(now)
         if self._overtime and not self._connect_pending():
             self._count_anew(now)
+        self._ask_idle()
         if self._closed:
             self._tell_changed()
 

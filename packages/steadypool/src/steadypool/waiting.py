@@ -195,15 +195,39 @@ class Waiting(Lifecycle[T]):
 
     # -- what the server said -------------------------------------------------------------------------------------
 
-    def _connected(self, seconds: float) -> None:
+    def server_answers(self) -> None:
+        """Somebody heard from the server by another way than this pool's, such as the listener's heartbeat."""
+        self._connected(None)
+        if self._home is not None:
+            self._serve()
+
+    def server_fails(self, reason: str) -> None:
+        """The server does not let us in, or asks for patience: new connects go out one at a time, after a pause.
+
+        Args:
+            reason: what was heard, for whoever looks at the breaker.
+        """
+        before = self.breaker.state
+        self.breaker.failed(now=self.clock.monotonic(), someone_waits=bool(self._waiters))
+        self._tell_breaker(before, reason)
+
+    def _tell_breaker(self, before: BreakerState, reason: str | None) -> None:
+        after = self.breaker.state
+        if after is not before:
+            now = self.clock.monotonic()
+            self.events.emit(events.BreakerChanged(self.name, now, before.value, after.value, reason))
+
+    def _connected(self, seconds: float | None) -> None:
+        before = self.breaker.state
         self.breaker.connected(seconds)
+        self._tell_breaker(before, None)
 
     @property
     def _hedge_after(self) -> float:
         return self.breaker.hedge_after
 
     def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
-        self.breaker.failed(now=now, someone_waits=bool(self._waiters))
+        self.server_fails(refusal.words_of(failure))
         self._wanted_idle = 0
         if final and not self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING):
             pool = self.snapshot()
