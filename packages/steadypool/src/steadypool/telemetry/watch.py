@@ -159,7 +159,7 @@ class Watch:
             return
         if self._file.is_full:
             self.recorder.lines()  # they are in what is written now
-            self._file.rewrite(self.recorder.recording())
+            self._file.rewrite(self.recorder.frozen())
         else:
             self._file.append(self.recorder.lines())
 

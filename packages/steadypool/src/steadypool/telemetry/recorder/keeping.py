@@ -77,9 +77,9 @@ class RecorderFile:
         lines = tuple(lines)
         return self._soon(lambda: self._append(lines))
 
-    def rewrite(self, recording: Recording) -> bool:
-        """Write it anew, with this in it and nothing else."""
-        return self._soon(lambda: self._rewrite(recording))
+    def rewrite(self, recording: Callable[[], Recording]) -> bool:
+        """Write it anew, with this in it and nothing else; it is asked for in the file's own thread."""
+        return self._soon(lambda: self._rewrite(recording()))
 
     async def close(self) -> None:
         """Write what is pending, for at most `LEAVE` seconds."""

@@ -7,8 +7,8 @@ import struct
 import zlib
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 from steadypool.telemetry.recorder.histogram import Histogram
 from steadypool.telemetry.recorder.recording import COLUMNS, OUTCOMES, Arrival, Row
@@ -44,6 +44,12 @@ class Rows:
                 newer.append(row)
         for begins, packed in reversed(newer):
             yield _unpack(begins, packed)
+
+    def copy(self) -> Rows:
+        """The same rows, for another thread."""
+        copied = Rows(self._rows.maxlen or 0)
+        copied._rows.extend(self._rows)
+        return copied
 
     @property
     def last(self) -> int | None:
@@ -97,6 +103,13 @@ class Arrivals:
         _ARRIVAL.pack_into(self._memory, place, arrival.at, arrival.waited, held, workload, outcome)
         self._count += 1
 
+    def copy(self) -> Arrivals:
+        """The same arrivals, for another thread."""
+        copied = Arrivals(0)
+        copied._most, copied._count = self._most, self._count
+        copied._memory, copied._names = bytearray(self._memory), dict(self._names)
+        return copied
+
     def __len__(self) -> int:
         return min(self._count, self._most)
 
@@ -112,47 +125,48 @@ class Moments:
     """Who held and who waited, a moment a second and the worst moment of each minute; compressed.
 
     Args:
-        most: how many are kept of either.
+        most_seconds: how many are kept of the former.
+        most_minutes: how many of the latter.
     """
 
     def __init__(self, most_seconds: int, most_minutes: int) -> None:
-        self._seconds: deque[tuple[float, bytes]] = deque(maxlen=most_seconds)
-        self._minutes: deque[tuple[float, bytes]] = deque(maxlen=most_minutes)
-        self._worst: tuple[int, int, Mapping[str, Any]] | None = None
+        self._seconds: deque[_Kept] = deque(maxlen=most_seconds)
+        self._minutes: deque[_Kept] = deque(maxlen=most_minutes)
+        self._worst: _Kept | None = None
 
-    def add(self, moment: Mapping[str, Any], badness: int) -> None:
-        """Keep it; of each minute the one with the most `badness` is kept for longer."""
-        at = float(moment["at"])
-        minute = int(at // 60)
-        self._seconds.append((at, _squeeze(moment)))
-        if self._worst is not None and self._worst[0] != minute:
-            worst = self._worst[2]
-            self._minutes.append((float(worst["at"]), _squeeze(worst)))
+    def add(self, moment: Mapping[str, Any]) -> None:
+        """Keep it; the worst of each minute is kept for longer."""
+        kept = _Kept(float(moment["at"]), badness_of(moment), _squeeze(moment))
+        self._seconds.append(kept)
+        if self._worst is not None and self._worst.at // 60 != kept.at // 60:
+            self._minutes.append(self._worst)
             self._worst = None
-        if self._worst is None or badness > self._worst[1]:
-            self._worst = (minute, badness, moment)
+        if self._worst is None or kept.badness > self._worst.badness:
+            self._worst = kept
 
-    def near(self, at: float, within: float) -> dict[str, Any] | None:
-        """The moment that is nearest to that time, if one is near enough."""
-        nearest: tuple[float, bytes] | None = None
-        for memory in (self._minutes, self._seconds):
-            for moment in memory:
-                if nearest is None or abs(moment[0] - at) <= abs(nearest[0] - at):
-                    nearest = moment
-        if nearest is None or abs(nearest[0] - at) > within:
-            return None
-        return _expand(nearest[1])
+    def worst(self, since: float, until: float) -> dict[str, Any] | None:
+        """The worst moment of that time: when most waited, or else when most was held."""
+        found = [kept for kept in (*self._minutes, *self._seconds) if since <= kept.at < until]
+        return _expand(max(found, key=lambda kept: kept.badness).packed) if found else None
+
+    def copy(self) -> Moments:
+        """The same moments, for another thread."""
+        copied = Moments(self._seconds.maxlen or 0, self._minutes.maxlen or 0)
+        copied._seconds.extend(self._seconds)
+        copied._minutes.extend(self._minutes)
+        return copied
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        begin = self._seconds[0][0] if self._seconds else float("inf")
-        older = [moment for moment in self._minutes if moment[0] < begin]
-        for _, packed in (*older, *self._seconds):
-            yield _expand(packed)
+        begin = self._seconds[0].at if self._seconds else float("inf")
+        older = [kept for kept in self._minutes if kept.at < begin]
+        for kept in (*older, *self._seconds):
+            yield _expand(kept.packed)
 
-    def restore(self, moments: Iterable[Mapping[str, Any]]) -> None:
-        """Take back what was written."""
-        for moment in moments:
-            self.add(moment, badness_of(moment))
+
+class _Kept(NamedTuple):
+    at: float
+    badness: int
+    packed: bytes
 
 
 def badness_of(moment: Mapping[str, Any]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from steadypool import events
@@ -13,7 +14,7 @@ from steadypool.clock import Clock
 from steadypool.telemetry.counters import cause_of
 from steadypool.telemetry.recorder.histogram import Histogram
 from steadypool.telemetry.recorder.journal import Journal
-from steadypool.telemetry.recorder.memory import Arrivals, Moments, Rows, badness_of
+from steadypool.telemetry.recorder.memory import Arrivals, Moments, Rows
 from steadypool.telemetry.recorder.recording import (
     LISTENER_STATES,
     SERVED,
@@ -290,7 +291,7 @@ class Recorder:
         moment = self.moment_of(view, now)
         held = any(connection["seconds"] >= LONG for connection in moment["connections"])
         if held or moment["waiters"] or view.pool.leased >= 0.8 * view.pool.size:
-            self.moments.add(moment, badness_of(moment))
+            self.moments.add(moment)
             self._write({"k": "moment"} | moment)
 
     def moment_of(self, view: View, now: float) -> dict[str, Any]:
@@ -329,16 +330,25 @@ class Recorder:
 
     def recording(self) -> Recording:
         """Everything that is remembered."""
-        return Recording(
-            pool=self.pool,
-            at=self.now,
-            settings=self.settings,
-            seconds=tuple(self.seconds.since(0)),
-            minutes=tuple(self.minutes.since(0)),
-            journal=tuple(self.journal),
-            moments=tuple(self.moments),
-            arrivals=(*self._arrivals, *self._unfinished()),
-            statements=tuple(self.statements.table(MOST_STATEMENTS)),
+        return self.frozen()()
+
+    def frozen(self) -> Callable[[], Recording]:
+        """What is remembered now; what this returns puts it together, which takes a while (use a thread)."""
+        pool, at, settings = self.pool, self.now, dict(self.settings)
+        seconds, minutes, moments = self.seconds.copy(), self.minutes.copy(), self.moments.copy()
+        journal = tuple(replace(note) for note in self.journal)
+        arrivals, unfinished = self._arrivals.copy(), self._unfinished()
+        statements = tuple(self.statements.table(MOST_STATEMENTS))
+        return lambda: Recording(
+            pool=pool,
+            at=at,
+            settings=settings,
+            seconds=tuple(seconds.since(0)),
+            minutes=tuple(minutes.since(0)),
+            journal=journal,
+            moments=tuple(moments),
+            arrivals=(*arrivals, *unfinished),
+            statements=statements,
         )
 
     def _unfinished(self) -> list[Arrival]:
@@ -356,7 +366,8 @@ class Recorder:
         for arrival in recording.arrivals:
             self._arrivals.add(arrival)
         self.journal.restore(recording.journal)
-        self.moments.restore(recording.moments)
+        for moment in recording.moments:
+            self.moments.add(moment)
         self.statements.restore(recording.statements)
 
     def _write(self, line: dict[str, Any]) -> None:
