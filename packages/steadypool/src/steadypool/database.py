@@ -24,7 +24,8 @@ from steadypool.connect.guards import milliseconds, session_guards, socket_guard
 from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue, Surroundings
 from steadypool.errors import ConfigurationError, HeartbeatMissed, Phase, PoolClosed, PoolSnapshot, Report
-from steadypool.events import Acquired, ConnectSucceeded, Event, Events
+from steadypool.events import Acquired, ConnectSucceeded, Event, Events, LeakSuspected
+from steadypool.lease import Lease
 from steadypool.listener import (
     CatchUp,
     Listener,
@@ -41,7 +42,8 @@ from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload
 from steadypool.sqlalchemy.pool import SteadyPool
-from steadypool.telemetry.counters import Counters, Totals
+from steadypool.sqlalchemy.telling import lease_of
+from steadypool.telemetry.counters import COUNTED, Counters, Totals
 from steadypool.telemetry.log import log_notable
 from steadypool.telemetry.recorder import Recorder, View
 from steadypool.telemetry.watch import Watch
@@ -126,8 +128,8 @@ class Database:
         self.name = name
         self.events = Events()
         self._counters = Counters()
-        self.events.subscribe(self._counters)
-        self.events.subscribe(log_notable)
+        self.events.subscribe(self._counters, *COUNTED)
+        self.events.subscribe(log_notable, LeakSuspected)
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
@@ -388,7 +390,8 @@ class Database:
             statement_timeout=timeout or self.settings.statement_timeout,
             workload=workload,
             snapshot=core.snapshot,
-            emit=self.events.emit,
+            events=self.events,
+            lease=cast("Lease[Any]", lease_of(fairy)),
             is_open=lambda: dialect.is_open(driver_connection),
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
@@ -397,7 +400,7 @@ class Database:
         try:
             await dialect.set_autocommit(driver_connection, True)
             if timeout is not None:
-                await dedicated.execute(f"SET statement_timeout = {milliseconds(timeout)}")
+                await dedicated.set_up(f"SET statement_timeout = {milliseconds(timeout)}")
             yield dedicated
         except BaseException as error:
             if not isinstance(error, Exception):
@@ -472,7 +475,7 @@ class Database:
             on_lost=lost,
             on_proven=proven,
         )
-        self.events.subscribe(lambda event: _inform(listener, event))
+        self.events.subscribe(lambda event: _inform(listener, event), Acquired, ConnectSucceeded)
         return listener
 
     def listen(

@@ -36,6 +36,7 @@ from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
 from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor, BoundedCursors
 from steadypool.sqlalchemy.pooler import PoolerWatch
+from steadypool.sqlalchemy.telling import COMMIT, fairy_of, mark_commit, tell_statement
 
 TIMEOUT_OPTION = "steadypool_statement_timeout"
 """Execution option: seconds that a statement may run; the engine's own limit if absent."""
@@ -102,10 +103,16 @@ class GuardedDialect:
         self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any
     ) -> None:
         server = self.statement_timeout(context)
+        started = self.guards.clock.monotonic()
         if context is not None:
-            context.steadypool_started = self.guards.clock.monotonic()
+            context.steadypool_started, context.steadypool_told = started, False
         self.bounded(None if server is None else server + CLIENT_GRACE, call, cursor, *args, context)
-        self._proven[_connection_of(cursor)] = self.guards.clock.monotonic()
+        self._proven[_connection_of(cursor)] = now = self.guards.clock.monotonic()
+        if isinstance(cursor, BoundedCursor):
+            cursor.executed(now - started)
+        elif context is not None:
+            context.steadypool_told = True
+            tell_statement(fairy_of(context), args[0], seconds=now - started, rows=cursor.rowcount)
 
     def bounded_cursor(self, cursor: Any, context: Any) -> BoundedCursor:
         """A server-side cursor, bounded like what is executed here."""
@@ -152,9 +159,20 @@ class GuardedDialect:
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, within the limit of a statement and the deadline."""
-        server = self.guards.statement_timeout
-        self.bounded(None if server is None else server + CLIENT_GRACE, super().do_commit, dbapi_connection)  # type: ignore[misc]
-        self.spoke(_driver_connection(dbapi_connection))
+        driver_connection = _driver_connection(dbapi_connection)
+        commit: Callable[[Any], None] = super().do_commit  # type: ignore[misc]
+        if not self.in_transaction(driver_connection):
+            commit(dbapi_connection)  # which sends nothing
+            return
+        server, clock = self.guards.statement_timeout, self.guards.clock
+        started = clock.monotonic()
+        try:
+            self.bounded(None if server is None else server + CLIENT_GRACE, commit, dbapi_connection)
+        except BaseException as error:
+            mark_commit(error, clock.monotonic() - started)
+            raise
+        self.spoke(driver_connection)
+        tell_statement(dbapi_connection, COMMIT, seconds=clock.monotonic() - started)
 
     def do_close(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off, which ends it as well."""

@@ -26,7 +26,22 @@ class Totals:
     connect_errors: int = 0
     deadlines: int = 0
     statement_timeouts: int = 0
+    connections_lost: int = 0
     leaks: int = 0
+
+
+COUNTED: tuple[type[events.Event], ...] = (
+    events.ConnectSucceeded,
+    events.ConnectAttemptFailed,
+    events.Acquired,
+    events.AcquireFailed,
+    events.Released,
+    events.Closed,
+    events.StatementTimedOut,
+    events.ConnectionLost,
+    events.LeakSuspected,
+)
+"""The events that `Counters` looks at."""
 
 
 class Counters:
@@ -62,6 +77,8 @@ class Counters:
                 self._add(cause_of(error))
             case events.StatementTimedOut():
                 self._add("statement_timeouts")
+            case events.ConnectionLost():
+                self._add("connections_lost")
             case events.LeakSuspected():
                 self._add("leaks")
             case _:
