@@ -18,7 +18,7 @@ from sqlalchemy import text
 from steadypool import Database, deadline, errors
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lease import SlotState
-from steadypool.sqlalchemy.dialects import GOODBYE
+from steadypool.sqlalchemy.guarded import GOODBYE
 from steadypool.testing import Observer
 
 from .conftest import MakeDatabase
