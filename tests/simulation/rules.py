@@ -221,7 +221,8 @@ class Rules:
 
     @staticmethod
     def _by_time(error: errors.SteadypoolError) -> bool:
-        return not isinstance(error, errors.PoolQueueFull | errors.DatabaseUnavailable) and not (
+        at_once = errors.PoolQueueFull | errors.DatabaseUnavailable | errors.HookFailed
+        return not isinstance(error, at_once) and not (
             isinstance(error, errors.ConnectFailed) and error.final
         )
 
@@ -248,6 +249,8 @@ class Rules:
         if isinstance(error, errors.DatabaseUnavailable):
             self._check_unavailable(caller, error, now)
             return
+        if isinstance(error, errors.HookFailed):
+            return  # that it was one is looked at where it is said
         if isinstance(error, errors.ConnectFailed) and error.final:
             if error.pool is not None and error.pool.leased and now < caller.busy_until - NEAR:
                 raise RuleBroken("R5: a final refusal though somebody may give a connection back")
@@ -327,7 +330,9 @@ class Rules:
             if self.server.last_open_failed:
                 pending = "unreachable"
             self.refused_errors[event.error] = (self.refusals, pending, self._has_room(event.workload))
-            for_good = isinstance(event.error, errors.ConnectFailed) and event.error.final
+            for_good = isinstance(event.error, errors.HookFailed) or (
+                isinstance(event.error, errors.ConnectFailed) and event.error.final
+            )
             if for_good and not self.server.last_open_final:
                 self.blame("R5: a final refusal though the last connect did not fail for good")
         elif isinstance(event, events.Closed):

@@ -110,6 +110,7 @@ TABLE: list[tuple[SteadypoolError, str, int, str | None]] = [
     (errors.DeadlineExceeded("connected", CONNECTING), "deadline-exceeded", 503, "1"),
     (errors.DeadlineExceeded("select secret", EXECUTING), "deadline-exceeded", 504, None),
     (errors.ConnectionLost("10.1.2.3 reset", EXECUTING), "connection-lost", 503, "1"),
+    (errors.HookFailed("10.1.2.3 and a secret", CONNECTING), "hook-failed", 500, None),
     (errors.PoolClosed("closed", Report(phase=Phase.CLOSING)), "pool-closed", 503, None),
     (
         errors.TransactionRolledBack("secret statement failed", EXECUTING),

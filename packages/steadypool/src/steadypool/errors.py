@@ -11,6 +11,7 @@ run, and what the pool looked like at that moment.
 | `ConnectFailed` | | the database could not be reached or refused | 503 |
 | `ConnectTimeout` | `ConnectFailed`, `TimeoutError` | it did not answer in time | 503 |
 | `DatabaseUnavailable` | `ConnectFailed` | recent attempts failed; not even tried | 503 |
+| `HookFailed` | | the application's own code failed while a connection was being opened | 500 |
 | `StatementTimeout` | | a statement ran longer than its limit | 504 |
 | `DeadlineExceeded` | `TimeoutError` | the caller's own end of time | 503, executing 504 |
 | `ConnectionLost` | | the connection died while in use | 503 |
@@ -199,6 +200,14 @@ class ConnectTimeout(ConnectFailed, TimeoutError):
 
 class DatabaseUnavailable(ConnectFailed):
     """Recent attempts to connect failed, so this one was not made."""
+
+
+class HookFailed(SteadypoolError):
+    """Code that runs while a connection is opened has a bug: `on_connect`, an event handler, a creator.
+
+    Neither the network nor the server had a part in it, so it is no outage and the breaker is not told. What was
+    raised is the cause of this error; who asked for the connection gets it at once.
+    """
 
 
 class StatementTimeout(SteadypoolError):

@@ -59,11 +59,13 @@ def out_of_time(
     elif busy:
         said = exhausted(limit, pool) if ceiling is None else at_ceiling(ceiling, limit, pool)
         error = errors.PoolTimeout(said, facts)
-    elif cause is not None and not isinstance(cause, errors.ConnectTimeout):
+    elif cause is not None and is_bug(cause):
+        return connect_failed(cause, waited, deadline, pool)
+    elif isinstance(cause, errors.ConnectFailed) and not isinstance(cause, errors.ConnectTimeout):
         error = errors.ConnectFailed(
             f"no connection to the database within {waited:.2f}s; the last attempt said: {words_of(cause)}",
             facts,
-            final=is_final(cause),
+            final=cause.final,
         )
     else:
         error = errors.ConnectTimeout(
@@ -114,15 +116,32 @@ def queue_full(max_waiting: int, deadline: Deadline | None, pool: PoolSnapshot) 
 
 def connect_failed(
     failure: BaseException, waited: float, deadline: Deadline | None, pool: PoolSnapshot
-) -> errors.ConnectFailed:
+) -> errors.SteadypoolError:
     """The error for a caller whose connect cannot succeed until somebody changes something."""
-    error = errors.ConnectFailed(
-        words_of(failure),
-        report(Phase.CONNECTING, waited, deadline, pool),
-        final=is_final(failure),
-    )
+    facts = report(Phase.CONNECTING, waited, deadline, pool)
+    error: errors.SteadypoolError
+    if not is_bug(failure):
+        error = errors.ConnectFailed(words_of(failure), facts, final=is_final(failure))
+    elif isinstance(failure, errors.SteadypoolError):
+        error = type(failure)(failure.message, facts)
+        failure = failure.__cause__ or failure
+    else:
+        error = errors.HookFailed(hook_failed(failure), facts)
     error.__cause__ = failure
     return error
+
+
+def hook_failed(failure: BaseException) -> str:
+    """What is said about code of the application, or of ours, that failed in the middle of a connect."""
+    return (
+        f"opening a connection raised {type(failure).__name__}: {words_of(failure)}. Neither the network nor the "
+        "server did this; look at on_connect and at the handlers of connect events"
+    )
+
+
+def is_bug(failure: BaseException) -> bool:
+    """Whether it says nothing about the server: whatever is not a failed connect."""
+    return not isinstance(failure, errors.ConnectFailed)
 
 
 def words_of(failure: BaseException) -> str:

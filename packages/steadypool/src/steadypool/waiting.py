@@ -233,11 +233,17 @@ class Waiting(Lifecycle[T]):
         connection is in use or being cleaned or proven: it will be free again, so they wait for it, as they wait
         for a busy pool and no longer. Who goes without then is told the cause.
         """
-        self.server_fails(refusal.words_of(failure))
+        bug = refusal.is_bug(failure)
+        if not bug:
+            self.server_fails(refusal.words_of(failure))
         self._wanted_idle = 0
-        if final and not self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING):
+        others = self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING)
+        if bug or (final and not others):
             pool = self.snapshot()
-            for waiter in list(self._waiters):
+            # A bug is told to the first, without a pause, so that attempts end with those who wait; the rest may
+            # still get a connection that is there.
+            waiters = [waiter for waiter in self._waiters if not self._at_ceiling(waiter.workload)]
+            for waiter in waiters[:1] if others else list(self._waiters):
                 self._forget(waiter)
                 waited = now - waiter.since
                 self._fail(waiter, refusal.connect_failed(failure, waited, waiter.deadline, pool), now)

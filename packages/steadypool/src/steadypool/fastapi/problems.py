@@ -69,6 +69,12 @@ PROBLEMS: tuple[tuple[type[SteadypoolError], Problem], ...] = (
         ),
     ),
     (
+        errors.HookFailed,
+        Problem(
+            "hook-failed", "Internal Server Error", _INTERNAL, "The service prepares its connections wrongly."
+        ),
+    ),
+    (
         errors.StatementTimeout,
         Problem(
             "statement-timeout",

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from steadypool.deadline import CLIENT_GRACE
-
 
 class BoundedCursor:
     """Stands before SQLAlchemy's adapter of a server-side cursor.
@@ -50,15 +48,13 @@ class BoundedCursor:
         dialect, connection = self._dialect, self._driver_connection
         server: float | None = dialect.statement_timeout(self._context)
         try:
-            rows = dialect.bounded(None if server is None else server + CLIENT_GRACE, call, *args)
+            return dialect.bounded_statement(server, connection, call, *args)
         except BaseException as error:
             if isinstance(error, TimeoutError) or not isinstance(error, Exception):
                 dialect.cut(connection)
             if not dialect.is_open(connection):
                 self.close()  # SQLAlchemy closes no cursor of a connection that is lost
             raise
-        dialect.spoke(connection)
-        return rows
 
     def close(self) -> None:
         """As the adapter's, within the time for leaving; where it takes longer, the connection is cut off."""
