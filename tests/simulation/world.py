@@ -15,6 +15,7 @@ from steadypool.deadline import deadline
 from steadypool.lease import Lease
 from steadypool.pool import Pool
 from steadypool.sqlstate import Fate
+from steadypool.virtual import LoopClock, VirtualLoop
 
 from .rules import Caller, RecordingRoster, Rules
 from .schedule import (
@@ -27,7 +28,6 @@ from .schedule import (
     Step,
 )
 from .server import FAIR, Connection, RuleBroken, Server
-from .virtual import LoopClock, VirtualLoop
 
 FATES = (*Fate, Fate.KEEP, Fate.KEEP, Fate.KEEP, Fate.KEEP, Fate.KEEP, Fate.KEEP)
 SETTLING = 4.0
@@ -288,6 +288,10 @@ class World:
     def _do_suspect_all(self, a: int, b: int) -> None:
         self.rules.doubts()
         self.pool.suspect_all()
+
+    def _do_prove_idle(self, a: int, b: int) -> None:
+        self.rules.doubts()
+        self.rules.proves_idle(self.pool.prove_idle)
 
     def _do_warm_up(self, a: int, b: int) -> None:
         self.pool.warm_up(None if a % 2 else b % 4)

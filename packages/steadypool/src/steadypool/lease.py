@@ -128,31 +128,39 @@ class Slot(Generic[T]):
     """The place of one connection in the pool."""
 
     __slots__ = (
+        "connect_seconds",
         "connection",
         "expires_at",
         "generation",
         "idle_since",
         "lease",
+        "leases",
         "number",
         "opened_at",
         "proven_at",
+        "since",
         "state",
         "suspect",
+        "suspected_at",
         "task",
     )
 
-    def __init__(self, number: int, generation: int) -> None:
+    def __init__(self, number: int, generation: int, now: float) -> None:
         self.number = number
         self.generation = generation
         self.state = SlotState.OPENING
+        self.since = now
+        self.leases = 0
         self.connection: T | None = None
         self.lease: Lease[T] | None = None
         self.task: asyncio.Task[None] | None = None
         self.opened_at = 0.0
+        self.connect_seconds = 0.0
         self.proven_at = 0.0
         self.idle_since = 0.0
         self.expires_at = math.inf
         self.suspect = False
+        self.suspected_at = 0.0
 
 
 class Lease(Generic[T]):
@@ -170,6 +178,7 @@ class Lease(Generic[T]):
         "places",
         "reported",
         "slot",
+        "told",
         "waited",
         "workload",
     )
@@ -189,6 +198,8 @@ class Lease(Generic[T]):
         self.slot = slot
         self.places = places
         self.reported = False
+        self.told = False
+        """Whether somebody was told what this lease cost."""
         self._release = release
         self._trusted = trusted
         self.acquired_at = acquired_at
@@ -208,10 +219,27 @@ class Lease(Generic[T]):
         """Whether the connection is still this lease's."""
         return self.slot.lease is self
 
+    @property
+    def connecting(self) -> float:
+        """Seconds of `waited` in which this very connection was being opened."""
+        opened_at = self.slot.opened_at
+        began = max(self.acquired_at - self.waited, opened_at - self.slot.connect_seconds)
+        return max(0.0, min(self.acquired_at, opened_at) - began)
+
+    def take_cost(self) -> tuple[float, float]:
+        """Seconds of waiting, and of connecting, before this lease began; zeros from the second question on."""
+        if self.told:
+            return 0.0, 0.0
+        self.told = True
+        return self.waited - self.connecting, self.connecting
+
     def touch(self, now: float) -> None:
-        """The server answered on this connection at `now`: it need not be asked again soon."""
+        """The server answered on this connection at `now`: it need not be asked again soon.
+
+        An answer from before the connection came under suspicion says nothing against that.
+        """
         self.slot.proven_at = now
-        if self.slot.suspect:
+        if self.slot.suspect and now >= self.slot.suspected_at:
             self.slot.suspect = False
             self._trusted()
 

@@ -25,10 +25,11 @@ from sqlalchemy.util.concurrency import in_greenlet
 from steadypool import errors
 from steadypool.breaker import Breaker
 from steadypool.connect.leaving import Farewell, take_farewell
-from steadypool.events import Events
+from steadypool.events import Events, WaitEnded
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
 from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
+from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
 from steadypool.whereabouts import Place, current_request, whereabouts
 
@@ -281,12 +282,10 @@ class SteadyPool(pool.Pool):
         return Record(self)
 
     def _do_get(self) -> ConnectionPoolEntry:
+        # Here, where the frames of whoever asks can be seen: below it is the event loop's task.
+        places = whereabouts() if self.options.leak_after is not None else ()
         try:
-            lease = await_only(
-                self.core.acquire(
-                    name=current_request.get(), workload=current_workload.get(), places=self._places()
-                )
-            )
+            lease = await_only(self._acquire(places))
         except errors.SteadypoolError as error:
             raise as_sqlalchemy(error) from error.__cause__
         if self._home_loop is None:
@@ -297,8 +296,19 @@ class SteadyPool(pool.Pool):
         record.fairy_ref = None
         return record
 
-    def _places(self) -> tuple[Place, ...]:
-        return whereabouts() if self.options.leak_after is not None else ()
+    async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
+        workload = current_workload.get()
+        acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
+        if not self.observers.wanted(WaitEnded):
+            return await acquiring
+        began = self.core.clock.monotonic()
+        try:
+            lease = await acquiring
+        except BaseException as error:
+            tell_wait(self, began, workload, None, error)
+            raise
+        tell_wait(self, began, workload, lease, None)
+        return lease
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         self.take_back(cast(Record, record))
