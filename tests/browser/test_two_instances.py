@@ -80,6 +80,8 @@ def test_one_queue_on_two_instances_whatever_the_network_does(
         assert time.monotonic() < end, after
     assert (after["connects"], after["gaps"]) == (2, before["gaps"] + 1)
     assert "notifications of channel 'queue_changes' may be missing for" in other.plyr.said
+    entries(phone).nth(0).get_by_role("button", name="Remove").click()
+    expect(entries(desk)).to_have_count(0)
     for visit in visits:
         visit.page.context.close()
         visit.verify()

@@ -81,7 +81,7 @@ class LiveQueues:
         self._asks_when_deaf = database.settings.idle_policy is IdlePolicy.KEEP_AWAKE
 
     async def __aenter__(self) -> Self:
-        self._unsubscribe = self._database.events.subscribe(self._look)
+        self._unsubscribe = self._database.events.subscribe(self._look, ListenerStateChanged)
         self._task = asyncio.create_task(self._follow(), name="follow queues")
         return self
 

@@ -17,7 +17,6 @@ from typing import Any, cast
 from sqlalchemy import URL, exc, util
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg, PGExecutionContext_asyncpg
-from sqlalchemy.dialects.postgresql.base import PGReadOnlyConnectionCharacteristic
 from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg, PGExecutionContext_psycopg
 
 from steadypool import errors
@@ -39,13 +38,11 @@ from steadypool.refusal import hook_failed
 from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor, BoundedCursors
 from steadypool.sqlalchemy.pooler import PoolerWatch
+from steadypool.sqlalchemy.standby import ReadOnly
 from steadypool.sqlalchemy.telling import COMMIT, fairy_of, mark_commit, tell_statement
 
 TIMEOUT_OPTION = "steadypool_statement_timeout"
 """Execution option: seconds that a statement may run; the engine's own limit if absent."""
-
-_IN_HOT_STANDBY = "in_hot_standby"
-"""Reported at the start and whenever it changes, since PostgreSQL 14 (manual: Asynchronous Operations)."""
 
 
 @dataclass
@@ -323,10 +320,6 @@ class GuardedDialect:
         """Whether the driver says by this error that it has lost the thread of its talk with the server."""
         return False
 
-    def on_standby(self, driver_connection: Any) -> bool:
-        """Whether the server said last that it is a standby (PostgreSQL 14 and newer tell it unasked)."""
-        raise NotImplementedError
-
     def is_open(self, driver_connection: Any) -> bool:
         """Whether the socket is open as far as can be told without asking the server."""
         raise NotImplementedError
@@ -417,10 +410,6 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
         return isinstance(error, InternalClientError)
 
-    def on_standby(self, driver_connection: Any) -> bool:
-        """Whether the server said last that it is a standby."""
-        return getattr(driver_connection.get_settings(), _IN_HOT_STANDBY, None) == "on"
-
     def is_open(self, driver_connection: Any) -> bool:
         """asyncpg always reads, so it knows of an end of file as soon as the event loop does."""
         return not driver_connection.is_closed()
@@ -462,13 +451,6 @@ class PsycopgContext(BoundedCursors, PGExecutionContext_psycopg):
     """SQLAlchemy's, with bounds on what `stream()` fetches."""
 
 
-class _ReadOnly(PGReadOnlyConnectionCharacteristic):
-    """After a READ ONLY transaction SQLAlchemy makes psycopg say BEGIN READ WRITE for ever, which a standby refuses."""
-
-    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
-        dialect.set_readonly(dbapi_conn, None)  # as the server has it
-
-
 class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     """SQLAlchemy's async psycopg dialect, with bounds, and with a termination that does not wait."""
 
@@ -476,7 +458,7 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     execution_ctx_cls = PsycopgContext
     has_terminate = True
     connection_characteristics = PGDialectAsync_psycopg.connection_characteristics.union(
-        {"postgresql_readonly": _ReadOnly()}  # pyright: ignore[reportArgumentType] - typed too narrowly
+        {"postgresql_readonly": ReadOnly()}  # pyright: ignore[reportArgumentType] - typed too narrowly
     )
 
     adapter_names = frozenset(SQLALCHEMY_OPTIONS[PSYCOPG])
@@ -527,10 +509,6 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
             abort_psycopg(driver_connection)
         else:  # a caller's own creator made it
             driver_connection.pgconn.finish()
-
-    def on_standby(self, driver_connection: Any) -> bool:
-        """Whether the server said last that it is a standby."""
-        return driver_connection.info.parameter_status(_IN_HOT_STANDBY) == "on"
 
     def is_open(self, driver_connection: Any) -> bool:
         """libpq reads only when asked: something to read on an idle connection is an end of file or a last word."""

@@ -198,6 +198,8 @@ class SteadyPool(pool.Pool):
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
     _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
+    _drained_at = -math.inf
+    """When all connections were last replaced because they led to a standby."""
 
     def __init__(
         self,
@@ -259,7 +261,6 @@ class SteadyPool(pool.Pool):
         """Whether `close` has ended."""
         self._home_thread: int | None = None
         self._home_loop: asyncio.AbstractEventLoop | None = None
-        self._drained_at = -math.inf
 
     @property
     def options(self) -> PoolOptions:
