@@ -85,3 +85,34 @@ def test_one_queue_on_two_instances_whatever_the_network_does(
     for visit in visits:
         visit.page.context.close()
         visit.verify()
+
+
+def test_a_page_says_when_it_is_not_told_and_wakes_with_whoever_comes_back(
+    service: Service, browser: Browser
+) -> None:
+    variables = {
+        "DATABASE_URL": service.database_url,
+        "DATABASE_IDLE_POLICY": "allow_sleep",
+        "DATABASE_POOL_IDLE_TIMEOUT": "3",
+        "QUEUE_HEARTBEAT_INTERVAL": "0.5",
+    }
+    with running_plyr(service.home, "sleepy", **variables) as plyr:
+        visit = Visit(browser.new_context(locale="en-GB").new_page(), plyr.url).open(f"#token={plyr.token}")
+        live = visit.page.locator("#live")
+        expect(live).to_have_text("paused", timeout=15_000)
+        with httpx.Client(
+            base_url=service.url, headers={"Authorization": f"Bearer {service.token}"}
+        ) as elsewhere:
+            queue = elsewhere.get("/queue/").json()
+            state = {"track_ids": [elsewhere.get("/tracks/").json()["tracks"][0]["file_id"]]}
+            headers = {"If-Match": f'"{queue["revision"]}"'}
+            assert elsewhere.put("/queue/", json={"state": state}, headers=headers).status_code == 200
+        expect(entries(visit)).to_have_count(0)
+        assert listener(plyr)["state"] == "dormant"
+        visit.page.keyboard.press("Shift")
+        expect(entries(visit)).to_have_count(1)
+        expect(live).to_have_text("live")
+        entries(visit).nth(0).get_by_role("button", name="Remove").click()
+        expect(entries(visit)).to_have_count(0)
+        visit.page.context.close()
+        visit.verify()
