@@ -11,10 +11,9 @@ from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost as LostEvent
 from steadypool.events import StatementTimedOut
 from steadypool.fingerprint import fingerprint
-from steadypool.sqlalchemy.dialects import GuardedDialect, LimitReached
 from steadypool.sqlalchemy.errors import ConnectionLost, StatementTimeout, sqlstate_of
+from steadypool.sqlalchemy.guarded import GuardedDialect, LimitReached
 from steadypool.sqlalchemy.pool import SteadyPool
-from steadypool.sqlalchemy.standby import on_standby
 from steadypool.sqlalchemy.telling import COMMIT, commit_seconds, lease_of, pool_of, tell_statement
 from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
 
@@ -97,7 +96,7 @@ def _meets_a_standby(context: ExceptionContext) -> bool:
     Then everything that is open to it leads to the wrong server. The error stays the server's: nothing took effect.
     """
     connection = _driver_connection(context)
-    if connection is None or not on_standby(connection):
+    if connection is None or not _dialect(context).on_standby(connection):
         return False
     return not _options(context).get("postgresql_readonly", False)
 
