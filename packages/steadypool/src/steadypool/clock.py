@@ -39,6 +39,11 @@ class SystemClock:
 SYSTEM_CLOCK = SystemClock()
 
 
+def epoch_ns() -> int:
+    """Nanoseconds since 1970, for what is shown to people or sent to a collector. Never for measuring."""
+    return time.time_ns()
+
+
 @dataclass
 class Backoff:
     """Growing pauses with full jitter: each is random between nothing and a ceiling that doubles.
