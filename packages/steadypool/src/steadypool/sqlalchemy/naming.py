@@ -67,7 +67,7 @@ def _named(context: ExceptionContext) -> BaseException | None:
         return None
     gone = fate_of(sqlstate) in (Fate.EVICT, Fate.EVICT_AND_PROVE) if sqlstate else False
     gone = gone or _dialect(context).is_confused(original)
-    if context.is_disconnect or gone or isinstance(original, OSError) or _cut_off_meanwhile(context):
+    if context.is_disconnect or gone or isinstance(original, OSError):
         context.is_disconnect = True
         return _lost(context, sqlstate)
     return None
@@ -86,15 +86,6 @@ def _given_up(context: ExceptionContext, original: TimeoutError) -> BaseExceptio
         return _deadline(context, original)
     limit = _dialect(context).statement_timeout(context.execution_context)
     return _timeout(context, _elapsed(context) if limit is None else limit)
-
-
-def _cut_off_meanwhile(context: ExceptionContext) -> bool:
-    """Whether somebody closed the connection under the statement: asyncpg then fails with whatever it runs into."""
-    if not isinstance(context.original_exception, AttributeError):
-        return False
-    fairy: Any = getattr(context.connection, "_dbapi_connection", None)
-    connection = None if fairy is None or fairy.dbapi_connection is None else fairy.driver_connection
-    return connection is not None and not _dialect(context).is_open(connection)
 
 
 def _dialect(context: ExceptionContext) -> GuardedDialect:
