@@ -39,9 +39,9 @@ class SystemClock:
 SYSTEM_CLOCK = SystemClock()
 
 
-def epoch_ns() -> int:
-    """Nanoseconds since 1970, for what is shown to people or sent to a collector. Never for measuring."""
-    return time.time_ns()
+def wall_time() -> float:
+    """Seconds since 1970, for people to read; never to wait by, since it may jump."""
+    return time.time()
 
 
 @dataclass

@@ -49,12 +49,9 @@ def connect_cause(error: BaseException) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, and, where several addresses were tried, what each of them said."""
+    """The error, and what caused it."""
     for _ in range(20):
         if error is None:
             return
         yield error
-        if isinstance(error, BaseExceptionGroup):
-            for part in error.exceptions:
-                yield from _chain(part)
         error = error.__cause__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 from steadypool.clock import Clock
 
@@ -54,10 +55,19 @@ class LoopLag:
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         self._due = self._clock.monotonic() + self._interval
-        self._timer = loop.call_later(self._interval, self._look, loop)
+        # The loop must not keep alive what nobody else knows any more.
+        known: weakref.ref[LoopLag] = weakref.ref(self)
+        self._timer = loop.call_later(self._interval, _look, known, loop)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Called by the loop's timer."""
         late = 0.0 if self._due is None else self._clock.monotonic() - self._due
         self._late = self._recent[self._looks % REMEMBERED] = max(0.0, late)
         self._looks += 1
         self._next(loop)
+
+
+def _look(known: weakref.ref[LoopLag], loop: asyncio.AbstractEventLoop) -> None:
+    lag = known()
+    if lag is not None:
+        lag.look(loop)

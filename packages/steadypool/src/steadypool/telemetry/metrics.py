@@ -72,7 +72,10 @@ IDLE_MAX = Metric(
     "db.client.connection.idle.max", Kind.LEVEL, "{connection}", "The most idle connections that are kept."
 )
 IDLE_MIN = Metric(
-    "db.client.connection.idle.min", Kind.LEVEL, "{connection}", "Idle connections that are always kept: none."
+    "db.client.connection.idle.min",
+    Kind.LEVEL,
+    "{connection}",
+    "Idle connections that are always kept: none.",
 )
 MAX = Metric("db.client.connection.max", Kind.LEVEL, "{connection}", "The most connections there may be.")
 PENDING = Metric(
@@ -89,9 +92,14 @@ CREATE_TIME = Metric(
     "db.client.connection.create_time", Kind.HISTOGRAM, "s", "How long it took to open a connection."
 )
 WAIT_TIME = Metric(
-    "db.client.connection.wait_time", Kind.HISTOGRAM, "s", "How long a caller waited until it had a connection."
+    "db.client.connection.wait_time",
+    Kind.HISTOGRAM,
+    "s",
+    "How long a caller waited until it had a connection.",
 )
-USE_TIME = Metric("db.client.connection.use_time", Kind.HISTOGRAM, "s", "How long a caller held a connection.")
+USE_TIME = Metric(
+    "db.client.connection.use_time", Kind.HISTOGRAM, "s", "How long a caller held a connection."
+)
 DURATION = Metric(
     "db.client.operation.duration",
     Kind.HISTOGRAM,
@@ -108,7 +116,11 @@ ACQUIRE_FAILURES = Metric(
     (ERROR_TYPE, WORKLOAD),
 )
 CONNECT_FAILURES = Metric(
-    "steadypool.connect.failures", Kind.COUNTER, "{attempt}", "Attempts to connect that failed, by cause.", (CAUSE,)
+    "steadypool.connect.failures",
+    Kind.COUNTER,
+    "{attempt}",
+    "Attempts to connect that failed, by cause.",
+    (CAUSE,),
 )
 STATEMENT_TIMEOUTS = Metric(
     "steadypool.statement.timeouts",
@@ -131,24 +143,39 @@ CLOSED = Metric(
     "Places in the pool that became free again, by reason.",
     (CAUSE,),
 )
-LEAKS = Metric("steadypool.leaks", Kind.COUNTER, "{connection}", "Connections held longer than DATABASE_LEAK_AFTER.")
+LEAKS = Metric(
+    "steadypool.leaks", Kind.COUNTER, "{connection}", "Connections held longer than DATABASE_LEAK_AFTER."
+)
 GAPS = Metric(
     "steadypool.listener.gaps", Kind.COUNTER, "{gap}", "Times that notifications may have been missed."
 )
 BREAKER_CHANGES = Metric(
-    "steadypool.breaker.changes", Kind.COUNTER, "{change}", "Changes of the breaker, by what it became.", (CAUSE,)
+    "steadypool.breaker.changes",
+    Kind.COUNTER,
+    "{change}",
+    "Changes of the breaker, by what it became.",
+    (CAUSE,),
 )
 BREAKER_OPEN = Metric(
-    "steadypool.breaker.open", Kind.GAUGE, "{state}", "1 while the last attempt to connect has failed, else 0."
+    "steadypool.breaker.open",
+    Kind.GAUGE,
+    "{state}",
+    "1 while the last attempt to connect has failed, else 0.",
 )
 UTILIZATION = Metric(
-    "steadypool.pool.utilization", Kind.GAUGE, "1", "Connections in use over pool_size; above 1 overflow is in use."
+    "steadypool.pool.utilization",
+    Kind.GAUGE,
+    "1",
+    "Connections in use over pool_size; above 1 overflow is in use.",
 )
 LISTENER_UP = Metric(
     "steadypool.listener.connected", Kind.GAUGE, "{state}", "1 while the listener hears, else 0."
 )
 LOOP_LAG = Metric(
-    "steadypool.event_loop.lag", Kind.GAUGE, "s", "By how much the event loop is late; a busy loop is no slow pool."
+    "steadypool.event_loop.lag",
+    Kind.GAUGE,
+    "s",
+    "By how much the event loop is late; a busy loop is no slow pool.",
 )
 
 ALL: tuple[Metric, ...] = tuple(value for value in tuple(globals().values()) if isinstance(value, Metric))

@@ -22,7 +22,7 @@ from opentelemetry import trace
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, TracerProvider
 
-from steadypool.clock import epoch_ns
+from steadypool.clock import wall_time
 from steadypool.events import Event, StatementFinished, WaitEnded
 from steadypool.telemetry import metrics
 from steadypool.telemetry.metrics import Kind, Metric
@@ -159,7 +159,7 @@ class _Spans:
         self._draw(
             what,
             SpanKind.CLIENT,
-            epoch_ns(),
+            _ns(wall_time()),
             event.seconds,
             event.error_type,
             {
@@ -179,7 +179,7 @@ class _Spans:
         )
 
     def _wait(self, event: WaitEnded) -> None:
-        end = epoch_ns()
+        end = _ns(wall_time())
         waiting = event.seconds - event.connecting
         connected = event.connecting > 0
         attributes = {metrics.WORKLOAD: event.workload, "steadypool.connection": event.connection}

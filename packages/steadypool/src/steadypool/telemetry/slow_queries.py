@@ -59,4 +59,7 @@ def _write(event: StatementFinished) -> None:
 def _word(value: object) -> str:
     """Something with a space in it stands in quotes, and a line stays one line."""
     text = str(value)
-    return text if text.isprintable() and not set(text) & set(' "') else '"' + text.encode("unicode_escape").decode().replace('"', "'") + '"'
+    if text.isprintable() and not set(text) & set(' "'):
+        return text
+    one_line = text.encode("unicode_escape").decode().replace('"', "'")
+    return f'"{one_line}"'

@@ -12,9 +12,11 @@ LIMIT = 100
 """Values that one attribute may have in metrics: each makes a series for ever."""
 
 _OPERATIONS = frozenset(
-    "ALTER ANALYZE BEGIN CALL CLOSE COMMENT COMMIT COPY CREATE DEALLOCATE DECLARE DELETE DISCARD DO DROP EXECUTE EXPLAIN "
-    "FETCH GRANT INSERT LISTEN LOCK MERGE MOVE NOTIFY PREPARE REFRESH REINDEX RELEASE RESET REVOKE ROLLBACK SAVEPOINT "
-    "SELECT SET SHOW START TABLE TRUNCATE UNLISTEN UPDATE VACUUM VALUES WITH".split()
+    """
+    alter analyze begin call close comment commit copy create deallocate declare delete discard do drop execute
+    explain fetch grant insert listen lock merge move notify prepare refresh reindex release reset revoke rollback
+    savepoint select set show start table truncate unlisten update vacuum values with
+    """.upper().split()
 )
 _TARGET = re.compile(
     r"""\b(?:from|into|update|truncate(?:\ table)?|(?:create|drop|alter)\ table(?:\ if(?:\ not)?\ exists)?)\ (?:only\ )?

@@ -69,11 +69,11 @@ class Tally:
             events.AcquireFailed: self._acquire_failed,
             events.Closed: self._closed,
             events.ConnectionLost: self._lost,
-            events.LeakSuspected: lambda _event: self._count(metrics.LEAKS),
+            events.LeakSuspected: self._one(metrics.LEAKS),
             events.StatementFinished: self._statement,
             events.StatementTimedOut: self._timed_out,
             events.BreakerChanged: self._breaker,
-            events.ListenerGap: lambda _event: self._count(metrics.GAPS),
+            events.ListenerGap: self._one(metrics.GAPS),
         }
 
     def stop(self) -> None:
@@ -113,11 +113,19 @@ class Tally:
 
     def _with(self, *attributes: tuple[str, str | None]) -> Attributes:
         bounded = self._bounded
-        return self._pool + tuple((key, bounded(key, value)) for key, value in attributes if value is not None)
+        return self._pool + tuple(
+            (key, bounded(key, value)) for key, value in attributes if value is not None
+        )
 
     def _count(self, metric: Metric, *attributes: tuple[str, str | None]) -> None:
         key = (metric, self._with(*attributes))
         self._counts[key] = self._counts.get(key, 0) + 1
+
+    def _one(self, metric: Metric) -> Callable[..., None]:
+        def count(_event: events.Event) -> None:
+            self._count(metric)
+
+        return count
 
     def _time(self, metric: Metric) -> Callable[..., None]:
         def observe(event: events.ConnectSucceeded | events.Acquired | events.Released) -> None:

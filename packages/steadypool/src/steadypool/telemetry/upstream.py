@@ -1,9 +1,9 @@
 """Whether somebody else's instrumentation draws a span for a statement, so that ours is not a second one.
 
 What each of them covers was found by running it (`tests/integration/test_telemetry_upstream.py`): that of asyncpg
-covers all that goes through `Connection` and `PreparedStatement`; that of SQLAlchemy what goes through a cursor, and
-nothing at all on SQLAlchemy 2.1, which it refuses; that of psycopg only connections that `psycopg.connect` opened, which
-steadypool's are not.
+covers all that goes through `Connection` and `PreparedStatement`; that of SQLAlchemy what goes through a cursor,
+and nothing at all on SQLAlchemy 2.1, which it refuses; that of psycopg only connections that `psycopg.connect` opened,
+which steadypool's are not.
 """
 
 from __future__ import annotations
