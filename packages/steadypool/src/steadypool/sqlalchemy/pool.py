@@ -109,16 +109,20 @@ class Record(_ConnectionRecord):
         driver_connection = self.driver_connection
         if not soft and driver_connection is not None:
             # SQLAlchemy connects a record anew when a handler of `checkout` rejects its connection.
-            self._owner.stop_watching(self)
-            if not self._owner.done:  # nobody would wait for the server any more
-                self.farewell = take_farewell(driver_connection)
-            if self.farewell is not None:
-                self._owner.watched.add(self)
+            self.watch_end()
         try:
             super().invalidate(e, soft)
         finally:
             if not soft and self.dbapi_connection is not None and driver_connection is not None:
                 self._owner.dialect.cut(driver_connection)  # an event handler failed, and hindered SQLAlchemy
+
+    def watch_end(self) -> None:
+        """Keep what tells when the server has let go of the connection, unless nobody is going to wait for that."""
+        self._owner.stop_watching(self)
+        if not self._owner.done and self.driver_connection is not None:
+            self.farewell = take_farewell(self.driver_connection)
+        if self.farewell is not None:
+            self._owner.watched.add(self)
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """As SQLAlchemy's; the place is given back even if an event handler fails."""
@@ -192,6 +196,8 @@ class RecordDriver:
     async def close(self, connection: Record) -> None:
         """Close it politely, or, where it was cut off, wait until the server has let go."""
         if connection.dbapi_connection is not None:
+            if not self._owner.core.closed:  # whose place nobody needs again
+                connection.watch_end()
             await greenlet_spawn(connection.close)
         if connection.farewell is not None:
             try:
