@@ -1,6 +1,6 @@
 """How well `steadypool advise` predicts: a recorded run, replayed for another pool size, against a real run with it.
 
-    python bench/advise.py                 3 pairs of runs, 20 s each
+    python bench/advise.py                 3 pairs of runs, 45 s each
     python bench/advise.py --pairs 1 --seconds 5
 
 Requests arrive at random (Poisson) and hold a connection for a random time (`pg_sleep`). Both runs get the same
@@ -106,9 +106,9 @@ async def compare(url: str, plan: Plan, before: int, after: int) -> tuple[float,
 async def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--rate", type=float, default=20.0, help="requests a second")
-    parser.add_argument("--hold", type=float, default=0.16, help="seconds, on average")
+    parser.add_argument("--seconds", type=float, default=45.0)
+    parser.add_argument("--rate", type=float, default=6.0, help="requests a second")
+    parser.add_argument("--hold", type=float, default=0.5, help="seconds, on average")
     parser.add_argument("--sizes", type=int, nargs=2, default=(4, 5), metavar=("BEFORE", "AFTER"))
     given = parser.parse_args()
     before, after = given.sizes
