@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
-from sqlalchemy import event, make_url, text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
@@ -33,7 +33,8 @@ from steadypool.errors import (
     Report,
     words_of,
 )
-from steadypool.events import Acquired, ConnectSucceeded, Event, Events
+from steadypool.events import Acquired, ConnectSucceeded, Event, Events, LeakSuspected
+from steadypool.lease import Lease
 from steadypool.listener import (
     CatchUp,
     Listener,
@@ -48,9 +49,10 @@ from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.sqlalchemy.engine import engine_for_workload
+from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
 from steadypool.sqlalchemy.pool import SteadyPool
-from steadypool.telemetry.counters import Counters, Totals
+from steadypool.sqlalchemy.telling import lease_of
+from steadypool.telemetry.counters import COUNTED, Counters, Totals
 from steadypool.telemetry.log import log_notable
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
@@ -133,8 +135,8 @@ class Database:
         self.name = name
         self.events = Events()
         self._counters = Counters()
-        self.events.subscribe(self._counters)
-        self.events.subscribe(log_notable)
+        self.events.subscribe(self._counters, *COUNTED)
+        self.events.subscribe(log_notable, LeakSuspected)
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
@@ -162,7 +164,7 @@ class Database:
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
-        url = make_url(s.require_url())
+        url = sqlalchemy_url(s.require_url())
         # What people typed in ends up in logs otherwise; `engine_arguments` may ask for it.
         arguments = {"hide_parameters": True, **arguments}
         if url.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
@@ -396,7 +398,8 @@ class Database:
             statement_timeout=timeout or self.settings.statement_timeout,
             workload=workload,
             snapshot=core.snapshot,
-            emit=self.events.emit,
+            events=self.events,
+            lease=cast("Lease[Any]", lease_of(fairy)),
             is_open=lambda: dialect.is_open(driver_connection),
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
@@ -408,7 +411,7 @@ class Database:
         try:
             await dialect.set_autocommit(driver_connection, True)
             if told is not None:
-                await dedicated.execute(f"SET statement_timeout = {milliseconds(told)}")
+                await dedicated.set_up(f"SET statement_timeout = {milliseconds(told)}")
             with dialect.driver_limit(driver_connection, timeout):
                 yield dedicated
         except BaseException as error:
@@ -484,7 +487,7 @@ class Database:
             on_lost=lost,
             on_proven=proven,
         )
-        self.events.subscribe(lambda event: _inform(listener, event))
+        self.events.subscribe(lambda event: _inform(listener, event), Acquired, ConnectSucceeded)
         return listener
 
     def listen(

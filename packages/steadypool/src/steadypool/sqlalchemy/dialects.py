@@ -12,11 +12,12 @@ import select
 import weakref
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import URL, exc, util
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg, PGExecutionContext_asyncpg
+from sqlalchemy.dialects.postgresql.base import PGReadOnlyConnectionCharacteristic
 from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg, PGExecutionContext_psycopg
 
 from steadypool import errors
@@ -38,9 +39,13 @@ from steadypool.refusal import hook_failed
 from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor, BoundedCursors
 from steadypool.sqlalchemy.pooler import PoolerWatch
+from steadypool.sqlalchemy.telling import COMMIT, fairy_of, mark_commit, tell_statement
 
 TIMEOUT_OPTION = "steadypool_statement_timeout"
 """Execution option: seconds that a statement may run; the engine's own limit if absent."""
+
+_IN_HOT_STANDBY = "in_hot_standby"
+"""Reported at the start and whenever it changes, since PostgreSQL 14 (manual: Asynchronous Operations)."""
 
 
 @dataclass
@@ -106,9 +111,16 @@ class GuardedDialect:
     ) -> None:
         server, connection = self.statement_timeout(context), _connection_of(cursor)
         self._limits[connection] = server
+        started = self.guards.clock.monotonic()
         if context is not None:
-            context.steadypool_started = self.guards.clock.monotonic()
+            context.steadypool_started, context.steadypool_told = started, False
         self.bounded_statement(server, connection, call, cursor, *args, context)
+        seconds = self.guards.clock.monotonic() - started
+        if isinstance(cursor, BoundedCursor):
+            cursor.executed(seconds)
+        elif context is not None:
+            context.steadypool_told = True
+            tell_statement(fairy_of(context), args[0], seconds=seconds, rows=cursor.rowcount)
 
     def bounded_statement(
         self, server: float | None, driver_connection: Any, call: Callable[..., Any], *args: Any
@@ -171,8 +183,18 @@ class GuardedDialect:
     def do_commit(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, within the limit of the transaction's statements and the deadline."""
         connection = _driver_connection(dbapi_connection)
-        server = self._limits.get(connection, self.guards.statement_timeout)
-        self.bounded_statement(server, connection, super().do_commit, dbapi_connection)  # type: ignore[misc]
+        commit = cast(Callable[[Any], None], super().do_commit)  # type: ignore[misc]
+        if not self.in_transaction(connection):
+            commit(dbapi_connection)  # which sends nothing
+            return
+        server, clock = self._limits.get(connection, self.guards.statement_timeout), self.guards.clock
+        started = clock.monotonic()
+        try:
+            self.bounded_statement(server, connection, commit, dbapi_connection)
+        except BaseException as error:
+            mark_commit(error, clock.monotonic() - started)
+            raise
+        tell_statement(dbapi_connection, COMMIT, seconds=clock.monotonic() - started)
 
     def do_close(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off, which ends it as well."""
@@ -301,6 +323,10 @@ class GuardedDialect:
         """Whether the driver says by this error that it has lost the thread of its talk with the server."""
         return False
 
+    def on_standby(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby (PostgreSQL 14 and newer tell it unasked)."""
+        raise NotImplementedError
+
     def is_open(self, driver_connection: Any) -> bool:
         """Whether the socket is open as far as can be told without asking the server."""
         raise NotImplementedError
@@ -391,6 +417,10 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
         return isinstance(error, InternalClientError)
 
+    def on_standby(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby."""
+        return getattr(driver_connection.get_settings(), _IN_HOT_STANDBY, None) == "on"
+
     def is_open(self, driver_connection: Any) -> bool:
         """asyncpg always reads, so it knows of an end of file as soon as the event loop does."""
         return not driver_connection.is_closed()
@@ -432,12 +462,22 @@ class PsycopgContext(BoundedCursors, PGExecutionContext_psycopg):
     """SQLAlchemy's, with bounds on what `stream()` fetches."""
 
 
+class _ReadOnly(PGReadOnlyConnectionCharacteristic):
+    """After a READ ONLY transaction SQLAlchemy makes psycopg say BEGIN READ WRITE for ever, which a standby refuses."""
+
+    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
+        dialect.set_readonly(dbapi_conn, None)  # as the server has it
+
+
 class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     """SQLAlchemy's async psycopg dialect, with bounds, and with a termination that does not wait."""
 
     supports_statement_cache = True
     execution_ctx_cls = PsycopgContext
     has_terminate = True
+    connection_characteristics = PGDialectAsync_psycopg.connection_characteristics.union(
+        {"postgresql_readonly": _ReadOnly()}  # pyright: ignore[reportArgumentType] - typed too narrowly
+    )
 
     adapter_names = frozenset(SQLALCHEMY_OPTIONS[PSYCOPG])
 
@@ -487,6 +527,10 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
             abort_psycopg(driver_connection)
         else:  # a caller's own creator made it
             driver_connection.pgconn.finish()
+
+    def on_standby(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby."""
+        return driver_connection.info.parameter_status(_IN_HOT_STANDBY) == "on"
 
     def is_open(self, driver_connection: Any) -> bool:
         """libpq reads only when asked: something to read on an idle connection is an end of file or a last word."""
