@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
-from sqlalchemy import event, make_url, text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
@@ -23,7 +23,16 @@ from steadypool.clock import Backoff
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
 from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue, Surroundings
-from steadypool.errors import ConfigurationError, HeartbeatMissed, Phase, PoolClosed, PoolSnapshot, Report
+from steadypool.errors import (
+    ConfigurationError,
+    HeartbeatMissed,
+    HookFailed,
+    Phase,
+    PoolClosed,
+    PoolSnapshot,
+    Report,
+    words_of,
+)
 from steadypool.events import Acquired, ConnectSucceeded, Event, Events, LeakSuspected
 from steadypool.lease import Lease
 from steadypool.listener import (
@@ -36,16 +45,17 @@ from steadypool.listener import (
     check_channel,
 )
 from steadypool.listener.opening import connector_for, options_for
-from steadypool.overview import view_of
+from steadypool.overview import Workload, view_of
+from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.sqlalchemy.engine import engine_for_workload
+from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.telling import lease_of
 from steadypool.telemetry.counters import COUNTED, Counters, Totals
 from steadypool.telemetry.log import log_notable
-from steadypool.telemetry.recorder import Recorder, View
+from steadypool.telemetry.recorder import View
 from steadypool.telemetry.watch import Watch
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
@@ -63,15 +73,6 @@ LONGEST_PAYLOAD = 7999
 
 OnConnect = Callable[[Any], Awaitable[None]]
 """Called with the driver's own connection each time one was opened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """A class of work: how long its statements may run (seconds), and how many connections it may hold."""
-
-    name: str
-    statement_timeout: float | None = None
-    max_connections: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,27 +139,32 @@ class Database:
         try:
             self.engine = self._make_engine(engine_arguments or {})
         except ConfigurationError as error:
-            raise ConfigurationError(f"DATABASE_URL: {error}") from None
+            raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
-
-            def run_on_connect(dbapi_connection: Any, _record: Any) -> None:
-                dbapi_connection.run_async(on_connect)
-
-            event.listen(self.engine.sync_engine, "connect", run_on_connect)
+            self._listen_to_connects(on_connect)
         clock = self.pool.core.clock
         self.watch = Watch(name, self.settings, observers=self.events, look=self._look, clock=clock)
+        self.recorder = self.watch.recorder
 
     def _look(self) -> View:
         return view_of(self.pool, self._workloads.values(), self._listener)
 
-    @property
-    def recorder(self) -> Recorder:
-        """What the pool did: the last hour by the second, the last day by the minute."""
-        return self.watch.recorder
+    def _listen_to_connects(self, on_connect: OnConnect) -> None:
+        dialect = self.pool.dialect
+
+        def run_on_connect(dbapi_connection: Any, _record: Any) -> None:
+            try:
+                dbapi_connection.run_async(on_connect)
+            except Exception as error:
+                if not dialect.is_open(dbapi_connection.driver_connection):
+                    raise  # the network's doing
+                raise HookFailed(f"on_connect: {hook_failed(error)}") from error
+
+        event.listen(self.engine.sync_engine, "connect", run_on_connect)
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
-        url = make_url(s.require_url())
+        url = sqlalchemy_url(s.require_url())
         # What people typed in ends up in logs otherwise; `engine_arguments` may ask for it.
         arguments = {"hide_parameters": True, **arguments}
         if url.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
@@ -370,6 +376,10 @@ class Database:
     async def connection(self, *, workload: str | None = None) -> AsyncGenerator[Dedicated]:
         """A connection of one's own until the block ends.
 
+        A workload's statement timeout is told to the session, and taken back at the end. Behind a transaction
+        pooler there is no session: there it travels with each transaction, and a statement outside of one gets one
+        of its own, which statements such as VACUUM refuse.
+
         Raises what `Pool.acquire` raises.
 
         Example:
@@ -384,6 +394,8 @@ class Database:
         dialect = self.pool.dialect
         core = self.pool.core
         dialogue = _DIALOGUES[dialect.driver](driver_connection)
+        pooler = dialect.pooler_watch
+        told = timeout if pooler.keeps_statements else None
         surroundings = Surroundings(
             pool=self.name,
             clock=core.clock,
@@ -395,13 +407,17 @@ class Database:
             is_open=lambda: dialect.is_open(driver_connection),
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
+            begin=pooler.beginning(timeout),
+            wraps=timeout is not None and not pooler.keeps_statements,
+            in_transaction=lambda: dialect.in_transaction(driver_connection),
         )
         dedicated = Dedicated(driver_connection, dialogue, surroundings)
         try:
             await dialect.set_autocommit(driver_connection, True)
-            if timeout is not None:
-                await dedicated.set_up(f"SET statement_timeout = {milliseconds(timeout)}")
-            yield dedicated
+            if told is not None:
+                await dedicated.set_up(f"SET statement_timeout = {milliseconds(told)}")
+            with dialect.driver_limit(driver_connection, timeout):
+                yield dedicated
         except BaseException as error:
             if not isinstance(error, Exception):
                 dialect.cut(driver_connection)
@@ -409,7 +425,7 @@ class Database:
         finally:
             dedicated.end()
             try:
-                await self._clean(driver_connection, dialogue if timeout is not None else None)
+                await self._clean(driver_connection, dialogue if told is not None else None)
             finally:
                 if not dialect.is_open(driver_connection) and fairy.is_valid:
                     fairy.invalidate()
@@ -457,7 +473,7 @@ class Database:
             nonlocal blamed
             if isinstance(error, HeartbeatMissed):
                 blamed = True  # until it is known better, new connections are tried one at a time
-                core.server_fails(str(error))
+                core.server_fails(words_of(error))
             core.prove_idle()
 
         def proven() -> None:

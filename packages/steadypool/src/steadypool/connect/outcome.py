@@ -45,6 +45,10 @@ class ConnectOutcome:
         return self.sqlstate is not None and self.sqlstate.startswith(_STOPS_AT_THE_FIRST_HOST)
 
 
+BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError, NotImplementedError)
+"""What Python raises where a program is wrong; never said by a server or a network."""
+
+
 class ServerRefused(Exception):
     """The server answered the log-in with an error; its code survives here whatever its language."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
-from steadypool.deadline import CLIENT_GRACE
 from steadypool.sqlalchemy.telling import fairy_of, tell_statement
 
 
@@ -54,14 +53,13 @@ class BoundedCursor:
         server: float | None = dialect.statement_timeout(self._context)
         began = dialect.guards.clock.monotonic()
         try:
-            rows = dialect.bounded(None if server is None else server + CLIENT_GRACE, call, *args)
+            rows = dialect.bounded_statement(server, connection, call, *args)
         except BaseException as error:
             if isinstance(error, TimeoutError) or not isinstance(error, Exception):
                 dialect.cut(connection)
             if not dialect.is_open(connection):
                 self.close()  # SQLAlchemy closes no cursor of a connection that is lost
             raise
-        dialect.spoke(connection)
         self._spent += dialect.guards.clock.monotonic() - began
         self._rows += (
             len(rows) if isinstance(rows, Sized) and call != self._adapter.fetchone else rows is not None

@@ -67,9 +67,11 @@ def _named(context: ExceptionContext) -> BaseException | None:
         return None
     gone = fate_of(sqlstate) in (Fate.EVICT, Fate.EVICT_AND_PROVE) if sqlstate else False
     gone = gone or _dialect(context).is_confused(original)
-    if context.is_disconnect or gone or isinstance(original, OSError) or _cut_off_meanwhile(context):
+    if context.is_disconnect or gone or isinstance(original, OSError):
         context.is_disconnect = True
         return _lost(context, sqlstate)
+    if fate_of(sqlstate) is Fate.DRAIN_HOST and _meets_a_standby(context):
+        context.is_disconnect = True
     return None
 
 
@@ -88,13 +90,20 @@ def _given_up(context: ExceptionContext, original: TimeoutError) -> BaseExceptio
     return _timeout(context, _elapsed(context) if limit is None else limit)
 
 
-def _cut_off_meanwhile(context: ExceptionContext) -> bool:
-    """Whether somebody closed the connection under the statement: asyncpg then fails with whatever it runs into."""
-    if not isinstance(context.original_exception, AttributeError):
+def _meets_a_standby(context: ExceptionContext) -> bool:
+    """Whether a write was refused because the server is a standby, and not because the transaction is READ ONLY.
+
+    Then everything that is open to it leads to the wrong server. The error stays the server's: nothing took effect.
+    """
+    connection = _driver_connection(context)
+    if connection is None or not _dialect(context).on_standby(connection):
         return False
+    return not _options(context).get("postgresql_readonly", False)
+
+
+def _driver_connection(context: ExceptionContext) -> Any:
     fairy: Any = getattr(context.connection, "_dbapi_connection", None)
-    connection = None if fairy is None or fairy.dbapi_connection is None else fairy.driver_connection
-    return connection is not None and not _dialect(context).is_open(connection)
+    return None if fairy is None or fairy.dbapi_connection is None else fairy.driver_connection
 
 
 def _dialect(context: ExceptionContext) -> GuardedDialect:
@@ -125,11 +134,12 @@ def _report(context: ExceptionContext, *, maybe_executed: bool) -> Report:
     )
 
 
+def _options(context: ExceptionContext) -> Mapping[str, Any]:
+    return context.execution_context.execution_options if context.execution_context is not None else {}
+
+
 def _workload(context: ExceptionContext) -> str | None:
-    options: Mapping[str, Any] = (
-        context.execution_context.execution_options if context.execution_context is not None else {}
-    )
-    return options.get(WORKLOAD_OPTION)
+    return _options(context).get(WORKLOAD_OPTION)
 
 
 def _statement(context: ExceptionContext) -> str:
