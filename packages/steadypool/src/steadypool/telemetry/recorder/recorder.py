@@ -11,6 +11,7 @@ from typing import Any
 from steadypool import events
 from steadypool.census import ConnectionFacts, WaiterFacts
 from steadypool.clock import Clock
+from steadypool.errors import words_of
 from steadypool.telemetry.counters import cause_of
 from steadypool.telemetry.recorder.histogram import Histogram
 from steadypool.telemetry.recorder.journal import Journal
@@ -163,7 +164,7 @@ class Recorder:
         arrived = self.when(event.at - event.seconds)
         self._arrived(Arrival(arrived, event.seconds, None, event.workload, cause))
         if cause != "refused_closed":
-            self._note(event.at, cause, str(event.error) or type(event.error).__name__)
+            self._note(event.at, cause, words_of(event.error))
 
     def _statement_finished(self, event: events.StatementFinished) -> None:
         self._count("statements")
@@ -205,7 +206,7 @@ class Recorder:
         self._durations[1].add(event.seconds)
         if self._failing_since is None:
             self._failing_since = event.at - event.seconds
-        self._note(event.at, "connect_failures", str(event.error) or type(event.error).__name__)
+        self._note(event.at, "connect_failures", words_of(event.error))
 
     def _closed(self, event: events.Closed) -> None:
         self._leases.pop(event.connection, None)
