@@ -51,6 +51,7 @@ from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
+from steadypool.sqlalchemy.local import set_local
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.telling import lease_of
 from steadypool.telemetry.counters import COUNTED, Counters, Totals
@@ -335,7 +336,7 @@ class Database:
             settings.setdefault("statement_timeout", milliseconds(declared.statement_timeout))
         session = AsyncSession(self._engine(declared, read_only), expire_on_commit=False)
         if settings:
-            _set_local(session, settings)
+            set_local(session, settings)
         async with session:
             yield session
 
@@ -565,19 +566,6 @@ class Database:
             workloads=tuple(self._workloads.values()),
             listener=None if self._listener is None else self._listener.stats(),
         )
-
-
-def _set_local(session: AsyncSession, settings: Mapping[str, str]) -> None:
-    """One statement at the beginning of each transaction of this session."""
-    calls = ", ".join(f"set_config(:name{i}, :value{i}, true)" for i in range(len(settings)))
-    values = {f"name{i}": name for i, name in enumerate(settings)}
-    values |= {f"value{i}": value for i, value in enumerate(settings.values())}
-
-    def after_begin(_session: Any, transaction: Any, connection: Any) -> None:
-        if not transaction.nested:
-            connection.execute(text(f"SELECT {calls}"), values)
-
-    event.listen(session.sync_session, "after_begin", after_begin)
 
 
 def _inform(listener: Listener, event: Event) -> None:
