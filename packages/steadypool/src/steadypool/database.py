@@ -46,7 +46,7 @@ from steadypool.listener import (
     check_channel,
 )
 from steadypool.listener.opening import connector_for, options_for
-from steadypool.overview import view_of
+from steadypool.overview import Workload, view_of
 from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
@@ -57,7 +57,7 @@ from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.source import source_of
 from steadypool.sqlalchemy.telling import lease_of
 from steadypool.telemetry.counters import Totals
-from steadypool.telemetry.recorder import Recorder, View
+from steadypool.telemetry.recorder import View
 from steadypool.telemetry.source import ListenerFacts, Source
 from steadypool.telemetry.standard import Standard
 from steadypool.telemetry.watch import Watch
@@ -77,15 +77,6 @@ LONGEST_PAYLOAD = 7999
 
 OnConnect = Callable[[Any], Awaitable[None]]
 """Called with the driver's own connection each time one was opened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """A class of work: how long its statements may run (seconds), and how many connections it may hold."""
-
-    name: str
-    statement_timeout: float | None = None
-    max_connections: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +148,10 @@ class Database:
             self._listen_to_connects(on_connect)
         clock = self.pool.core.clock
         self.watch = Watch(name, self.settings, observers=self.events, look=self._look, clock=clock)
+        self.recorder = self.watch.recorder
+
+    def _look(self) -> View:
+        return view_of(self.pool, self._workloads.values(), self._listener)
 
     def _listen_to_connects(self, on_connect: OnConnect) -> None:
         dialect = self.pool.dialect
@@ -170,14 +165,6 @@ class Database:
                 raise HookFailed(f"on_connect: {hook_failed(error)}") from error
 
         event.listen(self.engine.sync_engine, "connect", run_on_connect)
-
-    def _look(self) -> View:
-        return view_of(self.pool, self._workloads.values(), self._listener)
-
-    @property
-    def recorder(self) -> Recorder:
-        """What the pool did: the last hour by the second, the last day by the minute."""
-        return self.watch.recorder
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
