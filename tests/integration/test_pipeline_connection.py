@@ -283,8 +283,10 @@ async def test_a_parse_that_fails_registers_nothing(connection: PipelinedConnect
 
 
 EVERY_TYPE = """
-    select 1::int2, 2::int4, 3::int8, 1.5::float4, 2.5::float8, 1.10::numeric, 'nan'::numeric, true, 'text', 'v'::varchar,
-    'c'::char(3), 'n'::name, 'k'::"char", '\\x00ff'::bytea, '2026-01-02'::date, '03:04:05.6'::time, '03:04:05+02'::timetz,
+    select 1::int2, 2::int4, 3::int8, 1.5::float4, 2.5::float8, 1.10::numeric, 'nan'::numeric, true, 'text',
+    'v'::varchar,
+    'c'::char(3), 'n'::name, 'k'::"char", '\\x00ff'::bytea, '2026-01-02'::date, '03:04:05.6'::time,
+    '03:04:05+02'::timetz,
     '2026-01-02 03:04:05'::timestamp, '2026-01-02 03:04:05+00'::timestamptz, '1 year 2 days 3 s'::interval,
     '12345678-1234-5678-1234-567812345678'::uuid, '{"a": [1]}'::json, '{"b": null}'::jsonb, '10.0.0.1'::inet,
     '10.0.0.0/8'::cidr, '{1,2,null}'::int[], '{a,"b c"}'::text[], '[1,5)'::int4range, '{[1,2),[5,9)}'::int4multirange,
