@@ -98,6 +98,8 @@ class PipelinedConnection:
         self.statements = Statements(connection.adapters, keeps=keeps_statements, size=statements)
         self.refused_tags: frozenset[bytes] = frozenset()
         """Command tags that end the connection: a stranger would feel what they leave behind."""
+        self.after_answers: Callable[[], None] | None = None
+        """Called when answers were taken and their futures settled."""
         self._loop = asyncio.get_running_loop()
         self._clock = clock
         self._transformer = Transformer(connection)
@@ -126,6 +128,11 @@ class PipelinedConnection:
     def pending(self) -> int:
         """Segments on their way, or held back."""
         return len(self._flights) + len(self._held or ())
+
+    @property
+    def last_answer(self) -> float:
+        """When the head of the queue last changed; with nothing on its way: when the server last answered."""
+        return self._head_at
 
     @property
     def head_age(self) -> float:
@@ -174,7 +181,9 @@ class PipelinedConnection:
         Raises:
             psycopg.Error: a parameter cannot be adapted; nothing was sent.
         """
-        future = segment.future = self._loop.create_future()
+        future = segment.future
+        if future is None:
+            future = segment.future = self._loop.create_future()
         if self._closed:
             self._settle(segment, ConnectionGone("the connection is closed", sent=False))
         elif self._held is not None:
@@ -360,15 +369,17 @@ class PipelinedConnection:
             self._end(error)
         if not flights:
             self._at_rest()
+        if self.after_answers is not None:
+            self.after_answers()
 
     def _synced(self, flight: Flight) -> None:
         """A segment's own Sync: the one moment at which it is known what became of it."""
         self._flights.popleft()
-        if self._flights:
-            self._new_head()
-            if self._flights[0].wants_chunks:
-                self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         segment = flight.segment
+        began = self._head_at
+        segment.took = self._new_head() - began
+        if self._flights and self._flights[0].wants_chunks:
+            self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         if segment.error is not None:
             if segment.error.sqlstate in STALE and self._repeat(flight):
                 return
@@ -415,16 +426,17 @@ class PipelinedConnection:
         self._flights.popleft()
         tag = (result.command_status or b"").decode()
         error = Unclean(f"{tag} does not belong on a connection that is shared", sent=True, answered=True)
-        self._settle(flight.segment, error)
-        self._end(error)
+        self._end(error, because_of=flight.segment)
 
     # -- how long the head takes -------------------------------------------------------------------------------
 
-    def _new_head(self) -> None:
+    def _new_head(self) -> float:
+        """The clock of the next segment to be answered starts, if there is one; returns the time."""
         now = self._head_at = self._clock.monotonic()
-        limit = self._flights[0].segment.limit
+        limit = self._flights[0].segment.limit if self._flights else None
         if limit is not None and (self._timer is None or now + limit < self._timer_at):
             self._watch(now + limit, limit)
+        return now
 
     def _watch(self, at: float, seconds: float) -> None:
         if self._timer is not None:
@@ -445,8 +457,7 @@ class PipelinedConnection:
                     sent=True,
                     answered=head.answered,
                 )
-                self._settle(head, error)
-                self._end(error)
+                self._end(error, because_of=head)
 
     # -- other uses of the connection --------------------------------------------------------------------------
 
@@ -550,7 +561,8 @@ class PipelinedConnection:
         self._collect()
         self._end(error)
 
-    def _end(self, reason: BaseException | None) -> None:
+    def _end(self, reason: BaseException | None, because_of: Segment | None = None) -> None:
+        """`because_of` is the segment that is at fault: its error is the reason itself."""
         if self._closed:
             return
         self._closed = True
@@ -562,6 +574,8 @@ class PipelinedConnection:
         flights, held = list(self._flights), self._held or ()
         self._flights.clear()
         self._held = None
+        if because_of is not None:
+            self._settle(because_of, reason)
         for flight in flights:
             self._settle(flight.segment, _gone(reason, flight.segment))
         for segment in held:
