@@ -20,17 +20,13 @@ from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
 from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost, Events, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint
-<<<<<<< HEAD
-from steadypool.rows import Row, named_rows
-from steadypool.sqlstate import QUERY_CANCELED, Fate, fate_of
-=======
 from steadypool.lease import Lease
+from steadypool.rows import Row, named_rows, row_type
 from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
 from steadypool.whereabouts import endpoint
 
 _BEGUN = ("BEGIN", "START TRANSACTION")
 """The tags of commands that begin a transaction."""
->>>>>>> main
 
 EARLY = 0.05
 """Seconds by which the server's clock may end a statement before ours says that it is time."""
@@ -87,6 +83,27 @@ class PsycopgDialogue:
     async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
         """Run one statement and return its command tag."""
         return (await self._run(sql, args)).statusmessage or ""
+
+
+class PipelinedDialogue:
+    """Over a `pipeline.PipelinedConnection`: one flight a statement."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def _run(self, sql: str, args: tuple[Any, ...]) -> Any:
+        from steadypool.pipeline import Segment, Statement
+
+        return (await self._connection.run(Segment([Statement(sql, args)])))[0]
+
+    async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
+        """Run one statement and return its rows."""
+        result = await self._run(sql, args)
+        return result.rows(row_type(result.names))
+
+    async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
+        """Run one statement and return its command tag."""
+        return (await self._run(sql, args)).tag
 
 
 @dataclass(frozen=True, slots=True)

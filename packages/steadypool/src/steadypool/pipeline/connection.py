@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import fcntl
-import struct
-import termios
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -28,14 +25,12 @@ from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep, St
 from steadypool.pipeline.library import OLDEST, libpq_function
 from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
 from steadypool.pipeline.statements import STALE, Known, State, Statements
+from steadypool.pipeline.wire import Wire
 
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
 _CANCEL_AGAIN = 0.1
 """Seconds after which a cancel request that had no effect is made again."""
-_TURNS = 16
-"""Reads in a row from an encrypted connection before other tasks may run."""
-
 _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
 
 
@@ -60,7 +55,7 @@ class Adopted(Protocol):
     async def cancel_safe(self, *, timeout: float = 30.0) -> None: ...  # noqa: D102
 
 
-class PipelinedConnection:
+class PipelinedConnection(Wire):
     """A connection over which many segments may be on their way.
 
     It belongs to the running event loop. `psycopg_connection` is the connection underneath; use it in `plain()` only.
@@ -93,28 +88,23 @@ class PipelinedConnection:
             raise ConfigurationError(
                 f"libpq {pq.version()}: a pipelined connection needs libpq 17 or newer; install psycopg[binary]"
             )
+        super().__init__(connection.pgconn)
         self.psycopg_connection: Adopted = connection
-        self.pgconn = connection.pgconn
         self.statements = Statements(connection.adapters, keeps=keeps_statements, size=statements)
         self.refused_tags: frozenset[bytes] = frozenset()
         """Command tags that end the connection: a stranger would feel what they leave behind."""
         self.after_answers: Callable[[], None] | None = None
         """Called when answers were taken and their futures settled."""
-        self._loop = asyncio.get_running_loop()
         self._clock = clock
         self._transformer = Transformer(connection)
         self._flights: deque[Flight] = deque()
         self._held: deque[Segment] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._closed = False
-        self._flushing = False
-        self._writing = False
         self._head_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._listeners: list[Callable[[], None]] = []
-        self._descriptor = self.pgconn.socket
-        self._encrypted = bool(self.pgconn.ssl_in_use or self.pgconn.used_gssapi)
         self._enter()
 
     # -- what can be seen --------------------------------------------------------------------------------------
@@ -218,9 +208,7 @@ class PipelinedConnection:
             if not self._flushing:
                 self._flush()  # nobody is before it: the server can begin at once
                 return
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush_soon)
+        self._flush_soon()
 
     def _put_commands(self, flight: Flight, adapted: list[Adapted], *, roll_back: bool) -> None:
         pgconn, steps = self.pgconn, flight.steps
@@ -273,69 +261,6 @@ class PipelinedConnection:
             text = known.sql if known is not None else sql.encode()
             pgconn.send_query_params(text, values, types, formats, result_format)
         flight.steps.append((Step.RUN, known, index))
-
-    # -- the socket --------------------------------------------------------------------------------------------
-
-    def _enter(self) -> None:
-        self.pgconn.enter_pipeline_mode()
-        self._descriptor = self.pgconn.socket
-        self._loop.add_reader(self._descriptor, self._readable)
-
-    def _leave_loop(self) -> None:
-        """Take the descriptor from the loop while it is still ours: after the close its number may be another's."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor != -1 and not self._loop.is_closed():
-            self._loop.remove_reader(descriptor)
-            if self._writing:
-                self._loop.remove_writer(descriptor)
-        self._writing = False
-
-    def _flush_soon(self) -> None:
-        self._flushing = False
-        if not self._closed and self._descriptor != -1:
-            self._flush()
-
-    def _flush(self) -> None:
-        try:
-            unsent = self.pgconn.flush()
-        except psycopg.Error as error:
-            self._collect_and_end(error)
-            return
-        if bool(unsent) != self._writing:
-            self._writing = not self._writing
-            if self._writing:
-                self._loop.add_writer(self._descriptor, self._flush)
-            else:
-                self._loop.remove_writer(self._descriptor)
-
-    def _readable(self) -> None:
-        try:
-            self.pgconn.consume_input()
-            if self._encrypted:
-                self._read_all()
-        except psycopg.Error as error:
-            self._collect_and_end(error)
-            return
-        self._collect()
-
-    def _read_all(self) -> None:
-        """What the TLS library holds already, the loop does not see: read until the socket was empty twice in a row.
-
-        One read takes at least half of a TLS record, so the second finds nothing of it left.
-        """
-        empty = turns = 0
-        while empty < 2:
-            waiting = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
-            empty = 0 if waiting else empty + 1
-            self.pgconn.consume_input()
-            turns += 1
-            if turns == _TURNS:
-                self._loop.call_soon(self._read_on)
-                return
-
-    def _read_on(self) -> None:
-        if self._descriptor != -1:
-            self._readable()
 
     # -- answers -----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from psycopg.pq import TransactionStatus
 
 from steadypool.lease import Lease
 from steadypool.pipeline import PipelinedConnection, Segment, Statement
-from steadypool.pipeline.guards import REFUSED_TAGS
+from steadypool.sharable import REFUSED_TAGS
 from steadypool.shared.options import SharedOptions
 from steadypool.sqlstate import Fate
 
@@ -37,6 +37,8 @@ class Seat:
         """Takes no new statement, and goes back when it has answered what it has."""
         self.proving = False
         """A sign of life was asked for; what must not run twice waits for it."""
+        self.proven = False
+        """It came in this very moment."""
         self.left = False
         self.fate = Fate.KEEP
         self.offence: str | None = None
@@ -77,8 +79,9 @@ class Seat:
         self.proving = True
 
         def settled(_: Segment) -> None:
-            self.proving = False
+            self.proving, self.proven = False, True
             then()
+            self.proven = False
 
         segment = Segment([], limit=limit)
         segment.on_settled = settled

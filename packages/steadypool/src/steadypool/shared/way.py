@@ -14,17 +14,26 @@ import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import psycopg
 
-from steadypool import errors, refusal
+from steadypool import errors, refusal, sharable
 from steadypool.clock import Clock
 from steadypool.deadline import TimeLimit, current_deadline
 from steadypool.events import StatementTimedOut
 from steadypool.fingerprint import fingerprint
 from steadypool.lease import Lease, SlotState
-from steadypool.pipeline import ConnectionGone, Overdue, PipelinedConnection, Result, Segment, Unclean, guards
+from steadypool.pipeline import (
+    ConnectionGone,
+    Overdue,
+    PipelinedConnection,
+    Result,
+    Segment,
+    Statement,
+    Unclean,
+)
 from steadypool.pool import Pool
 from steadypool.shared import naming
 from steadypool.shared.call import Call
@@ -34,6 +43,9 @@ from steadypool.shared.seat import Seat
 from steadypool.sqlstate import Fate, fate_of
 
 _log = logging.getLogger("steadypool.shared")
+
+CANARY_LIMIT = 1.0
+"""Seconds in which a pooler has to answer two statements that were sent at once."""
 
 ATTEMPTS = 3
 """How often a statement is sent at most, where nothing of it can have taken effect, or that does no harm."""
@@ -48,6 +60,7 @@ class SharedWay:
         options: how it behaves.
         holds: whether the current task holds a connection: then its statements never queue behind strangers', who
             may be waiting for a lock that it has.
+        pooled: whether there is a transaction pooler before the server; asked when a connection is open.
 
     Example:
         >>> way = SharedWay(pool, pipelined=lambda record: record.driver_connection, options=SharedOptions())
@@ -62,11 +75,13 @@ class SharedWay:
         pipelined: Callable[[Any], PipelinedConnection],
         options: SharedOptions,
         holds: Callable[[], bool] = lambda: False,
+        pooled: Callable[[], bool] = lambda: False,
     ) -> None:
         self.pool = pool
         self.options = options
         self._pipelined = pipelined
         self._holds = holds
+        self._pooled = pooled
         self._clock: Clock = pool.clock
         self._seats: list[Seat] = []
         self._queue: deque[Call] = deque()
@@ -99,7 +114,7 @@ class SharedWay:
             errors.ResultTooLarge: the result was larger than a shared connection carries.
             psycopg.Error: what the server said to it.
         """
-        why = guards.refusal(sql)
+        why = sharable.refusal(sql)
         if why is not None:
             self._refused += 1
             raise naming.refused(sql, why)
@@ -186,7 +201,7 @@ class SharedWay:
             return chosen
         if chosen.proving:
             return None
-        if not chosen.load and self._is_silent(chosen.connection):
+        if not chosen.load and not chosen.proven and self._is_silent(chosen.connection):
             chosen.prove(self.pool.options.leave_timeout, self._pump)
             return None
         return chosen
@@ -288,6 +303,8 @@ class SharedWay:
         for attempt in range(ATTEMPTS):
             lease = await self.pool.acquire(name="shared statements")
             try:
+                if not self.options.local and self._pooled():
+                    await self._behind_pooler(self._pipelined(lease.connection))
                 seat = Seat(lease, self._pipelined(lease.connection), self.options)
                 await seat.begin(self.pool.options.connect_timeout)
             except psycopg.Error:
@@ -302,6 +319,23 @@ class SharedWay:
             seat.connection.after_answers = functools.partial(self._after_answers, seat)
             seat.connection.when_ended(functools.partial(self._let_go, seat))
             return
+
+    async def _behind_pooler(self, connection: PipelinedConnection) -> None:
+        """From now on nothing is set for a session; and one statement at a time, unless two at once are answered.
+
+        Raises:
+            psycopg.Error: they were not: the connection is lost, and the next one gets one at a time.
+        """
+        window, self.options = self.options.window, replace(self.options, local=True, window=1)
+        for call in self._queue:
+            future = call.segment.future
+            call.prepare(self.options).future = future
+        canaries = [Segment([Statement("select 1", prepare=False)], limit=CANARY_LIMIT) for _ in range(2)]
+        ends = await asyncio.gather(*map(connection.send, canaries), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+        self.options = replace(self.options, window=window)
 
     def _grown(self, task: asyncio.Task[None]) -> None:
         self._growing = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steadypool.pipeline.guards import refusal
+from steadypool.sharable import refusal
 
 
 @pytest.mark.parametrize(
