@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from sqlalchemy import event, text
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
@@ -35,16 +35,20 @@ from steadypool.events import Events, LeakSuspected
 from steadypool.lease import Lease
 from steadypool.listener import Listener, ListenerOptions, ListenerStats
 from steadypool.notifying import Notifying
+from steadypool.overview import view_of
 from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sharing import Sharing, holding_a_connection
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
+from steadypool.sqlalchemy.local import set_local
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.telling import lease_of
 from steadypool.telemetry.counters import COUNTED, Counters, Totals
 from steadypool.telemetry.log import log_notable
+from steadypool.telemetry.recorder import Recorder, View
+from steadypool.telemetry.watch import Watch
 
 if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
     from steadypool.shared import SharedStats
@@ -145,6 +149,8 @@ class Database(Sharing, Notifying):
             raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
             self._listen_to_connects(on_connect)
+        clock = self.pool.core.clock
+        self.watch = Watch(name, self.settings, observers=self.events, look=self._look, clock=clock)
 
     def _listen_to_connects(self, on_connect: OnConnect) -> None:
         dialect = self.pool.dialect
@@ -158,6 +164,14 @@ class Database(Sharing, Notifying):
                 raise HookFailed(f"on_connect: {hook_failed(error)}") from error
 
         event.listen(self.engine.sync_engine, "connect", run_on_connect)
+
+    def _look(self) -> View:
+        return view_of(self.pool, self._workloads.values(), self._listener)
+
+    @property
+    def recorder(self) -> Recorder:
+        """What the pool did: the last hour by the second, the last day by the minute."""
+        return self.watch.recorder
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
@@ -206,6 +220,7 @@ class Database(Sharing, Notifying):
     async def open(self) -> Self:
         """Bind to the running event loop. Connects to nothing."""
         self.pool.core.bind()
+        self.watch.start()
         return self
 
     async def close(self, grace: float | None = None) -> None:
@@ -213,7 +228,10 @@ class Database(Sharing, Notifying):
         if self._listener is not None:
             await self._listener.close()
         await self._close_shared(grace)
-        await self.pool.close(grace)
+        try:
+            await self.pool.close(grace)
+        finally:
+            await self.watch.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -329,7 +347,7 @@ class Database(Sharing, Notifying):
             settings.setdefault("statement_timeout", milliseconds(declared.statement_timeout))
         session = AsyncSession(self._engine(declared, read_only), expire_on_commit=False)
         if settings:
-            _set_local(session, settings)
+            set_local(session, settings)
         with holding_a_connection():
             async with session:
                 yield session
@@ -474,16 +492,3 @@ class Database(Sharing, Notifying):
             listener=None if self._listener is None else self._listener.stats(),
             shared=self._shared_stats(),
         )
-
-
-def _set_local(session: AsyncSession, settings: Mapping[str, str]) -> None:
-    """One statement at the beginning of each transaction of this session."""
-    calls = ", ".join(f"set_config(:name{i}, :value{i}, true)" for i in range(len(settings)))
-    values = {f"name{i}": name for i, name in enumerate(settings)}
-    values |= {f"value{i}": value for i, value in enumerate(settings.values())}
-
-    def after_begin(_session: Any, transaction: Any, connection: Any) -> None:
-        if not transaction.nested:
-            connection.execute(text(f"SELECT {calls}"), values)
-
-    event.listen(session.sync_session, "after_begin", after_begin)

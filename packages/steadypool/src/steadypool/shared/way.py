@@ -344,6 +344,8 @@ class SharedWay:
             self._fail_queue(failure)
         elif self._queue:
             self._pump()
+        if self._pool_is_short():
+            self.make_room()
 
     def _fail_queue(self, failure: BaseException) -> None:
         queue, self._queue = self._queue, deque()

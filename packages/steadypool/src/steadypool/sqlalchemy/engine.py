@@ -17,7 +17,8 @@ from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
 from steadypool.settings import Password, Pooler
-from steadypool.sqlalchemy.dialects import OURS, TIMEOUT_OPTION, Guards
+from steadypool.sqlalchemy.dialects import OURS
+from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
 

@@ -83,7 +83,7 @@ class Counters:
                 if not kept:
                     self._add("evicted")
             case events.AcquireFailed(error=error):
-                self._add(_cause(error))
+                self._add(cause_of(error))
             case events.ListenerStateChanged(before="reconnecting" | "deaf", after="connected"):
                 self._add("listener_reconnects")
             case _:
@@ -103,7 +103,8 @@ class Counters:
         )
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
+    """Under which name it is counted that somebody went without a connection."""
     if isinstance(error, errors.PoolQueueFull):
         return "queue_full"
     if isinstance(error, errors.PoolTimeout):
