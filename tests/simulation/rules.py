@@ -7,7 +7,7 @@ waits must have a reason. The numbers:
 - R1 never more connections than the limit, none lost · R2 first come, first served · R3 connecting is the pool's work
 - R4 woken by every change · R5 every wait ends, by the right name · R7 proven before it is handed over
 - R8 returned means clean · R9 lifetime with jitter, in the background · R11 leaving is bounded and counted
-- R12 eviction · R13 close
+- S turned away early only who would come too late · R12 eviction · R13 close
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Callable
 
 from steadypool import errors, events
+from steadypool.forecast import REMEMBERED
 from steadypool.lease import Lease, Slot, SlotState
 from steadypool.pool import Pool
 from steadypool.roster import CONNECTING, LIVE, Roster
@@ -120,6 +121,9 @@ class Rules:
         self.acquired = self.released = self.pool_closed_events = 0
         self._seen_version = (-1, -1)
         self.refusals = 0
+        self.enough = 3
+        self.held_for: dict[str | None, list[float]] = {None: []}
+        self.expectations: dict[BaseException, tuple[float, float]] = {}
         self.refused_errors: dict[BaseException, tuple[int, str, bool]] = {}
         self.passed_over: dict[Caller, tuple[int, str]] = {}
         self.pending_at = 0.0
@@ -130,6 +134,7 @@ class Rules:
     def attach(self, pool: Pool[Connection], server: Server, roster: RecordingRoster) -> None:
         """Begin to watch."""
         self.pool, self.server, self.roster = pool, server, roster
+        pool._forecast.enough = self.enough  # schedules are short
         pool.events.subscribe(self._observe)
 
     def blame(self, fault: str) -> None:
@@ -211,6 +216,9 @@ class Rules:
                 raise RuleBroken("R13: PoolClosed from an open pool")
             return
         self._check_refusal(caller, error, now)
+        if error.report.early:
+            self.seen("turned away early")
+            return
         if pending == "unreachable" and room and type(error) is errors.PoolTimeout:
             raise RuleBroken("R5: PoolTimeout though the database could not be reached")
         if pending and room and self._by_time(error) and now < caller.latest - NEAR:
@@ -248,6 +256,9 @@ class Rules:
             return
         if isinstance(error, errors.DatabaseUnavailable):
             self._check_unavailable(caller, error, now)
+            return
+        if error.report.early:
+            self._check_early(caller, error, now)
             return
         if isinstance(error, errors.HookFailed):
             return  # that it was one is looked at where it is said
@@ -330,6 +341,8 @@ class Rules:
             if self.server.last_open_failed:
                 pending = "unreachable"
             self.refused_errors[event.error] = (self.refusals, pending, self._has_room(event.workload))
+            if isinstance(event.error, errors.SteadypoolError) and event.error.report.early:
+                self.expectations[event.error] = self._expectation(event.workload)
             for_good = isinstance(event.error, errors.HookFailed) or (
                 isinstance(event.error, errors.ConnectFailed) and event.error.final
             )
@@ -347,6 +360,9 @@ class Rules:
             self.blame("R1: a connection was released that nobody had")
             return
         self.held_by[caller.workload] -= 1
+        self.held_for[None].append(event.seconds)
+        if caller.workload is not None:
+            self.held_for.setdefault(caller.workload, []).append(event.seconds)
         if caller in self.holding:  # not given back: the pool is closed and its patience is over
             self.holding.remove(caller)
             caller.ended = True
@@ -354,6 +370,28 @@ class Rules:
                 self.blame("R1: a connection was taken from its holder")
         if event.kept:
             self.seen("released kept")
+
+    def _expectation(self, workload: str | None) -> tuple[float, float]:
+        """Seconds until somebody's turn who comes now, on average, and the longest that one of late has held."""
+        own = self._has_room(workload)
+        held = self.held_for.get(None if own else workload, [])[-REMEMBERED:]
+        if len(held) < self.enough:
+            return 0.0, 0.0
+        waiting = sum(own or caller.workload == workload for caller in self.waiting.values())
+        places = self.options.limit if own else self.ceilings[workload or ""]
+        return waiting * sum(held) / len(held) / places, max(self.held_for[None][-REMEMBERED:])
+
+    def _check_early(self, caller: Caller, error: errors.SteadypoolError, now: float) -> None:
+        """Only who would come too late on average, too, is turned away early."""
+        expected, longest = self.expectations.pop(error)
+        deadline = isinstance(error, errors.DeadlineExceeded)
+        if not deadline and type(error) is not errors.PoolTimeout:
+            raise RuleBroken(f"S: {error!r} is no name for who is turned away early")
+        if caller.busy_until - now > expected + (longest if deadline else 0.0) + NEAR:
+            raise RuleBroken(
+                f"S: {caller.name} was turned away {caller.busy_until - now:.3f}s early, "
+                f"its turn was expected in {expected:.3f}s"
+            )
 
     def _acquired(self, event: events.Acquired) -> None:
         self.acquired += 1
