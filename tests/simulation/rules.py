@@ -577,7 +577,8 @@ class Rules:
     def _is_pending(self) -> bool:
         """Whether an answer of the server is awaited."""
         server = self.server
-        return bool(server.connecting or server.last_open_failed or self.roster.count(PROVING, SILENT))
+        asked = self.roster.count(*CONNECTING, PROVING, SILENT)
+        return bool(server.connecting or server.last_open_failed or asked)
 
     def _check_opening(self, takers: int, now: float) -> None:
         pool, roster = self.pool, self.roster
