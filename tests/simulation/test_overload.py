@@ -53,7 +53,7 @@ async def test_the_seed_s_words_come_first_with_utilization_and_the_expected_wai
     assert error.report.early
     assert error.elapsed.total == 0
     assert stage.loop.now - began < 0.001
-    assert str(error) == (
+    assert error.message == (
         "QueuePool limit of size 1 overflow 0 reached, connection timed out, timeout 1.00; turned away early: the "
         "expected wait is 1.20s and 1.00s are left (1 in use, 0 idle, 0 opening, 0 closing, 11 waiting, limit 1+0, "
         "utilization 100%, expected wait 1.20s; held longest: GET /slow 0.0s). Find out what holds the connections, "

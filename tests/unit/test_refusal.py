@@ -121,7 +121,7 @@ def test_what_is_final(failure: BaseException, final: bool) -> None:
     error = refusal.connect_failed(failure, 0.5, None, EMPTY)
     assert isinstance(error, errors.ConnectFailed)
     assert error.final is final
-    assert str(error) == str(failure)
+    assert error.message == errors.words_of(failure)
     assert error.__cause__ is failure
 
 

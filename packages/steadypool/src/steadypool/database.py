@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
-from sqlalchemy import event, make_url, text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
@@ -31,8 +31,10 @@ from steadypool.errors import (
     PoolClosed,
     PoolSnapshot,
     Report,
+    words_of,
 )
-from steadypool.events import Acquired, ConnectSucceeded, Event, Events
+from steadypool.events import Acquired, ConnectSucceeded, Event, Events, LeakSuspected
+from steadypool.lease import Lease
 from steadypool.listener import (
     CatchUp,
     Listener,
@@ -43,14 +45,19 @@ from steadypool.listener import (
     check_channel,
 )
 from steadypool.listener.opening import connector_for, options_for
+from steadypool.overview import view_of
 from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.sqlalchemy.engine import engine_for_workload
+from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
+from steadypool.sqlalchemy.local import set_local
 from steadypool.sqlalchemy.pool import SteadyPool
-from steadypool.telemetry.counters import Counters, Totals
+from steadypool.sqlalchemy.telling import lease_of
+from steadypool.telemetry.counters import COUNTED, Counters, Totals
 from steadypool.telemetry.log import log_notable
+from steadypool.telemetry.recorder import Recorder, View
+from steadypool.telemetry.watch import Watch
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
 
@@ -132,8 +139,8 @@ class Database:
         self.name = name
         self.events = Events()
         self._counters = Counters()
-        self.events.subscribe(self._counters)
-        self.events.subscribe(log_notable)
+        self.events.subscribe(self._counters, *COUNTED)
+        self.events.subscribe(log_notable, LeakSuspected)
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
@@ -142,9 +149,11 @@ class Database:
         try:
             self.engine = self._make_engine(engine_arguments or {})
         except ConfigurationError as error:
-            raise ConfigurationError(f"DATABASE_URL: {error}") from None
+            raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
             self._listen_to_connects(on_connect)
+        clock = self.pool.core.clock
+        self.watch = Watch(name, self.settings, observers=self.events, look=self._look, clock=clock)
 
     def _listen_to_connects(self, on_connect: OnConnect) -> None:
         dialect = self.pool.dialect
@@ -159,9 +168,17 @@ class Database:
 
         event.listen(self.engine.sync_engine, "connect", run_on_connect)
 
+    def _look(self) -> View:
+        return view_of(self.pool, self._workloads.values(), self._listener)
+
+    @property
+    def recorder(self) -> Recorder:
+        """What the pool did: the last hour by the second, the last day by the minute."""
+        return self.watch.recorder
+
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
-        url = make_url(s.require_url())
+        url = sqlalchemy_url(s.require_url())
         # What people typed in ends up in logs otherwise; `engine_arguments` may ask for it.
         arguments = {"hide_parameters": True, **arguments}
         if url.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
@@ -206,13 +223,17 @@ class Database:
     async def open(self) -> Self:
         """Bind to the running event loop. Connects to nothing."""
         self.pool.core.bind()
+        self.watch.start()
         return self
 
     async def close(self, grace: float | None = None) -> None:
         """Refuse new callers, let those inside finish for `grace` seconds (DATABASE_CLOSE_GRACE), cut off the rest."""
         if self._listener is not None:
             await self._listener.close()
-        await self.pool.close(grace)
+        try:
+            await self.pool.close(grace)
+        finally:
+            await self.watch.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -328,7 +349,7 @@ class Database:
             settings.setdefault("statement_timeout", milliseconds(declared.statement_timeout))
         session = AsyncSession(self._engine(declared, read_only), expire_on_commit=False)
         if settings:
-            _set_local(session, settings)
+            set_local(session, settings)
         async with session:
             yield session
 
@@ -395,7 +416,8 @@ class Database:
             statement_timeout=timeout or self.settings.statement_timeout,
             workload=workload,
             snapshot=core.snapshot,
-            emit=self.events.emit,
+            events=self.events,
+            lease=cast("Lease[Any]", lease_of(fairy)),
             is_open=lambda: dialect.is_open(driver_connection),
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
@@ -407,7 +429,7 @@ class Database:
         try:
             await dialect.set_autocommit(driver_connection, True)
             if told is not None:
-                await dedicated.execute(f"SET statement_timeout = {milliseconds(told)}")
+                await dedicated.set_up(f"SET statement_timeout = {milliseconds(told)}")
             with dialect.driver_limit(driver_connection, timeout):
                 yield dedicated
         except BaseException as error:
@@ -465,7 +487,7 @@ class Database:
             nonlocal blamed
             if isinstance(error, HeartbeatMissed):
                 blamed = True  # until it is known better, new connections are tried one at a time
-                core.server_fails(str(error))
+                core.server_fails(words_of(error))
             core.prove_idle()
 
         def proven() -> None:
@@ -483,7 +505,7 @@ class Database:
             on_lost=lost,
             on_proven=proven,
         )
-        self.events.subscribe(lambda event: _inform(listener, event))
+        self.events.subscribe(lambda event: _inform(listener, event), Acquired, ConnectSucceeded)
         return listener
 
     def listen(
@@ -557,19 +579,6 @@ class Database:
             workloads=tuple(self._workloads.values()),
             listener=None if self._listener is None else self._listener.stats(),
         )
-
-
-def _set_local(session: AsyncSession, settings: Mapping[str, str]) -> None:
-    """One statement at the beginning of each transaction of this session."""
-    calls = ", ".join(f"set_config(:name{i}, :value{i}, true)" for i in range(len(settings)))
-    values = {f"name{i}": name for i, name in enumerate(settings)}
-    values |= {f"value{i}": value for i, value in enumerate(settings.values())}
-
-    def after_begin(_session: Any, transaction: Any, connection: Any) -> None:
-        if not transaction.nested:
-            connection.execute(text(f"SELECT {calls}"), values)
-
-    event.listen(session.sync_session, "after_begin", after_begin)
 
 
 def _inform(listener: Listener, event: Event) -> None:

@@ -146,7 +146,13 @@ class SteadypoolError(Exception):
         self.report = report or Report()
 
     def __str__(self) -> str:
-        return self.message
+        """The message, and the command that says what it means and what to do."""
+        return f"{self.message} [steadypool why {self.topic}]"
+
+    @property
+    def topic(self) -> str:
+        """What `steadypool why` is asked: the name of the nearest class of this module."""
+        return next(kind.__name__ for kind in type(self).__mro__ if kind.__module__ == __name__)
 
     @property
     def phase(self) -> Phase:
@@ -182,6 +188,17 @@ class SteadypoolError(Exception):
         """Replace fields of the report, in place, and return the error."""
         self.report = replace(self.report, **changes)  # pyright: ignore[reportArgumentType]
         return self
+
+
+def words_of(failure: BaseException) -> str:
+    """What an error says, for a message that quotes it: without the hint; the name of its kind if it says nothing.
+
+    Example:
+        >>> words_of(PoolClosed("the pool is closed")), words_of(OSError())
+        ('the pool is closed', 'OSError')
+    """
+    said = failure.message if isinstance(failure, SteadypoolError) else str(failure)
+    return said.strip() or type(failure).__name__
 
 
 class PoolTimeout(SteadypoolError, TimeoutError):

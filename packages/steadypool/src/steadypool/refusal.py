@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from steadypool import errors
 from steadypool.deadline import Deadline
-from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report
+from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report, words_of
 
 RETRY_AFTER = 1.0
 """Seconds after which a refused caller is invited to come back."""
@@ -184,11 +184,6 @@ def is_bug(failure: BaseException) -> bool:
     return not isinstance(failure, errors.ConnectFailed)
 
 
-def words_of(failure: BaseException) -> str:
-    """What an error says; the name of its kind if it says nothing."""
-    return str(failure).strip() or type(failure).__name__
-
-
 def is_final(failure: BaseException) -> bool:
     """Whether connecting again cannot help. What is not a known connect error is a bug, so it is final too."""
     return not isinstance(failure, errors.ConnectFailed) or failure.final
@@ -206,7 +201,7 @@ def unavailable(
     facts = replace(report(Phase.CONNECTING, 0.0, deadline, pool), retry_after=max(pause, 0.0))
     error = errors.DatabaseUnavailable(
         f"not even tried: the last attempt to connect failed, the next is due in {pause:.2f}s"
-        + (f"; the last one said: {failure}" if failure else ""),
+        + (f"; the last one said: {words_of(failure)}" if failure else ""),
         facts,
         final=failure is not None and is_final(failure),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from typing import TypeVar
 
@@ -79,6 +80,12 @@ class Waiting(Lifecycle[T]):
         now = self.clock.monotonic()
         waiters = tuple(self._facts_of(waiter, now) for waiter in self._waiters if not waiter.future.done())
         return Census(self.name, self._slots.facts(now), waiters)
+
+    def leased(self) -> Iterator[tuple[int, T]]:
+        """The connections that somebody has, with their numbers in the census."""
+        for slot in self._slots:
+            if slot.lease is not None and slot.connection is not None:
+                yield slot.number, slot.connection
 
     def _facts_of(self, waiter: Waiter[T], now: float) -> WaiterFacts:
         until = self._latest(waiter)
@@ -317,7 +324,7 @@ class Waiting(Lifecycle[T]):
         """
         bug = refusal.is_bug(failure)
         if not bug:
-            self.server_fails(refusal.words_of(failure))
+            self.server_fails(errors.words_of(failure))
         self._wanted_idle = 0
         others = self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING)
         if bug or (final and not others):
