@@ -229,8 +229,7 @@ class Rules:
 
     @staticmethod
     def _by_time(error: errors.SteadypoolError) -> bool:
-        at_once = errors.PoolQueueFull | errors.DatabaseUnavailable | errors.HookFailed
-        return not isinstance(error, at_once) and not (
+        return not isinstance(error, errors.PoolQueueFull | errors.DatabaseUnavailable) and not (
             isinstance(error, errors.ConnectFailed) and error.final
         )
 
@@ -260,8 +259,6 @@ class Rules:
         if error.report.early:
             self._check_early(caller, error, now)
             return
-        if isinstance(error, errors.HookFailed):
-            return  # that it was one is looked at where it is said
         if isinstance(error, errors.ConnectFailed) and error.final:
             if error.pool is not None and error.pool.leased and now < caller.busy_until - NEAR:
                 raise RuleBroken("R5: a final refusal though somebody may give a connection back")
@@ -343,9 +340,7 @@ class Rules:
             self.refused_errors[event.error] = (self.refusals, pending, self._has_room(event.workload))
             if isinstance(event.error, errors.SteadypoolError) and event.error.report.early:
                 self.expectations[event.error] = self._expectation(event.workload)
-            for_good = isinstance(event.error, errors.HookFailed) or (
-                isinstance(event.error, errors.ConnectFailed) and event.error.final
-            )
+            for_good = isinstance(event.error, errors.ConnectFailed) and event.error.final
             if for_good and not self.server.last_open_final:
                 self.blame("R5: a final refusal though the last connect did not fail for good")
         elif isinstance(event, events.Closed):

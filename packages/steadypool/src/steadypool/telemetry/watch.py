@@ -76,15 +76,19 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
         self._ticks = 0
         self._waiting: set[asyncio.Future[None]] = set()
-        observers.subscribe(self.recorder)
-        observers.subscribe(self._tell)
+        self._observers = observers
+        self._unsubscribe: list[Callable[[], None]] = []
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to look. Reads the file of an earlier process, if there is one."""
-        if self._task is not None:
+        """Begin to look, unless DATABASE_RECORDER is off. Reads the file of an earlier process, if there is one."""
+        if self._task is not None or not self._settings.recorder:
             return
+        self._unsubscribe = [
+            self._observers.subscribe(self.recorder, *self.recorder.kinds),
+            self._observers.subscribe(self._tell, events.AlertRaised, events.AlertCleared),
+        ]
         if self._settings.alert_webhook is not None:
             self._webhook = Webhook(self._settings.alert_webhook.get_secret_value())
         if self._settings.recorder_file is not None:
@@ -114,6 +118,8 @@ class Watch:
         await asyncio.wait({self._task})
         self._task = None
         self.look(0.0)
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
         self._wake()
         if self._file is not None:
             self._file.append(self.recorder.lines())
