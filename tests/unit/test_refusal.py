@@ -114,6 +114,7 @@ def test_a_full_queue() -> None:
         (REFUSED, False),
         (errors.ConnectTimeout("silence"), False),
         (errors.ConnectFailed("password", final=True), True),
+        (OSError("a bug of a driver"), True),
     ],
 )
 def test_what_is_final(failure: BaseException, final: bool) -> None:
@@ -125,10 +126,18 @@ def test_what_is_final(failure: BaseException, final: bool) -> None:
     assert error.__cause__ is failure
 
 
+def test_a_bug_keeps_its_name_and_its_cause() -> None:
+    failure = errors.HookFailed("on_connect: …")
+    failure.__cause__ = TypeError()
+    error = refusal.connect_failed(failure, 0.5, None, EMPTY)
+    assert type(error) is errors.HookFailed
+    assert error is not failure  # each caller gets one of its own
+    assert error.__cause__ is failure.__cause__
+    assert error.elapsed.connecting == 0.5
+
+
 def test_a_failure_without_words_gets_a_name() -> None:
-    bug = refusal.connect_failed(OSError(), 0.5, None, EMPTY)
-    assert isinstance(bug, errors.HookFailed)
-    assert "raised OSError: OSError" in bug.message
+    assert refusal.connect_failed(OSError(), 0.5, None, EMPTY).message == "OSError"
     assert "said: OSError" in str(out_of_time(EMPTY, cause=OSError()))
 
 

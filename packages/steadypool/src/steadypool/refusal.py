@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
 from steadypool import errors
 from steadypool.deadline import Deadline
@@ -59,10 +60,13 @@ def out_of_time(
     elif busy:
         said = exhausted(limit, pool) if ceiling is None else at_ceiling(ceiling, limit, pool)
         error = errors.PoolTimeout(said, facts)
+    elif cause is not None and is_bug(cause):
+        return connect_failed(cause, waited, deadline, pool)
     elif isinstance(cause, errors.ConnectFailed) and not isinstance(cause, errors.ConnectTimeout):
         error = errors.ConnectFailed(
             f"no connection to the database within {waited:.2f}s; the last attempt said: {words_of(cause)}",
             facts,
+            final=cause.final,
         )
     else:
         error = errors.ConnectTimeout(
@@ -117,14 +121,12 @@ def connect_failed(
     """The error for a caller whose connect cannot succeed until somebody changes something."""
     facts = report(Phase.CONNECTING, waited, deadline, pool)
     error: errors.SteadypoolError
-    if not is_bug(failure):
-        error = errors.ConnectFailed(words_of(failure), facts, final=is_final(failure))
-    elif isinstance(failure, errors.SteadypoolError):
+    if is_bug(failure):
         error = type(failure)(failure.message, facts)
-        failure = failure.__cause__ or failure
+        error.__cause__ = failure.__cause__ or failure
     else:
-        error = errors.HookFailed(hook_failed(failure), facts)
-    error.__cause__ = failure
+        error = errors.ConnectFailed(words_of(failure), facts, final=is_final(failure))
+        error.__cause__ = failure
     return error
 
 
@@ -136,9 +138,9 @@ def hook_failed(failure: BaseException) -> str:
     )
 
 
-def is_bug(failure: BaseException) -> bool:
-    """Whether it says nothing about the server: whatever is not a failed connect."""
-    return not isinstance(failure, errors.ConnectFailed)
+def is_bug(failure: BaseException) -> TypeGuard[errors.SteadypoolError]:
+    """Whether it has a name that says nothing about the server: a hook that failed, a setting that cannot work."""
+    return isinstance(failure, errors.SteadypoolError) and not isinstance(failure, errors.ConnectFailed)
 
 
 def is_final(failure: BaseException) -> bool:
