@@ -207,6 +207,8 @@ class SteadyPool(pool.Pool):
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
     _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
+    predecessors: tuple[SteadyPool, ...] = ()
+    """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs."""
 
     def __init__(
         self,
@@ -263,8 +265,6 @@ class SteadyPool(pool.Pool):
             observers=self.observers,
             ceilings=self.ceilings,
         )
-        self.predecessors: tuple[SteadyPool, ...] = ()
-        """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs."""
         self.watched: set[Record] = set()
         self.done = False
         """Whether `close` has ended."""
