@@ -33,12 +33,13 @@ from steadypool.errors import (
     Report,
     words_of,
 )
-from steadypool.events import Acquired, ConnectSucceeded, Event, Events, LeakSuspected
+from steadypool.events import Acquired, ConnectSucceeded, Event, Events
 from steadypool.lease import Lease
 from steadypool.listener import (
     CatchUp,
     Listener,
     ListenerOptions,
+    ListenerState,
     ListenerStats,
     Overflow,
     Subscription,
@@ -53,10 +54,12 @@ from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
 from steadypool.sqlalchemy.local import set_local
 from steadypool.sqlalchemy.pool import SteadyPool
+from steadypool.sqlalchemy.source import source_of
 from steadypool.sqlalchemy.telling import lease_of
-from steadypool.telemetry.counters import COUNTED, Counters, Totals
-from steadypool.telemetry.log import log_notable
+from steadypool.telemetry.counters import Totals
 from steadypool.telemetry.recorder import View
+from steadypool.telemetry.source import ListenerFacts, Source
+from steadypool.telemetry.standard import Standard
 from steadypool.telemetry.watch import Watch
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
@@ -80,7 +83,8 @@ OnConnect = Callable[[Any], Awaitable[None]]
 class DatabaseStats:
     """What a person wants to know, at one moment.
 
-    `utilization` is connections in use over `pool_size`: above 1 the overflow is in use.
+    `utilization` is connections in use over `pool_size`: above 1 the overflow is in use. `loop_lag` is by how many
+    seconds the event loop is late: where that is much, it is not the pool that is slow.
     """
 
     name: str
@@ -92,6 +96,7 @@ class DatabaseStats:
     totals: Totals
     workloads: tuple[Workload, ...]
     listener: ListenerStats | None
+    loop_lag: float = 0.0
 
 
 class Database:
@@ -129,9 +134,7 @@ class Database:
         self.settings = settings or DatabaseSettings()
         self.name = name
         self.events = Events()
-        self._counters = Counters()
-        self.events.subscribe(self._counters, *COUNTED)
-        self.events.subscribe(log_notable, LeakSuspected)
+        self._standard = Standard(self.events, self.settings.slow_query_after)
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
@@ -143,8 +146,10 @@ class Database:
             raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
             self._listen_to_connects(on_connect)
-        clock = self.pool.core.clock
-        self.watch = Watch(name, self.settings, observers=self.events, look=self._look, clock=clock)
+        clock, lag = self.pool.core.clock, self._standard.lag
+        self.watch = Watch(
+            name, self.settings, observers=self.events, look=self._look, lag=lag.take_most, clock=clock
+        )
         self.recorder = self.watch.recorder
 
     def _look(self) -> View:
@@ -210,6 +215,7 @@ class Database:
     async def open(self) -> Self:
         """Bind to the running event loop. Connects to nothing."""
         self.pool.core.bind()
+        self._standard.start()
         self.watch.start()
         return self
 
@@ -221,6 +227,7 @@ class Database:
             await self.pool.close(grace)
         finally:
             await self.watch.close()
+        self._standard.stop()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -551,6 +558,15 @@ class Database:
         async with self.connection() as connection:
             await connection.execute("SELECT pg_notify($1, $2)", channel, payload)
 
+    @property
+    def source(self) -> Source:
+        """What `steadypool.telemetry` asks: `otel.instrument(database.source)`."""
+        return source_of(self.engine, loop_lag=lambda: self._standard.lag.seconds, listener=self._hears)
+
+    def _hears(self) -> ListenerFacts | None:
+        stats = None if self._listener is None else self._listener.stats()
+        return None if stats is None else ListenerFacts(stats.state is ListenerState.CONNECTED, stats.gaps)
+
     def stats(self) -> DatabaseStats:
         """What is going on, as frozen facts."""
         core = self.pool.core
@@ -562,7 +578,8 @@ class Database:
             utilization=snapshot.leased / snapshot.size,
             breaker=core.breaker.state,
             last_connect_failure=snapshot.last_connect_failure,
-            totals=self._counters.totals(),
+            totals=self._standard.totals(),
+            loop_lag=self._standard.lag.seconds,
             workloads=tuple(self._workloads.values()),
             listener=None if self._listener is None else self._listener.stats(),
         )

@@ -46,6 +46,10 @@ class Roster(Generic[T]):
             total += self._counts[state]
         return total
 
+    def by_state(self) -> dict[SlotState, int]:
+        """How many slots are in each state; may be called from another thread, since copying cannot be interrupted."""
+        return self._counts.copy()
+
     def trusted(self) -> int:
         """How many connections are live and not under suspicion."""
         return sum(slot.state in LIVE and not slot.suspect for slot in self._slots.values())

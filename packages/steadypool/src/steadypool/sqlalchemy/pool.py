@@ -44,6 +44,17 @@ UNLIMITED = 2**31
 
 DRAIN_EVERY = 5.0
 """Seconds: where there is no primary to go to, connections are not replaced at every write that is refused."""
+_WORDS = {
+    SlotState.OPENING: "opening",
+    SlotState.STUCK: "opening",
+    SlotState.IDLE: "idle",
+    SlotState.PROVING: "idle",
+    SlotState.SILENT: "idle",
+    SlotState.LEASED: "used",
+    SlotState.RESETTING: "idle",
+    SlotState.CLOSING: "closing",
+}
+"""The states of connections in the words of OpenTelemetry's `db.client.connection.state`, and two of our own."""
 
 current_workload: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "steadypool_workload", default=None
@@ -198,6 +209,8 @@ class SteadyPool(pool.Pool):
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
     _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
+    predecessors: tuple[SteadyPool, ...] = ()
+    """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs."""
 
     def __init__(
         self,
@@ -375,7 +388,13 @@ class SteadyPool(pool.Pool):
             "dialect": self._dialect,
             "events": None,
         }
-        return type(self)(self._creator, **{**self._arguments, **changed})
+        successor = type(self)(self._creator, **{**self._arguments, **changed})
+        successor.predecessors = self.still_in_use()
+        return successor
+
+    def still_in_use(self) -> tuple[SteadyPool, ...]:
+        """This pool and those before it, as far as they have connections."""
+        return tuple(pool for pool in (*self.predecessors, self) if pool.core.count())
 
     def dispose(self) -> None:
         """Close all idle connections at once; those in use are closed when they come back."""
@@ -418,6 +437,17 @@ class SteadyPool(pool.Pool):
             f"Pool size: {self.size()}  Connections in pool: {self.checkedin()} "
             f"Current Overflow: {self.overflow()} Current Checked out connections: {self.checkedout()}"
         )
+
+    def connections(self) -> dict[str, int]:
+        """How many connections the engine has, in the words of OpenTelemetry; may be called from another thread.
+
+        Those that were in use when the engine was disposed of are among them until they come back.
+        """
+        counts: dict[str, int] = dict.fromkeys(_WORDS.values(), 0)
+        for one in (*self.predecessors, self):
+            for state, word in _WORDS.items():
+                counts[word] += one.core.by_state()[state]
+        return counts
 
     def size(self) -> int:
         """Connections that are kept open; 0 for no limit."""
