@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
 from steadypool import errors
 from steadypool.deadline import Deadline
@@ -120,14 +121,12 @@ def connect_failed(
     """The error for a caller whose connect cannot succeed until somebody changes something."""
     facts = report(Phase.CONNECTING, waited, deadline, pool)
     error: errors.SteadypoolError
-    if not is_bug(failure):
-        error = errors.ConnectFailed(words_of(failure), facts, final=is_final(failure))
-    elif isinstance(failure, errors.SteadypoolError):
+    if is_bug(failure):
         error = type(failure)(failure.message, facts)
-        failure = failure.__cause__ or failure
+        error.__cause__ = failure.__cause__ or failure
     else:
-        error = errors.HookFailed(hook_failed(failure), facts)
-    error.__cause__ = failure
+        error = errors.ConnectFailed(words_of(failure), facts, final=is_final(failure))
+        error.__cause__ = failure
     return error
 
 
@@ -139,9 +138,9 @@ def hook_failed(failure: BaseException) -> str:
     )
 
 
-def is_bug(failure: BaseException) -> bool:
-    """Whether it says nothing about the server: whatever is not a failed connect."""
-    return not isinstance(failure, errors.ConnectFailed)
+def is_bug(failure: BaseException) -> TypeGuard[errors.SteadypoolError]:
+    """Whether it has a name that says nothing about the server: a hook that failed, a setting that cannot work."""
+    return isinstance(failure, errors.SteadypoolError) and not isinstance(failure, errors.ConnectFailed)
 
 
 def is_final(failure: BaseException) -> bool:
