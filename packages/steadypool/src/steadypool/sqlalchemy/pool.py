@@ -216,6 +216,8 @@ class SteadyPool(pool.Pool):
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
     _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
+    predecessors: tuple[SteadyPool, ...] = ()
+    """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs."""
     before_waiting: Callable[[], None] | None = None
     """Called when a session is about to wait for a connection: the shared ones go back."""
 
@@ -275,8 +277,6 @@ class SteadyPool(pool.Pool):
             observers=self.observers,
             ceilings=self.ceilings,
         )
-        self.predecessors: tuple[SteadyPool, ...] = ()
-        """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs."""
         self.watched: set[Record] = set()
         self.done = False  # whether `close` has ended
         self._home_thread: int | None = None
