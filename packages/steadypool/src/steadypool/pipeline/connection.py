@@ -121,6 +121,11 @@ class PipelinedConnection:
         return self._closed
 
     @property
+    def adapters(self) -> AdaptersMap:
+        """psycopg's adapters of this connection, to register types with."""
+        return self.psycopg_connection.adapters
+
+    @property
     def pending(self) -> int:
         """Segments on their way, or held back."""
         return len(self._flights) + len(self._held or ())
