@@ -74,6 +74,8 @@ class GuardedDialect:
     """What both dialects have in common. Mixed in before SQLAlchemy's class."""
 
     driver: str
+    library: str
+    """What opens the connections: asyncpg or psycopg."""
     loaded_dbapi: Any
 
     def __init__(self, steadypool_guards: Guards | None = None, **kw: Any) -> None:
@@ -246,16 +248,18 @@ class GuardedDialect:
             target = replace(target, hosts=(place,))
         if "user" in changed:
             target = replace(target, user=changed.pop("user"))
-        own_threshold = "prepare_threshold" in changed
+        prepares = changed["prepare_threshold"] is not None if "prepare_threshold" in changed else None
         own = [target.options.get("options"), changed.get("options"), changed.get("server_settings")]
         opened = await self.open_raw(target, password, changed)
         try:
-            await self.pooler_watch.look(self.driver, opened, str(own))
+            await self.pooler_watch.look(self.library, opened, str(own))
+            return self.adopted(opened, prepares=prepares)
         except BaseException:  # also when cancelled: nobody else knows this connection
             self.cut(opened)
             raise
-        if self.driver == PSYCOPG and not (own_threshold or self.pooler_watch.keeps_statements):
-            opened.prepare_threshold = None
+
+    def adopted(self, opened: Any, *, prepares: bool | None) -> Any:
+        """The connection as this dialect uses it; `prepares` is what the caller says about prepared statements."""
         return opened
 
     adapter_names: frozenset[str]
@@ -318,6 +322,7 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
     supports_statement_cache = True
     execution_ctx_cls = AsyncpgContext
+    library = ASYNCPG
 
     adapter_names = frozenset(SQLALCHEMY_OPTIONS[ASYNCPG])
 
@@ -423,6 +428,7 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     supports_statement_cache = True
     execution_ctx_cls = PsycopgContext
     has_terminate = True
+    library = PSYCOPG
 
     adapter_names = frozenset(SQLALCHEMY_OPTIONS[PSYCOPG])
 
@@ -460,6 +466,12 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
             network=self.guards.network,
             **changed,
         )
+
+    def adopted(self, opened: Any, *, prepares: bool | None) -> Any:
+        """Behind a pooler that may hand the next transaction to another backend nothing is prepared."""
+        if prepares is None and not self.pooler_watch.keeps_statements:
+            opened.prepare_threshold = None
+        return opened
 
     @classmethod
     def get_async_dialect_cls(cls, url: Any) -> Any:
@@ -539,8 +551,10 @@ OURS = {
     "postgresql+asyncpg": "postgresql+steadypool_asyncpg",
     "postgresql+psycopg": "postgresql+steadypool_psycopg",
     "postgresql+psycopg_async": "postgresql+steadypool_psycopg",
+    "postgresql+steadypool": "postgresql+steadypool",
 }
 """SQLAlchemy's names of the drivers, and ours for the same with bounds."""
 
 registry.register("postgresql.steadypool_asyncpg", __name__, "AsyncpgDialect")
 registry.register("postgresql.steadypool_psycopg", __name__, "PsycopgDialect")
+registry.register("postgresql.steadypool", "steadypool.dialect", "SteadypoolDialect")
