@@ -29,7 +29,9 @@ TABLE: dict[str, frozenset[SlotState]] = {
     # what callers do
     **dict.fromkeys(("acquire", "release", "release twice", "use", "cancel", "caller cancelled"), EVERYWHERE),
     # what an operator does
-    **dict.fromkeys(("evict", "cancel evict", "suspect all", "warm up", "abort idle", "close"), EVERYWHERE),
+    **dict.fromkeys(
+        ("evict", "cancel evict", "suspect all", "prove idle", "warm up", "abort idle", "close"), EVERYWHERE
+    ),
     # what the world does
     **dict.fromkeys(("wait", "weather", "fair", "cut", "cut all", "silence", "silence all"), EVERYWHERE),
     # what the server answers, which takes a connection

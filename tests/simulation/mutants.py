@@ -303,7 +303,30 @@ class HandsOutTheDead(Pool[Any]):
 
 @breaks("R7")
 class TrustsTheSiblingsOfTheDead(Pool[Any]):
-    def suspect_all(self) -> None: ...
+    def suspect_all(self, since: float = 0.0) -> None: ...
+
+
+@breaks("R7")
+class AsksAllAtOnce(Pool[Any]):
+    def _ask_idle(self) -> None:
+        options, self.options = self.options, replace(self.options, max_connecting=1000)
+        try:
+            super()._ask_idle()
+        finally:
+            self.options = options
+
+
+@breaks("R7")
+class AsksOnlyTheFirst(Pool[Any]):
+    def _ask_idle(self) -> None:
+        super()._ask_idle()
+        self._proves_idle = False
+
+
+@breaks("R7")
+class AsksOnlyWhenSomebodyCalls(Pool[Any]):
+    def prove_idle(self) -> None:
+        self.suspect_all()
 
 
 # -- rule 8: returned means clean --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ waits must have a reason. The numbers:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from steadypool import errors, events
 from steadypool.lease import Lease, Slot, SlotState
@@ -22,7 +23,7 @@ from steadypool.sqlstate import Fate
 
 from .schedule import Config
 from .server import Connection, RuleBroken, Server
-from .virtual import VirtualLoop
+from .virtual import LoopClock, VirtualLoop
 
 NEAR = 1e-3
 """Seconds: two moments closer than this are one."""
@@ -66,7 +67,7 @@ class RecordingRoster(Roster[Connection]):
     """The pool's own roster, that also notes when each slot came into its state."""
 
     def __init__(self, rules: Rules) -> None:
-        super().__init__()
+        super().__init__(LoopClock(rules.loop))
         self.rules = rules
         self.version = 0
         self.since: dict[int, float] = {}
@@ -83,6 +84,7 @@ class RecordingRoster(Roster[Connection]):
         before = slot.state
         self.rules.transitions.add((before, state))
         if before is IDLE:
+            self.rules.leaves_idle(slot.number)
             if state is LEASED:
                 self.rules.takes_from_idle(slot, self.idle_order)
             self.idle_order.remove(slot.number)
@@ -122,6 +124,7 @@ class Rules:
         self.answered_at = 0.0
         self._was_pending = False
         self._fault: str | None = None
+        self._to_prove = set[int]()
 
     def attach(self, pool: Pool[Connection], server: Server, roster: RecordingRoster) -> None:
         """Begin to watch."""
@@ -233,8 +236,6 @@ class Rules:
             raise RuleBroken("R6: DatabaseUnavailable after a wait")
         if self.server.connecting or self.roster.count(*LIVE):
             raise RuleBroken("R6: DatabaseUnavailable though something was under way")
-        if error.final and not self.server.last_open_final:
-            raise RuleBroken("R6: DatabaseUnavailable for good though the last connect did not fail for good")
         if not error.final and caller.latest > now + error.retry_after + NEAR:
             raise RuleBroken("R6: DatabaseUnavailable though the next attempt was in time")
 
@@ -248,8 +249,6 @@ class Rules:
             self._check_unavailable(caller, error, now)
             return
         if isinstance(error, errors.ConnectFailed) and error.final:
-            if not self.server.last_open_final:
-                raise RuleBroken("R5: a final refusal though the last connect did not fail for good")
             return
         if now < caller.busy_until - NEAR:
             raise RuleBroken(f"R5: {name} {caller.busy_until - now:.3f}s too early")
@@ -271,6 +270,26 @@ class Rules:
         for slot in self.roster:
             if slot.state in LIVE and slot.connection is not None:
                 slot.connection.doubted = True
+
+    def proves_idle(self, ask: Callable[[], None]) -> None:
+        """Somebody wants all idle connections to prove themselves, now."""
+        for slot in self.roster:
+            if slot.connection is not None:
+                slot.connection.asked = 0  # this is not for a caller
+        most = max(self.roster.count(PROVING), self.options.max_connecting)
+        self._to_prove = set(self.roster.idle_order)
+        ask()
+        if self.roster.count(PROVING) > most:
+            self.blame(f"R7: {self.roster.count(PROVING)} connections are asked at once, {most} allowed")
+
+    def leaves_idle(self, number: int) -> None:
+        """A connection is not idle any more: it is asked, or used, or closed."""
+        self._to_prove.discard(number)
+
+    def _check_proofs(self) -> None:
+        """Whoever was to prove itself is asked, as many at a time as are allowed."""
+        if self.roster.count(PROVING) < self.options.max_connecting:
+            raise RuleBroken(f"R7: {self._to_prove} are idle and not asked for a sign of life")
 
     def closes(self, grace: float) -> Ending:
         """Somebody calls `close`."""
@@ -306,6 +325,9 @@ class Rules:
             if self.server.last_open_failed:
                 pending = "unreachable"
             self.refused_errors[event.error] = (self.refusals, pending, self._has_room(event.workload))
+            for_good = isinstance(event.error, errors.ConnectFailed) and event.error.final
+            if for_good and not self.server.last_open_final:
+                self.blame("R5: a final refusal though the last connect did not fail for good")
         elif isinstance(event, events.Closed):
             self.seen("gone " + event.reason)
         elif isinstance(event, events.PoolClosedEvent):
@@ -442,6 +464,8 @@ class Rules:
             self._check_waiting(now)
         if self.endings:
             self._check_ending(now)
+        if self._to_prove:
+            self._check_proofs()
 
     def _check_limits(self, now: float) -> None:
         options = self.options

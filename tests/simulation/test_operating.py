@@ -132,3 +132,59 @@ async def test_after_a_loss_new_connections_come_one_at_a_time_until_one_answers
         lease.release()
     for caller in callers:
         (await caller).release()
+
+
+@on_stage(size=6, max_overflow=0, ping_after_idle=None, max_connecting=2)
+async def test_idle_connections_prove_themselves_before_somebody_wants_them(stage: Stage) -> None:
+    leases = [await stage.pool.acquire() for _ in range(6)]
+    for lease in leases[:5]:
+        lease.release()
+    dead = [leases[number].slot.connection for number in (1, 3)]
+    for connection in dead:
+        assert connection is not None
+        connection.silent = True
+    stage.server.change(Weather(latency=0.1))
+    stage.pool.prove_idle()
+    most = 0
+    for _ in range(200):
+        most = max(most, stage.pool.count(SlotState.PROVING))
+        await asyncio.sleep(0.01)
+    assert most == 2
+    assert [c.number for c in stage.pool.connections().connections if c.suspect] == [6]  # in use
+    assert {leases[number].slot.state for number in (1, 3)} == {SlotState.GONE}
+    began = stage.loop.now
+    (await stage.pool.acquire()).release()
+    assert stage.loop.now - began < 0.05  # a ping would take 0.1 s: nobody has to ask again
+    leases[5].release()
+
+
+@on_stage(size=2, max_overflow=0)
+async def test_an_answer_from_before_the_suspicion_is_no_proof(stage: Stage) -> None:
+    lease = await stage.pool.acquire()
+    answered = stage.loop.now
+    await asyncio.sleep(0.1)
+    stage.pool.suspect_all()
+    lease.touch(answered)
+    assert lease.slot.suspect
+    lease.touch(stage.loop.now)
+    assert not lease.slot.suspect
+    lease.release()
+
+
+@on_stage()
+async def test_a_change_of_the_breaker_is_told_once(stage: Stage) -> None:
+    stage.server.change(Weather(open="refuse"))
+    caller = ask(stage)
+    await asyncio.sleep(0.5)
+    stage.server.change(Weather())
+    (await caller).release()
+    stage.pool.server_fails("the heartbeat was not answered")
+    stage.pool.server_answers()
+    stage.pool.server_answers()
+    told = [(event.before, event.after, event.reason) for event in stage.all(events.BreakerChanged)]
+    assert told == [
+        ("closed", "open", "connection refused"),
+        ("open", "closed", None),
+        ("closed", "open", "the heartbeat was not answered"),
+        ("open", "closed", None),
+    ]

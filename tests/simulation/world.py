@@ -289,6 +289,10 @@ class World:
         self.rules.doubts()
         self.pool.suspect_all()
 
+    def _do_prove_idle(self, a: int, b: int) -> None:
+        self.rules.doubts()
+        self.rules.proves_idle(self.pool.prove_idle)
+
     def _do_warm_up(self, a: int, b: int) -> None:
         self.pool.warm_up(None if a % 2 else b % 4)
 

@@ -437,14 +437,14 @@ class Database:
             nonlocal blamed
             if isinstance(error, HeartbeatMissed):
                 blamed = True  # until it is known better, new connections are tried one at a time
-                core.breaker.failed(now=core.clock.monotonic(), someone_waits=core.waiting > 0)
-            core.suspect_all()
+                core.server_fails(str(error))
+            core.prove_idle()
 
         def proven() -> None:
             nonlocal blamed
             if blamed:
                 blamed = False
-                core.breaker.connected()
+                core.server_answers()
 
         listener = Listener(
             connector_for(self.settings),

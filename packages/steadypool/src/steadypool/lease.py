@@ -133,18 +133,23 @@ class Slot(Generic[T]):
         "generation",
         "idle_since",
         "lease",
+        "leases",
         "number",
         "opened_at",
         "proven_at",
+        "since",
         "state",
         "suspect",
+        "suspected_at",
         "task",
     )
 
-    def __init__(self, number: int, generation: int) -> None:
+    def __init__(self, number: int, generation: int, now: float) -> None:
         self.number = number
         self.generation = generation
         self.state = SlotState.OPENING
+        self.since = now
+        self.leases = 0
         self.connection: T | None = None
         self.lease: Lease[T] | None = None
         self.task: asyncio.Task[None] | None = None
@@ -153,6 +158,7 @@ class Slot(Generic[T]):
         self.idle_since = 0.0
         self.expires_at = math.inf
         self.suspect = False
+        self.suspected_at = 0.0
 
 
 class Lease(Generic[T]):
@@ -209,9 +215,12 @@ class Lease(Generic[T]):
         return self.slot.lease is self
 
     def touch(self, now: float) -> None:
-        """The server answered on this connection at `now`: it need not be asked again soon."""
+        """The server answered on this connection at `now`: it need not be asked again soon.
+
+        An answer from before the connection came under suspicion says nothing against that.
+        """
         self.slot.proven_at = now
-        if self.slot.suspect:
+        if self.slot.suspect and now >= self.slot.suspected_at:
             self.slot.suspect = False
             self._trusted()
 

@@ -47,7 +47,7 @@ class Lifecycle(ABC, Generic[T]):
         self.events = observers
         self.last_connect_failure: BaseException | None = None
         self._rng = rng
-        self._slots = Roster[T]()
+        self._slots = Roster[T](clock)
         self._idle: deque[Slot[T]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._generation: int = 0
@@ -58,6 +58,7 @@ class Lifecycle(ABC, Generic[T]):
         self._recycle_timer: asyncio.TimerHandle | None = None
         self._recycle_at = math.inf
         self._wanted_idle = 0
+        self._proves_idle = False
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
 
     # -- what the pool adds ------------------------------------------------------------------------------------
@@ -71,8 +72,8 @@ class Lifecycle(ABC, Generic[T]):
         """Something has changed that may serve or fail somebody who waits."""
 
     @abstractmethod
-    def _connected(self, seconds: float) -> None:
-        """A connect succeeded."""
+    def _connected(self, seconds: float | None) -> None:
+        """A connect succeeded, or the server was heard from in another way."""
 
     @property
     @abstractmethod
@@ -93,10 +94,37 @@ class Lifecycle(ABC, Generic[T]):
         """Belong to the running event loop from now on; otherwise the first use decides."""
         self._at_home()
 
-    def suspect_all(self) -> None:
-        """Let every idle connection prove itself before somebody gets it."""
+    def suspect_all(self, since: float = math.inf) -> None:
+        """Let every live connection prove itself before somebody gets it, unless it has answered since a moment."""
+        now = self.clock.monotonic()
         for slot in self._slots:
-            slot.suspect = slot.suspect or slot.state in LIVE
+            if slot.state in LIVE and slot.proven_at < since:
+                slot.suspect, slot.suspected_at = True, now
+
+    def prove_idle(self) -> None:
+        """Ask every idle connection for a sign of life now, in the background; those that give none are closed.
+
+        At most `PoolOptions.max_connecting` are asked at a time. Those in use prove themselves when they come back
+        and somebody wants them. Whoever asks for a connection meanwhile gets the first that has answered.
+
+        Example:
+            >>> pool.prove_idle()  # the listener's heartbeat was not answered: the others may be dead, too
+        """
+        self.suspect_all()
+        self._proves_idle = self._home is not None
+        self._ask_idle()
+
+    def _ask_idle(self) -> None:
+        """Go on with `prove_idle` as far as it may."""
+        if not self._proves_idle:
+            return
+        for slot in [slot for slot in self._idle if slot.suspect]:
+            if self.count(SlotState.PROVING) >= self.options.max_connecting:
+                return
+            self._idle.remove(slot)
+            self._slots.move(slot, SlotState.PROVING)
+            self._start(slot, self._prove(slot))
+        self._proves_idle = False
 
     def sweep(self) -> None:
         """Let go of idle connections whose end was noticed while nobody used them; their siblings become suspect."""
@@ -171,13 +199,15 @@ class Lifecycle(ABC, Generic[T]):
 
     async def _prove(self, slot: Slot[T]) -> None:
         connection = self._connection(slot)
-        doubt = self._loop().call_later(max(PATIENCE, self._connect_seconds), self._doubt, slot)
+        began = self.clock.monotonic()
+        doubt = self._loop().call_later(max(PATIENCE, self._connect_seconds), self._doubt, slot, began)
         try:
             # Half the time of a connect, so that whoever waits for this can still get a new one.
             async with asyncio.timeout(self.options.connect_timeout / 2):
                 await self.driver.ping(connection)
-        except Exception:  # noqa: BLE001 - whatever a ping raises means that the connection is not to be used
-            self.suspect_all()
+        except Exception as error:  # noqa: BLE001 - whatever a ping raises means that it is not to be used
+            # Silence says nothing of those who answered meanwhile; an end may be everybody's.
+            self.suspect_all(began if isinstance(error, TimeoutError) else math.inf)
             self._retire(slot, "found dead", abrupt=True)
             self._serve()
             return
@@ -186,17 +216,18 @@ class Lifecycle(ABC, Generic[T]):
         slot.suspect = False
         self._answered(slot)
 
-    def _doubt(self, slot: Slot[T]) -> None:
+    def _doubt(self, slot: Slot[T], began: float) -> None:
         """A ping takes long: ask all idle connections now, and serve whoever waits without counting on any of them.
 
-        Where one connection has gone silent the others often have too, and meeting them one by one adds up.
+        Where one connection has gone silent the others often have too, and meeting them one by one adds up. Those
+        that answered since the ping began are not asked again.
         """
         if slot.state is not SlotState.PROVING:
             return
         self._slots.move(slot, SlotState.SILENT)
-        self.suspect_all()
-        while self._idle:
-            sibling = self._idle.pop()
+        self.suspect_all(began)
+        for sibling in [sibling for sibling in self._idle if sibling.suspect]:
+            self._idle.remove(sibling)
             self._slots.move(sibling, SlotState.SILENT)
             self._start(sibling, self._prove(sibling))
         self._serve()

@@ -12,28 +12,24 @@ The rules, and where they bind:
 from __future__ import annotations
 
 import asyncio
-import math
 import random
-from collections import Counter, deque
-from dataclasses import replace
-from itertools import islice
 from typing import TypeVar
 
-from steadypool import errors, events, refusal
-from steadypool.breaker import Breaker, BreakerState
+from steadypool import events, refusal
+from steadypool.breaker import Breaker
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.deadline import current_deadline
 from steadypool.leaks import LeakWatch
 from steadypool.lease import Driver, Lease, PoolOptions, Slot, SlotState, Waiter
-from steadypool.lifecycle import Lifecycle
-from steadypool.roster import ASKING, CONNECTING, LIVE, SUPPLY
+from steadypool.operating import Operating
+from steadypool.roster import CONNECTING, LIVE, SUPPLY
 from steadypool.sqlstate import Fate
 from steadypool.whereabouts import Place
 
 T = TypeVar("T")
 
 
-class Pool(Lifecycle[T]):
+class Pool(Operating[T]):
     """A pool of connections of any kind.
 
     It belongs to the event loop, and the process, in which it is first used.
@@ -74,37 +70,14 @@ class Pool(Lifecycle[T]):
             name=name,
             clock=clock,
             rng=rng or random.Random(),
+            breaker=breaker or Breaker((options or PoolOptions()).max_connecting),
             observers=observers or events.Events(),
+            ceilings=ceilings if ceilings is not None else {},
         )
-        self.breaker = breaker or Breaker(self.options.max_connecting)
-        self.ceilings = ceilings if ceilings is not None else {}
-        self._waiters: dict[Waiter[T], None] = {}
-        self._overtime: dict[Waiter[T], None] = {}  # those who wait beyond `busy_until`, for the server
-        self._held: Counter[str] = Counter()
-        self._changed: set[asyncio.Future[None]] = set()
-        self._said_closed = False
         self._wake_timer: asyncio.TimerHandle | None = None
         self._leaks = LeakWatch(
             self.options.leak_after, self._slots, observers=self.events, name=self.name, clock=self.clock
         )
-        self._suspended = False
-
-    # -- what a person can see ---------------------------------------------------------------------------------
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
-
-    @property
-    def waiting(self) -> int:
-        """How many callers wait for a connection."""
-        return len(self._waiters)
-
-    def snapshot(self) -> errors.PoolSnapshot:
-        """The pool at this moment: counts, and who holds what for how long."""
-        now = self.clock.monotonic()
-        return self._slots.snapshot(self.options, now, self.waiting, self.last_connect_failure)
 
     # -- acquire and release -----------------------------------------------------------------------------------
 
@@ -166,20 +139,6 @@ class Pool(Lifecycle[T]):
             self._leave(waiter)
             raise
 
-    def _refuse_hopeless(self, waiter: Waiter[T], now: float) -> None:
-        """Turn a caller away at once where the server is known not to let us in, and waiting would not help."""
-        if self.count(*LIVE, *CONNECTING, SlotState.SILENT) or self._suspended:
-            return
-        until = max(waiter.busy_until, waiter.connect_until)
-        failure = self.last_connect_failure
-        final = failure is not None and refusal.is_final(failure)
-        if self.breaker.hopeless(now=now, until=now if final else until):
-            error = refusal.unavailable(
-                failure, self.breaker.not_before - now, waiter.deadline, self.snapshot()
-            )
-            self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, waiter.workload))
-            raise error
-
     def _leave(self, waiter: Waiter[T]) -> None:
         """The caller was cancelled; a lease that was handed over in the same moment goes to the next."""
         future = waiter.future
@@ -213,6 +172,7 @@ class Pool(Lifecycle[T]):
             places=waiter.places,
         )
         slot.lease = lease
+        slot.leases += 1
         self._slots.move(slot, SlotState.LEASED)
         if waiter.workload is not None:
             self._held[waiter.workload] += 1
@@ -271,6 +231,7 @@ class Pool(Lifecycle[T]):
         self._open_more(now)
         if self._overtime and not self._connect_pending():
             self._count_anew(now)
+        self._ask_idle()
         if self._closed:
             self._tell_changed()
 
@@ -340,125 +301,16 @@ class Pool(Lifecycle[T]):
         if wanted > 0 and allowance == 0 and now < self.breaker.not_before:
             self._wake_at(self.breaker.not_before)
 
-    def _remaining(self) -> int:
-        """How many waiting callers were not cancelled in this very moment."""
-        return sum(not waiter.future.done() for waiter in self._waiters)
-
-    def _takers(self) -> int:
-        """How many waiting callers could use a connection now; those at their workload's ceiling could not."""
-        if not self.ceilings:
-            return self._remaining()
-        left = {workload: top - self._held[workload] for workload, top in self.ceilings.items()}
-        takers = 0
-        for waiter in self._waiters:
-            if waiter.future.done():
-                continue
-            if waiter.workload in left:
-                if left[waiter.workload] <= 0:
-                    continue
-                left[waiter.workload] -= 1
-            takers += 1
-        return takers
-
     def _someone_takes(self, slot: Slot[T], now: float) -> bool:
         """Whether this one, on top of the idle ones, would be handed out at once."""
         ready = sum(not self._needs_proof(other, now) for other in self._idle)
         return not self._needs_proof(slot, now) and self._takers() > ready
-
-    def _at_ceiling(self, workload: str | None) -> bool:
-        ceiling = self.ceilings.get(workload) if workload is not None else None
-        return ceiling is not None and self._held[workload or ""] >= ceiling
 
     def _needs_proof(self, slot: Slot[T], now: float) -> bool:
         if slot.suspect:
             return True
         limit = self.options.ping_after_idle
         return limit is not None and now - slot.proven_at > limit
-
-    # -- how long a caller waits -------------------------------------------------------------------------------
-
-    def _connect_pending(self) -> bool:
-        return self.count(*CONNECTING) > 0 or self.breaker.state is BreakerState.OPEN
-
-    def _waits_for_answer(self, waiter: Waiter[T]) -> bool:
-        """Whether it is the server that keeps this caller waiting, and not those who hold the connections."""
-        if self._at_ceiling(waiter.workload):
-            return False
-        asked = self.count(SlotState.PROVING, SlotState.SILENT)
-        return self._connect_pending() or waiter in islice(self._waiters, asked)
-
-    def _arm(self, waiter: Waiter[T], seconds: float) -> None:
-        if waiter.timer is not None:
-            waiter.timer.cancel()
-        waiter.timer = None
-        if seconds < math.inf:
-            waiter.timer = self._loop().call_later(max(0.0, seconds), self._time_is_up, waiter)
-
-    def _time_is_up(self, waiter: Waiter[T]) -> None:
-        waiter.timer = None
-        now = self.clock.monotonic()
-        until = waiter.busy_until
-        if waiter.connect_until > until and self._waits_for_answer(waiter):
-            until = waiter.connect_until
-            self._overtime[waiter] = None
-        if now < until:
-            self._arm(waiter, until - now)
-        else:
-            self._turn_away(waiter, now)
-            self._serve()
-
-    def _count_anew(self, now: float) -> None:
-        """The server has answered: those whom it kept beyond `pool_timeout` wait for busy connections from now on.
-
-        Turned away at this moment they would all fail because a database slept a little longer, just when it woke.
-        """
-        for waiter in tuple(self._overtime):
-            if not self._waits_for_answer(waiter):
-                del self._overtime[waiter]
-                waiter.busy_until = min(now + waiter.limit, waiter.connect_until)
-                self._arm(waiter, waiter.busy_until - now)
-
-    def _turn_away(self, waiter: Waiter[T], now: float) -> None:
-        self._forget(waiter)
-        error = refusal.out_of_time(
-            now=now,
-            since=waiter.since,
-            limit=waiter.limit,
-            deadline=waiter.deadline,
-            pool=self.snapshot(),
-            cause=self.last_connect_failure,
-            ceiling=waiter.workload if self._at_ceiling(waiter.workload) else None,
-        )
-        self._fail(waiter, error, now)
-
-    def _fail(self, waiter: Waiter[T], error: errors.SteadypoolError, now: float) -> None:
-        if waiter.fail(error):
-            self.events.emit(events.AcquireFailed(self.name, now, now - waiter.since, error, waiter.workload))
-
-    def _connected(self, seconds: float) -> None:
-        self.breaker.connected(seconds)
-
-    @property
-    def _hedge_after(self) -> float:
-        return self.breaker.hedge_after
-
-    def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
-        self.breaker.failed(now=now, someone_waits=bool(self._waiters))
-        self._wanted_idle = 0
-        if final and not self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING):
-            pool = self.snapshot()
-            for waiter in list(self._waiters):
-                self._forget(waiter)
-                waited = now - waiter.since
-                self._fail(waiter, refusal.connect_failed(failure, waited, waiter.deadline, pool), now)
-        self._serve()
-
-    def _forget(self, waiter: Waiter[T]) -> None:
-        self._waiters.pop(waiter, None)
-        self._overtime.pop(waiter, None)
-        if waiter.timer is not None:
-            waiter.timer.cancel()
-            waiter.timer = None
 
     # -- upkeep ------------------------------------------------------------------------------------------------
 
@@ -472,125 +324,12 @@ class Pool(Lifecycle[T]):
         self._wake_timer = None
         self._serve()
 
-    # -- what an operator does ---------------------------------------------------------------------------------
-
-    def suspend(self) -> None:
-        """Hand out nothing until `resume`: callers wait, for as long as they would wait for a busy pool."""
-        self._suspended = True
-
-    def resume(self) -> None:
-        """Hand out connections again."""
-        self._suspended = False
-        if self._home is not None:
-            self._serve()
-
-    def resize(self, *, size: int | None = None, max_overflow: int | None = None) -> None:
-        """Change the limits at run time. What is too many is closed when it comes back, or at once where idle.
-
-        Args:
-            size: connections that are kept open.
-            max_overflow: connections beyond these.
-        """
-        options = self.options
-        self.options = replace(
-            options,
-            size=options.size if size is None else size,
-            max_overflow=options.max_overflow if max_overflow is None else max_overflow,
-        )
-        while len(self._idle) > self.options.size:
-            self._retire(self._idle.popleft(), "overflow")
-        if self._home is not None:
-            self._serve()
-
-    def warm_up(self, connections: int | None = None) -> None:
-        """Begin to open connections, `PoolOptions.size` by default, without waiting for anybody to need them."""
-        self._at_home()
-        target = self.options.size if connections is None else min(connections, self.options.size)
-        self._wanted_idle = max(0, target - self.count(*LIVE, *CONNECTING))
-        self._serve()
-
-    async def evict(self) -> None:
-        """Close all idle connections at once, and those in use when they come back."""
-        self._generation += 1
-        self._wanted_idle = 0
-        idle, self._idle = list(self._idle), deque()
-        for slot in idle:
-            self._retire(slot, "disposed")
-        self._serve()
-        closing = [slot.task for slot in idle if slot.task is not None]
-        if closing:
-            await asyncio.wait(closing)
-
-    def abort_idle(self) -> None:
-        """Like `evict`, where nothing can be awaited: cut all idle connections off."""
-        self._generation += 1
-        self._wanted_idle = 0
-        while self._idle:
-            slot = self._idle.pop()
-            self.driver.abort(self._connection(slot))
-            self._free(slot, "disposed")
-
-    async def close(self, grace: float | None = None) -> None:
-        """Refuse new callers, let those who hold a connection finish, then cut off what is left, all at once.
-
-        Args:
-            grace: seconds to wait for connections in use; `PoolOptions.close_grace` by default.
-        """
-        self._at_home()
-        self._closed = True
-        self._generation += 1
-        now = self.clock.monotonic()
-        for waiter in list(self._waiters):
-            self._forget(waiter)
-            self._fail(waiter, refusal.closed(self.name), now)
+    def _stop_timers(self) -> None:
         for timer in (self._wake_timer, self._recycle_timer):
             if timer is not None:
                 timer.cancel()
         self._wake_timer = self._recycle_timer = None
         self._leaks.stop()
-        for slot in self._slots:
-            if slot.state in ASKING and slot.task is not None:
-                slot.task.cancel()
-            elif slot.state is SlotState.IDLE:
-                self._retire(slot, "pool closed")
-        self._idle.clear()
-        try:
-            await self._wait_until_empty(self.options.close_grace if grace is None else grace)
-        finally:
-            self._abort_all()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self.options.leave_timeout)
-
-    async def _wait_until_empty(self, grace: float) -> None:
-        until = self.clock.monotonic() + grace
-        while self._slots and (left := until - self.clock.monotonic()) > 0:
-            future: asyncio.Future[None] = self._loop().create_future()
-            self._changed.add(future)
-            try:
-                await asyncio.wait({future}, timeout=left)
-            finally:
-                self._changed.discard(future)
-                future.cancel()
-
-    def _tell_changed(self) -> None:
-        for future in self._changed:
-            if not future.done():
-                future.set_result(None)
-
-    def _abort_all(self) -> None:
-        now, aborted = self.clock.monotonic(), self.count(SlotState.LEASED)
-        for slot in self._slots:
-            if slot.lease is not None:
-                self._end_lease(slot.lease, now, kept=False)
-            if slot.connection is not None:
-                self.driver.abort(slot.connection)
-            self._free(slot, "aborted at close")
-        for task in self._tasks:
-            task.cancel()
-        self._tell_changed()
-        if not self._said_closed:
-            self._said_closed = True
-            self.events.emit(events.PoolClosedEvent(self.name, now, aborted))
 
 
 def _task_name() -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 from steadypool import errors
+from steadypool.census import ConnectionFacts
+from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.lease import PoolOptions, Slot, SlotState
 
 T = TypeVar("T")
@@ -23,9 +25,10 @@ ASKING = CONNECTING | {SlotState.PROVING, SlotState.SILENT}
 
 
 class Roster(Generic[T]):
-    """All slots of a pool, those included that are opening or closing."""
+    """All slots of a pool, opening and closing ones too; `clock` says since when each is what it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._slots: dict[int, Slot[T]] = {}
         self._counts = dict.fromkeys(SlotState, 0)
         self._numbers = 0
@@ -50,7 +53,7 @@ class Roster(Generic[T]):
     def add(self, generation: int) -> Slot[T]:
         """A new slot, whose connection is about to be opened."""
         self._numbers += 1
-        slot = Slot[T](self._numbers, generation)
+        slot = Slot[T](self._numbers, generation, self._clock.monotonic())
         self._slots[slot.number] = slot
         self._counts[slot.state] += 1
         return slot
@@ -59,6 +62,7 @@ class Roster(Generic[T]):
         """Change a slot's state; GONE takes it off the list."""
         self._counts[slot.state] -= 1
         slot.state = state
+        slot.since = self._clock.monotonic()
         if state is SlotState.GONE:
             del self._slots[slot.number]
         else:
@@ -80,3 +84,22 @@ class Roster(Generic[T]):
             holders=tuple(errors.Holder(x.name, now - x.acquired_at, x.workload) for x in leases),
             last_connect_failure=None if failure is None else str(failure) or type(failure).__name__,
         )
+
+    def facts(self, now: float) -> tuple[ConnectionFacts, ...]:
+        """What there is to know of each, in the order in which they were opened."""
+        return tuple(_facts_of(slot, now) for slot in self._slots.values())
+
+
+def _facts_of(slot: Slot[T], now: float) -> ConnectionFacts:
+    there, lease = slot.connection is not None, slot.lease
+    return ConnectionFacts(
+        number=slot.number,
+        state=slot.state.value,
+        seconds=now - slot.since,
+        age=now - slot.opened_at if there else None,
+        proven=now - slot.proven_at if there else None,
+        suspect=slot.suspect,
+        leases=slot.leases,
+        holder=None if lease is None else lease.name,
+        workload=None if lease is None else lease.workload,
+    )

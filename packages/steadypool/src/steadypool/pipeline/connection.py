@@ -31,6 +31,8 @@ from steadypool.pipeline.statements import STALE, Known, State, Statements
 
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
+_CANCEL_AGAIN = 0.1
+"""Seconds after which a cancel request that had no effect is made again."""
 _TURNS = 16
 """Reads in a row from an encrypted connection before other tasks may run."""
 
@@ -342,7 +344,7 @@ class PipelinedConnection:
                     if flight.wants_chunks:
                         pgconn.set_chunked_rows_mode(CHUNK_ROWS)
                 elif (status := result.status) == _SYNC:
-                    if not flight.is_over:
+                    if flight.spoke or not flight.is_over:
                         raise OutOfStep("a Sync where a result was due")
                     self._synced(flight)
                 else:
@@ -472,25 +474,30 @@ class PipelinedConnection:
             self._resume()
 
     async def cancel(self, timeout: float) -> None:
-        """Ask the server to end what it is doing; on a connection that nobody shares.
+        """End what the server is doing; on a connection that nobody shares.
 
-        Nothing is sent until the request has done its work, lest it hits what comes next.
+        A request that comes before its statement has begun is lost, so it is made again until there is nothing to
+        end. Meanwhile nothing is sent, lest a late one hits what comes next.
 
         Args:
-            timeout: seconds for the request itself; what it ends has its own limit.
+            timeout: seconds for all of it.
 
         Raises:
-            psycopg.Error: the request could not be made in time.
+            TimeoutError: the server did not end it in time.
+            psycopg.Error: no request could be made.
             ConnectionGone: the connection ended.
         """
         self._hold()
         try:
-            await self.psycopg_connection.cancel_safe(timeout=timeout)
-            await self._drain()
-            sync = Segment([], limit=timeout)
-            sync.future = self._loop.create_future()
-            self._put(sync)
-            await sync.future
+            async with asyncio.timeout(timeout):
+                while self._flights:
+                    await self.psycopg_connection.cancel_safe(timeout=timeout)
+                    await self._drain(_CANCEL_AGAIN)
+                await self._drain()
+                sync = Segment([])
+                sync.future = self._loop.create_future()
+                self._put(sync)
+                await sync.future
         finally:
             self._resume()
 
@@ -501,12 +508,12 @@ class PipelinedConnection:
             raise RuntimeError("the connection is in use by plain() or cancel() already")
         self._held = deque()
 
-    async def _drain(self) -> None:
-        """Wait until everything is answered."""
+    async def _drain(self, seconds: float | None = None) -> None:
+        """Wait until everything is answered, or for so many seconds."""
         if self._flights:
             self._drained = self._loop.create_future()
             try:
-                await self._drained
+                await asyncio.wait({self._drained}, timeout=seconds)
             finally:
                 self._drained = None
         if self._closed:

@@ -76,7 +76,7 @@ class Flight:
 
     @property
     def is_over(self) -> bool:
-        """Whether all its commands have answered, so that the Sync comes next."""
+        """Whether all its commands have answered, so that the Sync comes next, or its error."""
         return self.position == len(self.steps)
 
     @property
@@ -95,7 +95,8 @@ class Flight:
         if not self.spoke:
             raise OutOfStep("a command ended without an answer")
         self.spoke = False
-        self.position += 1
+        if not self.is_over:
+            self.position += 1
 
     def take(
         self, result: abc.PGresult, status: int, statements: Statements, transformer: Transformer
@@ -106,8 +107,12 @@ class Flight:
             OutOfStep: it cannot be one.
             Deadly: it is the last word of the server.
         """
-        if self.position >= len(self.steps):
-            raise OutOfStep(f"a result ({ExecStatus(status).name}) where a Sync was due")
+        if self.is_over:
+            if status != _FAILED or self.spoke:
+                raise OutOfStep(f"a result ({ExecStatus(status).name}) where a Sync was due")
+            self.spoke = True  # the commit that a Sync is: a deferred constraint, a serialization failure
+            self._take_error(result, None, transformer)
+            return
         step, known, index = self.steps[self.position]
         if status == _CHUNK and step is Step.RUN:
             self._take_chunk(result)
@@ -143,7 +148,7 @@ class Flight:
                 f"the result has more than {segment.byte_limit:,} bytes; what came was thrown away"
             )
 
-    def _take_error(self, result: abc.PGresult, index: int, transformer: Transformer) -> None:
+    def _take_error(self, result: abc.PGresult, index: int | None, transformer: Transformer) -> None:
         error = error_from_result(result, encoding=transformer.encoding)
         if result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED) in _DEADLY:
             raise Deadly(error)

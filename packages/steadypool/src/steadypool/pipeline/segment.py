@@ -133,7 +133,7 @@ class Segment:
         self.results: list[Result] = []
         self.error: psycopg.Error | None = None
         self.failed_at: int | None = None
-        """The index of the statement that failed."""
+        """The index of the statement that failed; None where it was the commit that the Sync is."""
         self.repeated = False
         self.future: asyncio.Future[list[Result]] | None = None
         self.on_settled: Callable[[Segment], None] | None = None
@@ -157,12 +157,18 @@ class Result:
     @property
     def tag(self) -> str:
         """The command tag, such as `INSERT 0 1`."""
-        return (self._last.command_status or b"").decode()
+        return (self._tagged.command_status or b"").decode()
 
     @property
     def affected(self) -> int | None:
         """Rows that were affected or returned; None where the command counts none."""
-        return self._last.command_tuples
+        return self._tagged.command_tuples
+
+    @property
+    def _tagged(self) -> abc.PGresult:
+        """Where libpq put the tag: of rows in chunks, into the last chunk, unless that was a full one."""
+        chunks = self._chunks
+        return chunks[-1] if chunks and chunks[-1].command_status else self._last
 
     @property
     def has_rows(self) -> bool:

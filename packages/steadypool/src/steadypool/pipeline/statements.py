@@ -93,7 +93,8 @@ class Statements:
     def forget(self, known: Known) -> None:
         """It is stale: whoever needs it prepares it anew."""
         self._drop(known)
-        self._known.pop(known.key, None)
+        if self._known.get(known.key) is known:  # others may have met it too, and made a new one
+            del self._known[known.key]
 
     def look_anew(self) -> None:
         """The connection was in other hands, which may have registered loaders."""

@@ -1,0 +1,153 @@
+"""What an operator does with a pool: suspend, resize, warm up, evict, close."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections import deque
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from steadypool import events, refusal
+from steadypool.lease import Lease, SlotState
+from steadypool.roster import ASKING, CONNECTING, LIVE
+from steadypool.waiting import Waiting
+
+T = TypeVar("T")
+
+
+class Operating(Waiting[T]):
+    """The controls of `Pool`; the arguments are those of the pool."""
+
+    def __init__(self, *args: Any, **others: Any) -> None:
+        super().__init__(*args, **others)
+        self._changed: set[asyncio.Future[None]] = set()
+        self._said_closed = False
+
+    @abstractmethod
+    def _end_lease(self, lease: Lease[T], now: float, *, kept: bool) -> None:
+        """Somebody does not hold a connection any more."""
+
+    @abstractmethod
+    def _stop_timers(self) -> None:
+        """Nothing is to happen by itself from now on."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def suspend(self) -> None:
+        """Hand out nothing until `resume`: callers wait, for as long as they would wait for a busy pool."""
+        self._suspended = True
+
+    def resume(self) -> None:
+        """Hand out connections again."""
+        self._suspended = False
+        if self._home is not None:
+            self._serve()
+
+    def resize(self, *, size: int | None = None, max_overflow: int | None = None) -> None:
+        """Change the limits at run time. What is too many is closed when it comes back, or at once where idle.
+
+        Args:
+            size: connections that are kept open.
+            max_overflow: connections beyond these.
+        """
+        options = self.options
+        self.options = replace(
+            options,
+            size=options.size if size is None else size,
+            max_overflow=options.max_overflow if max_overflow is None else max_overflow,
+        )
+        while len(self._idle) > self.options.size:
+            self._retire(self._idle.popleft(), "overflow")
+        if self._home is not None:
+            self._serve()
+
+    def warm_up(self, connections: int | None = None) -> None:
+        """Begin to open connections, `PoolOptions.size` by default, without waiting for anybody to need them."""
+        self._at_home()
+        target = self.options.size if connections is None else min(connections, self.options.size)
+        self._wanted_idle = max(0, target - self.count(*LIVE, *CONNECTING))
+        self._serve()
+
+    async def evict(self) -> None:
+        """Close all idle connections at once, and those in use when they come back."""
+        self._generation += 1
+        self._wanted_idle = 0
+        idle, self._idle = list(self._idle), deque()
+        for slot in idle:
+            self._retire(slot, "disposed")
+        self._serve()
+        closing = [slot.task for slot in idle if slot.task is not None]
+        if closing:
+            await asyncio.wait(closing)
+
+    def abort_idle(self) -> None:
+        """Like `evict`, where nothing can be awaited: cut all idle connections off."""
+        self._generation += 1
+        self._wanted_idle = 0
+        while self._idle:
+            slot = self._idle.pop()
+            self.driver.abort(self._connection(slot))
+            self._free(slot, "disposed")
+
+    async def close(self, grace: float | None = None) -> None:
+        """Refuse new callers, let those who hold a connection finish, then cut off what is left, all at once.
+
+        Args:
+            grace: seconds to wait for connections in use; `PoolOptions.close_grace` by default.
+        """
+        self._at_home()
+        self._closed = True
+        self._generation += 1
+        now = self.clock.monotonic()
+        for waiter in list(self._waiters):
+            self._forget(waiter)
+            self._fail(waiter, refusal.closed(self.name), now)
+        self._stop_timers()
+        self._proves_idle = False
+        for slot in self._slots:
+            if slot.state in ASKING and slot.task is not None:
+                slot.task.cancel()
+            elif slot.state is SlotState.IDLE:
+                self._retire(slot, "pool closed")
+        self._idle.clear()
+        try:
+            await self._wait_until_empty(self.options.close_grace if grace is None else grace)
+        finally:
+            self._abort_all()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.options.leave_timeout)
+
+    async def _wait_until_empty(self, grace: float) -> None:
+        until = self.clock.monotonic() + grace
+        while self._slots and (left := until - self.clock.monotonic()) > 0:
+            future: asyncio.Future[None] = self._loop().create_future()
+            self._changed.add(future)
+            try:
+                await asyncio.wait({future}, timeout=left)
+            finally:
+                self._changed.discard(future)
+                future.cancel()
+
+    def _tell_changed(self) -> None:
+        for future in self._changed:
+            if not future.done():
+                future.set_result(None)
+
+    def _abort_all(self) -> None:
+        now, aborted = self.clock.monotonic(), self.count(SlotState.LEASED)
+        for slot in self._slots:
+            if slot.lease is not None:
+                self._end_lease(slot.lease, now, kept=False)
+            if slot.connection is not None:
+                self.driver.abort(slot.connection)
+            self._free(slot, "aborted at close")
+        for task in self._tasks:
+            task.cancel()
+        self._tell_changed()
+        if not self._said_closed:
+            self._said_closed = True
+            self.events.emit(events.PoolClosedEvent(self.name, now, aborted))

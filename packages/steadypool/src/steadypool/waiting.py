@@ -1,0 +1,231 @@
+"""Those who wait for a connection: how long, for whom, and what they are told who go without.
+
+A caller waits for one of two things: for those who hold the connections, or for an answer of the server. Which of
+them it is decides how long it may wait and by which name it is refused. Who gets which connection is decided in
+`pool`; here nobody is served.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from itertools import islice
+from typing import TypeVar
+
+from steadypool import errors, events, refusal
+from steadypool.breaker import Breaker, BreakerState
+from steadypool.census import Census, WaiterFacts
+from steadypool.clock import Clock
+from steadypool.lease import Driver, PoolOptions, SlotState, Waiter
+from steadypool.lifecycle import Lifecycle
+from steadypool.roster import CONNECTING, LIVE
+
+T = TypeVar("T")
+
+
+class Waiting(Lifecycle[T]):
+    """What `Pool` knows of its callers; the arguments are those of the pool."""
+
+    def __init__(
+        self,
+        driver: Driver[T],
+        options: PoolOptions,
+        *,
+        name: str,
+        clock: Clock,
+        rng: random.Random,
+        breaker: Breaker,
+        observers: events.Events,
+        ceilings: dict[str, int],
+    ) -> None:
+        super().__init__(driver, options, name=name, clock=clock, rng=rng, observers=observers)
+        self.breaker = breaker
+        self.ceilings = ceilings
+        self._waiters: dict[Waiter[T], None] = {}
+        self._overtime: dict[Waiter[T], None] = {}  # those who wait beyond `busy_until`, for the server
+        self._held: Counter[str] = Counter()
+        self._suspended = False
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a connection."""
+        return len(self._waiters)
+
+    def snapshot(self) -> errors.PoolSnapshot:
+        """The pool at this moment: counts, and who holds what for how long."""
+        now = self.clock.monotonic()
+        return self._slots.snapshot(self.options, now, self.waiting, self.last_connect_failure)
+
+    def connections(self) -> Census:
+        """Each connection and each waiting caller at this moment, for a status page. Costs something only here.
+
+        Example:
+            >>> for connection in pool.connections().connections:
+            ...     print(connection.number, connection.state, connection.holder)
+        """
+        now = self.clock.monotonic()
+        waiters = tuple(self._facts_of(waiter, now) for waiter in self._waiters if not waiter.future.done())
+        return Census(self.name, self._slots.facts(now), waiters)
+
+    def _facts_of(self, waiter: Waiter[T], now: float) -> WaiterFacts:
+        until = waiter.connect_until if self._waits_for_answer(waiter) else waiter.busy_until
+        return WaiterFacts(
+            holder=waiter.name,
+            workload=waiter.workload,
+            seconds=now - waiter.since,
+            left=max(0.0, max(until, waiter.busy_until) - now),
+        )
+
+    # -- who could use a connection -------------------------------------------------------------------------------
+
+    def _at_ceiling(self, workload: str | None) -> bool:
+        ceiling = self.ceilings.get(workload) if workload is not None else None
+        return ceiling is not None and self._held[workload or ""] >= ceiling
+
+    def _remaining(self) -> int:
+        """How many waiting callers were not cancelled in this very moment."""
+        return sum(not waiter.future.done() for waiter in self._waiters)
+
+    def _takers(self) -> int:
+        """How many waiting callers could use a connection now; those at their workload's ceiling could not."""
+        if not self.ceilings:
+            return self._remaining()
+        left = {workload: top - self._held[workload] for workload, top in self.ceilings.items()}
+        takers = 0
+        for waiter in self._waiters:
+            if waiter.future.done():
+                continue
+            if waiter.workload in left:
+                if left[waiter.workload] <= 0:
+                    continue
+                left[waiter.workload] -= 1
+            takers += 1
+        return takers
+
+    # -- how long a caller waits ----------------------------------------------------------------------------------
+
+    def _connect_pending(self) -> bool:
+        return self.count(*CONNECTING) > 0 or self.breaker.state is BreakerState.OPEN
+
+    def _waits_for_answer(self, waiter: Waiter[T]) -> bool:
+        """Whether it is the server that keeps this caller waiting, and not those who hold the connections."""
+        if self._at_ceiling(waiter.workload):
+            return False
+        asked = self.count(SlotState.PROVING, SlotState.SILENT)
+        return self._connect_pending() or waiter in islice(self._waiters, asked)
+
+    def _arm(self, waiter: Waiter[T], seconds: float) -> None:
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+        waiter.timer = None
+        if seconds < math.inf:
+            waiter.timer = self._loop().call_later(max(0.0, seconds), self._time_is_up, waiter)
+
+    def _time_is_up(self, waiter: Waiter[T]) -> None:
+        waiter.timer = None
+        now = self.clock.monotonic()
+        until = waiter.busy_until
+        if waiter.connect_until > until and self._waits_for_answer(waiter):
+            until = waiter.connect_until
+            self._overtime[waiter] = None
+        if now < until:
+            self._arm(waiter, until - now)
+        else:
+            self._turn_away(waiter, now)
+            self._serve()
+
+    def _count_anew(self, now: float) -> None:
+        """The server has answered: those whom it kept beyond `pool_timeout` wait for busy connections from now on.
+
+        Turned away at this moment they would all fail because a database slept a little longer, just when it woke.
+        """
+        for waiter in tuple(self._overtime):
+            if not self._waits_for_answer(waiter):
+                del self._overtime[waiter]
+                waiter.busy_until = min(now + waiter.limit, waiter.connect_until)
+                self._arm(waiter, waiter.busy_until - now)
+
+    # -- who goes without -----------------------------------------------------------------------------------------
+
+    def _refuse_hopeless(self, waiter: Waiter[T], now: float) -> None:
+        """Turn a caller away at once where the server is known not to let us in, and waiting would not help."""
+        if self.count(*LIVE, *CONNECTING, SlotState.SILENT) or self._suspended:
+            return
+        until = max(waiter.busy_until, waiter.connect_until)
+        failure = self.last_connect_failure
+        final = failure is not None and refusal.is_final(failure)
+        if self.breaker.hopeless(now=now, until=now if final else until):
+            error = refusal.unavailable(
+                failure, self.breaker.not_before - now, waiter.deadline, self.snapshot()
+            )
+            self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, waiter.workload))
+            raise error
+
+    def _turn_away(self, waiter: Waiter[T], now: float) -> None:
+        self._forget(waiter)
+        error = refusal.out_of_time(
+            now=now,
+            since=waiter.since,
+            limit=waiter.limit,
+            deadline=waiter.deadline,
+            pool=self.snapshot(),
+            cause=self.last_connect_failure,
+            ceiling=waiter.workload if self._at_ceiling(waiter.workload) else None,
+        )
+        self._fail(waiter, error, now)
+
+    def _fail(self, waiter: Waiter[T], error: errors.SteadypoolError, now: float) -> None:
+        if waiter.fail(error):
+            self.events.emit(events.AcquireFailed(self.name, now, now - waiter.since, error, waiter.workload))
+
+    def _forget(self, waiter: Waiter[T]) -> None:
+        self._waiters.pop(waiter, None)
+        self._overtime.pop(waiter, None)
+        if waiter.timer is not None:
+            waiter.timer.cancel()
+            waiter.timer = None
+
+    # -- what the server said -------------------------------------------------------------------------------------
+
+    def server_answers(self) -> None:
+        """Somebody heard from the server by another way than this pool's, such as the listener's heartbeat."""
+        self._connected(None)
+        if self._home is not None:
+            self._serve()
+
+    def server_fails(self, reason: str) -> None:
+        """The server does not let us in, or asks for patience: new connects go out one at a time, after a pause.
+
+        Args:
+            reason: what was heard, for whoever looks at the breaker.
+        """
+        before = self.breaker.state
+        self.breaker.failed(now=self.clock.monotonic(), someone_waits=bool(self._waiters))
+        self._tell_breaker(before, reason)
+
+    def _tell_breaker(self, before: BreakerState, reason: str | None) -> None:
+        after = self.breaker.state
+        if after is not before:
+            now = self.clock.monotonic()
+            self.events.emit(events.BreakerChanged(self.name, now, before.value, after.value, reason))
+
+    def _connected(self, seconds: float | None) -> None:
+        before = self.breaker.state
+        self.breaker.connected(seconds)
+        self._tell_breaker(before, None)
+
+    @property
+    def _hedge_after(self) -> float:
+        return self.breaker.hedge_after
+
+    def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
+        self.server_fails(refusal.words_of(failure))
+        self._wanted_idle = 0
+        if final and not self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING):
+            pool = self.snapshot()
+            for waiter in list(self._waiters):
+                self._forget(waiter)
+                waited = now - waiter.since
+                self._fail(waiter, refusal.connect_failed(failure, waited, waiter.deadline, pool), now)
+        self._serve()
