@@ -18,6 +18,11 @@ STALE = frozenset({"26000", "0A000", "42P05"})
 """SQLSTATEs by which a prepared statement is not, or no longer, what it was; 42P05: its name is another's."""
 
 
+_NOT_THE_SAME = frozenset({18, 700, 2249})
+"""Types that psycopg reads differently in the two formats: `"char"` (an empty one), real (in binary with digits that
+were never written), record (in text its fields are strings)."""
+
+
 class State(Enum):
     """What the server knows of a statement."""
 
@@ -96,6 +101,12 @@ class Statements:
         if self._known.get(known.key) is known:  # others may have met it too, and made a new one
             del self._known[known.key]
 
+    def forget_all(self) -> None:
+        """What they return may have changed."""
+        for known in tuple(self._known.values()):
+            if known.state is State.READY:
+                self.forget(known)
+
     def look_anew(self) -> None:
         """The connection was in other hands, which may have registered loaders."""
         for known in self._known.values():
@@ -122,6 +133,12 @@ class Statements:
         With a loader for one format only, a column would change its type from one execution to the next.
         """
         own, stock = self._adapters, _stock_adapters
+        info = own.types.get(oid)
+        if info is not None and info.array_oid == oid and info.oid != oid:
+            # psycopg has binary loaders for arrays of anything; they read as well as those of the elements do.
+            return self._travels_in_binary(info.oid)
+        if oid in _NOT_THE_SAME:
+            return False
         binary = own.get_loader(oid, Format.BINARY)
         return (
             binary is not None
