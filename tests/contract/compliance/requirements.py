@@ -1,5 +1,6 @@
 """What Postgres can do, for SQLAlchemy's suite. Says nothing of drivers: no driver is excused from anything."""
 
+import sqlalchemy
 from sqlalchemy.testing import exclusions
 from sqlalchemy.testing.requirements import SuiteRequirements
 
@@ -15,7 +16,6 @@ _YES = (
     "computed_columns",
     "computed_columns_reflect_persisted",
     "computed_columns_stored",
-    "computed_columns_virtual",
     "constraint_comment_reflection",
     "create_or_replace_view",
     "create_table_as",
@@ -73,7 +73,6 @@ _YES = (
     "precision_numerics_retains_significant_digits",
     "reflect_indexes_with_expressions",
     "reflect_tables_no_columns",
-    "reflect_table_options",
     "reflects_pk_names",
     "regexp_match",
     "regexp_replace",
@@ -111,6 +110,10 @@ _YES = (
 """What SQLAlchemy takes for impossible until it is told otherwise."""
 
 
+_OLD = sqlalchemy.__version__.startswith("2.0.")
+_NEW = exclusions.closed() if _OLD else exclusions.open()
+
+
 class Requirements(SuiteRequirements):
     """Postgres."""
 
@@ -126,6 +129,27 @@ class Requirements(SuiteRequirements):
     def unusual_column_name_characters(self):
         """Anything between quotes."""
         return exclusions.open()
+
+
+    @property
+    def reflect_table_options(self):
+        """SQLAlchemy 2.0 does not read them."""
+        return _NEW
+
+    @property
+    def computed_columns_virtual(self):
+        """Postgres 18 has them, SQLAlchemy 2.0 does not know."""
+        return _NEW
+
+    @property
+    def computed_columns_default_persisted(self):
+        """For SQLAlchemy 2.0 that is all there is."""
+        return exclusions.open() if _OLD else exclusions.closed()
+
+    @property
+    def json_deserializer_binary(self):
+        """psycopg's dialect of SQLAlchemy 2.0 hands over bytes."""
+        return exclusions.only_if(lambda config: _OLD and config.db.dialect.driver != "asyncpg")
 
 
 for _name in _YES:

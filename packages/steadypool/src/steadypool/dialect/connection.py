@@ -7,6 +7,7 @@ level and what is to be set for the transaction, and all of it goes out in the f
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -17,6 +18,16 @@ from sqlalchemy.util import await_only
 from steadypool.dialect.cursor import Cursor, ServerSideCursor
 from steadypool.errors import Phase, Report, TransactionRolledBack
 from steadypool.pipeline import PipelinedConnection, Result, Segment, Statement
+
+_CHANGES_SCHEMA = frozenset(
+    f"{verb} {what}".encode()
+    for verb in ("ALTER", "CREATE", "DROP")
+    for what in (
+        *("DOMAIN", "EXTENSION", "FOREIGN TABLE", "FUNCTION", "MATERIALIZED VIEW", "OPERATOR", "PROCEDURE", "ROUTINE"),
+        *("RULE", "SCHEMA", "SEQUENCE", "TABLE", "TYPE", "VIEW"),
+    )
+)
+"""Command tags after which a prepared statement may mean something else."""
 
 _COMMIT = Statement("COMMIT", prepare=False)
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
@@ -32,28 +43,42 @@ def roll_back_soon(connection: PipelinedConnection, limit: float | None) -> None
     connection.post(Segment([_ROLLBACK], limit=limit))
 
 
+@dataclass
+class Surroundings:
+    """What the connections of one engine have in common.
+
+    `every_transaction` is asked for what is to be set in each transaction, by name. `leave_timeout` is how many
+    seconds a ROLLBACK that nobody waits for may take. `schema` counts the changes of the schema that were seen: a
+    statement that was prepared before one may return other columns after it.
+    """
+
+    every_transaction: Callable[[], Mapping[str, str]] = dict
+    leave_timeout: float | None = None
+    schema: int = 0
+
+
 class Connection(AdaptedConnection):
     """One connection as SQLAlchemy's dialects expect it from a driver (PEP 249, and what psycopg has beyond it).
 
     Args:
         dbapi: the module it is made by.
         connection: the pipelined connection underneath.
-        every_transaction: asked for what is to be set in each transaction, by name.
-        leave_timeout: seconds for a ROLLBACK that nobody waits for.
+        surroundings: what it shares with the engine's other connections.
     """
 
     __slots__ = (
         "_begun",
+        "_changes_schema",
         "_connection",
         "_failed",
         "_local",
+        "_schema",
+        "_surroundings",
         "_xid",
         "autocommit",
         "dbapi",
         "deferrable",
-        "every_transaction",
         "isolation_level",
-        "leave_timeout",
         "read_only",
         "renew",
     )
@@ -64,13 +89,13 @@ class Connection(AdaptedConnection):
         self,
         dbapi: Any,
         connection: PipelinedConnection,
-        every_transaction: Callable[[], Mapping[str, str]] = dict,
-        leave_timeout: float | None = None,
+        surroundings: Surroundings,
     ) -> None:
         self.dbapi = dbapi
         self._connection = connection
-        self.every_transaction = every_transaction
-        self.leave_timeout = leave_timeout
+        self._surroundings = surroundings
+        self._schema = surroundings.schema
+        self._changes_schema = False
         self.autocommit = False
         self.isolation_level: str | None = None
         self.read_only: bool | None = None
@@ -134,6 +159,9 @@ class Connection(AdaptedConnection):
         Raises:
             psycopg.Error: what the server said, or why the connection ended.
         """
+        if self._schema != self._surroundings.schema:
+            self._schema = self._surroundings.schema
+            self._connection.statements.forget_all()
         prelude = self._prelude()
         segment = Segment([*prelude, *statements], prelude=len(prelude), ping=bool(prelude))
         answer = self._connection.send(segment)  # raises where nothing can be sent; then nothing has begun
@@ -145,7 +173,14 @@ class Connection(AdaptedConnection):
         except BaseException:
             self._failed = True
             raise
+        if any(result.pgresult.command_status in _CHANGES_SCHEMA for result in results):
+            self._schema_changed()
         return results[len(prelude) :]
+
+    def _schema_changed(self) -> None:
+        """Seen here at once, by others after the commit, and here again after a rollback."""
+        self._surroundings.schema += 1
+        self._changes_schema = self._begun
 
     def _prelude(self) -> list[Statement]:
         if self._begun or self.autocommit:
@@ -158,7 +193,7 @@ class Connection(AdaptedConnection):
         if self.deferrable is not None:
             begin += " DEFERRABLE" if self.deferrable else " NOT DEFERRABLE"
         prelude = [Statement(begin, prepare=False)]
-        if settings := {**self.every_transaction(), **self._local}:
+        if settings := {**self._surroundings.every_transaction(), **self._local}:
             calls = ", ".join(
                 f"set_config(${2 * i + 1}::text, ${2 * i + 2}::text, true)" for i in range(len(settings))
             )
@@ -194,10 +229,14 @@ class Connection(AdaptedConnection):
             await_only(self._end(_ROLLBACK))
         else:
             self._begun = False
-            roll_back_soon(connection, self.leave_timeout)
+            if self._changes_schema:
+                self._schema_changed()
+            roll_back_soon(connection, self._surroundings.leave_timeout)
 
     async def _end(self, statement: Statement) -> str:
         self._begun = False
+        if self._changes_schema:
+            self._schema_changed()
         results = await self._connection.run(Segment([statement]))
         return results[0].tag
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import psycopg
 from sqlalchemy.util import await_only
 
-from steadypool.dialect.connection import Connection
+from steadypool.dialect.connection import Connection, Surroundings
 from steadypool.errors import ConfigurationError
 from steadypool.pipeline import PipelinedConnection
 
@@ -31,8 +31,7 @@ class SteadypoolDBAPI:
         self,
         *args: Any,
         async_creator_fn: Callable[..., Awaitable[Any]],
-        every_transaction: Callable[[], Mapping[str, str]] = dict,
-        leave_timeout: float | None = None,
+        surroundings: Surroundings,
         **arguments: Any,
     ) -> Connection:
         """Open a connection; `async_creator_fn` gives the pipelined connection to be adapted."""
@@ -42,4 +41,4 @@ class SteadypoolDBAPI:
                 f"async_creator gave a {type(opened).__name__}; postgresql+steadypool:// needs a "
                 "steadypool.pipeline.PipelinedConnection"
             )
-        return Connection(self, opened, every_transaction, leave_timeout)
+        return Connection(self, opened, surroundings)

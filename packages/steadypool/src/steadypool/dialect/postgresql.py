@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.util import await_only
 
 from steadypool.connect.dsn import ConnectTarget
-from steadypool.dialect.connection import Connection
+from steadypool.dialect.connection import Surroundings
 from steadypool.dialect.dbapi import SteadypoolDBAPI
 from steadypool.pipeline import PipelinedConnection, Segment, Statement
 from steadypool.settings import Password
@@ -34,18 +34,17 @@ class SteadypoolDialect(PsycopgDialect):
         """The module that stands in for a driver's."""
         return SteadypoolDBAPI()
 
+    adapter_names = PsycopgDialect.adapter_names | {"surroundings"}
+
+    def __init__(self, **kw: Any) -> None:
+        super().__init__(**kw)
+        self._surroundings = Surroundings(
+            lambda: self.pooler_watch.settings_per_transaction, self.guards.leave_timeout
+        )
+
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
-        """As every dialect of ours, with what each transaction is told at its beginning."""
-        more: dict[str, Any] = {
-            "every_transaction": self._every_transaction,
-            "leave_timeout": self.guards.leave_timeout,
-        }
-        return super().connect(*cargs, **cparams, **more)
-
-    adapter_names = PsycopgDialect.adapter_names | {"every_transaction", "leave_timeout"}
-
-    def _every_transaction(self) -> Mapping[str, str]:
-        return self.pooler_watch.settings_per_transaction
+        """As every dialect of ours."""
+        return super().connect(*cargs, **cparams, surroundings=self._surroundings)
 
     async def open_raw(
         self, target: ConnectTarget, password: Password | None, changed: dict[str, Any]
@@ -133,6 +132,3 @@ class SteadypoolDialect(PsycopgDialect):
 
     async def set_autocommit(self, driver_connection: Any, value: bool) -> None:
         """A pipelined connection begins no transactions of its own."""
-
-
-__all__ = ["Connection", "SteadypoolDialect"]

@@ -284,6 +284,9 @@ class SteadyPool(pool.Pool):
                 )
             )
         except errors.SteadypoolError as error:
+            mistake = _mistake_in(error)
+            if mistake is not None:
+                raise mistake from None
             raise as_sqlalchemy(error) from error.__cause__
         if self._home_loop is None:
             self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
@@ -415,3 +418,11 @@ class SteadyPool(pool.Pool):
     def overflow(self) -> int:
         """Open connections beyond `size`; negative while there are fewer."""
         return 0 if self.size() == 0 else self.checkedin() + self.checkedout() - self.size()
+
+
+def _mistake_in(error: BaseException) -> exc.ArgumentError | None:
+    """An argument of the engine that makes no sense fails each connect, but says nothing of the server."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, exc.ArgumentError):
+        seen = seen.__cause__
+    return seen
