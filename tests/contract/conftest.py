@@ -19,7 +19,8 @@ from sqlalchemy.util import greenlet_spawn
 import steadypool.sqlalchemy as ours
 from steadypool.lab import EmbeddedPostgres
 
-collect_ignore = ["compliance", "dropin"]  # run by test_compliance.py and test_dropin.py, in processes of their own
+# Run by test_compliance.py and test_dropin.py, in processes of their own.
+collect_ignore = ["compliance", "dropin"]
 
 _numbers = itertools.count(1)
 

@@ -446,7 +446,7 @@ async def test_failing_connect_hooks_leave_no_descriptor(
     before = _descriptors()
     for _ in range(5):
         outcome = await timed(ask(db))
-        assert_named(outcome.error, errors.ConnectFailed)
+        assert_named(outcome.error, errors.HookFailed)
         assert "the hook is wrong" in str(outcome.error)
     await until(lambda: _descriptors() <= before)
     await pg.wait_until(pg.is_quiet)

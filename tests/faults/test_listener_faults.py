@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
-import psycopg
 import pytest
 from sqlalchemy import text
 
@@ -216,38 +213,6 @@ async def test_a_missed_heartbeat_makes_the_pool_prove_its_connections(
             assert changes[:2] == [("closed", "open"), ("open", "closed")]
 
 
-async def test_nothing_to_listen_to_on_a_standby_until_it_is_promoted(
-    private_server: EmbeddedPostgres,
-) -> None:
-    url, port = private_server.url, private_server.port
-    signal = private_server.blocking.data_path / "standby.signal"
-    await _become_standby(private_server, signal)
-    async with listening(url) as db:
-        assert await ask(db, "select pg_is_in_recovery()")
-        with pytest.raises(Exception, match="recovery"):
-            async with db.session() as session:
-                await session.execute(text("listen changes"))
-        async with db.listen("changes") as notifications:
-            assert not notifications.is_live
-            assert "primary" in (db.listener.stats().last_error or "") or "standby" in (
-                db.listener.stats().last_error or ""
-            )
-            await ask(db, "select pg_promote()")
-            await gap(notifications)
-            await until_heard(db, notifications, "changes", "promoted")
-    assert port == private_server.port
-
-
-async def _become_standby(server: EmbeddedPostgres, signal: Path) -> None:
-    """Nobody streams to it, but it is in recovery, takes reads only, and can be promoted."""
-    async with await psycopg.AsyncConnection.connect(server.url, autocommit=True) as connection:
-        await connection.execute("checkpoint")
-    owner = os.stat(signal.parent)
-    os.close(os.open(signal, os.O_CREAT))
-    os.chown(signal, owner.st_uid, owner.st_gid)
-    await server.restart()
-
-
 async def test_an_observer_that_raises_does_not_stop_it(
     db: Database, pg: Observer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -287,6 +252,7 @@ async def test_gaps_are_told_to_everybody(
         await until(lambda: db.listener.stats().dropped == 3)
         assert len(told) == 2  # one gap, however much was dropped into it
         assert db.listener.stats().gaps == 2
+        assert (db.stats().totals.listener_gaps, db.stats().totals.listener_reconnects) == (2, 1)
         assert "slow subscriber" in (await gap(notifications)).reason
         assert db.listener.stats().waiting == 2
     assert db.listener.stats().dropped == 3  # whoever leaves takes nothing out of the count

@@ -107,15 +107,7 @@ async def test_an_aborted_statement_ends_on_the_server_and_the_farewell_says_whe
     driver.abort(connection)
     assert farewell is not None
     started = time.monotonic()
-    # asyncpg 0.32 raises AttributeError where its connection goes between preparing and executing.
-    expected = (
-        OSError,
-        psycopg.OperationalError,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        AttributeError,
-    )
-    with pytest.raises(expected):
+    with pytest.raises((OSError, psycopg.OperationalError, asyncpg.PostgresError, asyncpg.InterfaceError)):
         await asyncio.wait_for(task, 1)
     assert await farewell.wait(10)
     assert time.monotonic() - started < 5  # the statement would have slept for 30
@@ -124,6 +116,23 @@ async def test_an_aborted_statement_ends_on_the_server_and_the_farewell_says_whe
         return await backend_state(observer, pid) is None
 
     assert await until(gone, 2)
+
+
+async def test_a_statement_between_two_steps_of_asyncpg_is_told_of_the_abort(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = asyncpg.Connection._get_statement
+
+    async def prepare_and_lose(connection: asyncpg.Connection, *args: Any, **options: Any) -> Any:
+        prepared = await prepare(connection, *args, **options)
+        abort_asyncpg(connection)
+        return prepared
+
+    connection = await asyncpg.connect(database_url)
+    monkeypatch.setattr(asyncpg.Connection, "_get_statement", prepare_and_lose)
+    with pytest.raises(asyncpg.ConnectionDoesNotExistError, match="aborted"):
+        await connection.fetch("select 1")
+    assert connection.is_closed()
 
 
 async def test_a_cancelled_statement_comes_back_at_once(driver: Driver, observer: asyncpg.Connection) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy import text
 
 from steadypool import Database, DatabaseSettings, errors
 from steadypool.events import Event, GuardsLost
+from steadypool.lab import FaultProxy
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.pooler import PoolerWatch, Seen
 
@@ -133,6 +134,52 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         yield from _chain(getattr(error, "orig", None))
         error = error.__cause__
+
+
+async def test_a_workloads_limit_stays_with_its_dedicated_connection(
+    driver: str, mode: str, database_url: str
+) -> None:
+    """The pooler has one connection to the server: what one client leaves there, the next one finds."""
+    asked = "select current_setting('statement_timeout'), pg_backend_pid()"
+    with pgbouncer(database_url, mode, GUARDS, size=1 if mode == "transaction" else 2) as url:
+        async with database(url, driver) as db, database(url, driver) as other:
+            db.workload("slow", statement_timeout=2)
+            async with db.connection(workload="slow") as mine, other.connection() as theirs:
+                for _ in range(2):
+                    assert (await mine.fetch(asked))[0][0] == "2s"
+                    assert (await theirs.fetch(asked))[0][0] == "0"
+                async with mine.transaction():
+                    assert await mine.fetchval("select current_setting($1)", "statement_timeout") == "2s"
+                with pytest.raises(errors.StatementTimeout) as caught:
+                    await mine.execute("select pg_sleep(30)")
+                assert "canceling statement" in str(caught.value.__cause__)  # by the server
+                assert await mine.execute("begin") == "BEGIN"  # by hand, and it stays open
+                assert await mine.fetchval("select current_setting('statement_timeout')") == "2s"
+                await mine.execute("create table kept (a int)")
+                assert await mine.execute("commit") == "COMMIT"
+                assert await mine.fetchval("select count(*) from kept") == 0
+            async with db.connection() as unlimited:
+                assert await unlimited.fetchval("select current_setting('statement_timeout')") == "0"
+
+
+async def test_what_a_workloads_limit_costs_behind_a_pooler(driver: str, database_url: str) -> None:
+    """Statements travel in a transaction of their own: BEGIN with the limit, the statement, COMMIT."""
+    with pgbouncer(database_url, "transaction", GUARDS) as url:
+        async with FaultProxy("127.0.0.1", int(urlsplit(url).port or 0)) as proxy:
+            there = url.replace(f":{urlsplit(url).port}", f":{proxy.port}")
+            async with database(there, driver, statement_timeout=20, ping_after_idle=60) as db:
+                db.workload("slow", statement_timeout=30)
+                async with db.connection(workload="slow") as connection:
+                    await connection.execute("select 1")
+                    proxy.delay = 0.01
+                    before = proxy.round_trips
+                    await connection.execute("select 1")
+                    assert proxy.round_trips - before == 3
+                    async with connection.transaction():
+                        await connection.execute("select 1")
+                        await connection.execute("select 1")
+                    assert proxy.round_trips - before == 7
+                    proxy.delay = 0.0
 
 
 async def test_prepared_statements_do_not_collide(behind: str, driver: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +71,24 @@ async def test_it_is_stopped_when_idle_and_started_by_the_first_connection(home:
         knocks = sleepy.knocks
         assert (knocks.wakes, knocks.attempts, knocks.most_at_once, knocks.held) == (1, 5, 5, 5)
         open_but_idle.terminate()
+
+
+async def test_a_visitor_who_has_left_is_not_counted_beside_the_one_who_comes_next(home: Path) -> None:
+    def knock(port: int) -> socket.socket:
+        visitor = socket.create_connection(("127.0.0.1", port))
+        visitor.sendall(struct.pack("!II", 8, 196608))
+        return visitor
+
+    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=30.0) as sleepy:
+        await sleepy.fall_asleep()
+        visitors = [knock(sleepy.port), knock(sleepy.port)]
+        await eventually(lambda: sleepy.knocks.held == 2)
+        visitors[0].close()  # and the next one comes before the lab has had a turn in which to notice
+        visitors.append(knock(sleepy.port))
+        await eventually(lambda: sleepy.knocks.held == 3)
+        for visitor in visitors[1:]:
+            visitor.close()
+        assert sleepy.knocks.most_at_once == 2
 
 
 async def test_an_open_transaction_keeps_it_awake(home: Path) -> None:

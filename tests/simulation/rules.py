@@ -20,10 +20,10 @@ from steadypool.lease import Lease, Slot, SlotState
 from steadypool.pool import Pool
 from steadypool.roster import CONNECTING, LIVE, Roster
 from steadypool.sqlstate import Fate
+from steadypool.virtual import LoopClock, VirtualLoop
 
 from .schedule import Config
 from .server import Connection, RuleBroken, Server
-from .virtual import LoopClock, VirtualLoop
 
 NEAR = 1e-3
 """Seconds: two moments closer than this are one."""

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from steadypool import errors
-
-from .virtual import VirtualLoop
+from steadypool.virtual import VirtualLoop
 
 OPEN_KINDS = (
     "ok",

@@ -11,9 +11,9 @@ from steadypool.clock import Backoff
 from steadypool.events import Event
 from steadypool.lease import PoolOptions
 from steadypool.pool import Pool
+from steadypool.virtual import LoopClock, VirtualLoop
 
 from .server import Connection, Server
-from .virtual import LoopClock, VirtualLoop
 
 E = TypeVar("E", bound=Event)
 

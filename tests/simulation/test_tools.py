@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from steadypool.virtual import Deadlock, Livelock, VirtualLoop
+
 from .campaign import attempt, run_seeds, shrink
 from .mutants import WakesNobodyWhenAConnectFails
 from .schedule import LEAST_STEPS, draw
-from .virtual import Deadlock, Livelock, VirtualLoop
 
 TESTS = Path(__file__).resolve().parents[1]
 

@@ -15,6 +15,7 @@ from steadypool.deadline import deadline
 from steadypool.lease import Lease
 from steadypool.pool import Pool
 from steadypool.sqlstate import Fate
+from steadypool.virtual import LoopClock, VirtualLoop
 
 from .rules import Caller, RecordingRoster, Rules
 from .schedule import (
@@ -27,7 +28,6 @@ from .schedule import (
     Step,
 )
 from .server import FAIR, Connection, RuleBroken, Server
-from .virtual import LoopClock, VirtualLoop
 
 FATES = (*Fate, Fate.KEEP, Fate.KEEP, Fate.KEEP, Fate.KEEP, Fate.KEEP, Fate.KEEP)
 SETTLING = 4.0

@@ -14,6 +14,7 @@ from sqlalchemy import make_url
 
 from steadypool.connect.dsn import ConnectTarget, Host, parse_url
 from steadypool.errors import ConfigurationError
+from steadypool.sqlalchemy.engine import sqlalchemy_url
 from steadypool.values import redact_url
 
 SECRET = "hunter2"
@@ -161,3 +162,19 @@ def test_what_sqlalchemy_writes_is_read_as_it_was_meant(user: str, password: str
     target = parse_url(url.render_as_string(hide_password=False))
     assert (target.user, target.password) == (user, SecretStr(password))
     assert target.options == {"application_name": name}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://app:s%2Cecret@one:5432,two/plyr?target_session_attrs=primary",
+        "postgresql://[::1]:5432,b:5433",
+        "postgresql://app@one,two/plyr?host=three",
+        "postgresql://app@one/plyr",
+    ],
+)
+def test_sqlalchemys_url_leads_to_the_same_hosts(url: str) -> None:
+    """SQLAlchemy itself takes the hosts after a comma for a port."""
+    made = sqlalchemy_url(url)
+    assert parse_url(made.render_as_string(hide_password=False)) == parse_url(url)
+    assert sqlalchemy_url(made) is made

@@ -20,7 +20,7 @@ ALL = [
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 def test_every_error_has_a_message_a_report_and_a_line_in_the_table(kind: type[SteadypoolError]) -> None:
     error = kind("what happened")
-    assert str(error) == "what happened"
+    assert str(error) == f"what happened [steadypool why {kind.__name__}]"
     assert error.message in repr(error)
     assert error.report == Report()
     assert (error.deadline, error.retry_after, error.maybe_executed, error.pool) == (None, None, False, None)
@@ -65,7 +65,7 @@ def test_a_report_can_be_completed_later() -> None:
     error = errors.ConnectionLost("gone")
     assert error.with_report(maybe_executed=True, phase=Phase.EXECUTING) is error
     assert (error.maybe_executed, error.phase) == (True, Phase.EXECUTING)
-    assert str(error) == "gone"
+    assert error.message == "gone"
 
 
 def test_a_connect_error_knows_whether_it_is_final() -> None:
@@ -77,8 +77,17 @@ def test_a_connect_error_knows_whether_it_is_final() -> None:
 def test_an_error_survives_being_pickled() -> None:
     error = pickle.loads(pickle.dumps(errors.PoolTimeout("no", Report(retry_after=2.0))))
     assert type(error) is errors.PoolTimeout
-    assert str(error) == "no"
+    assert error.message == "no"
     assert error.retry_after == 2.0
+
+
+def test_the_hint_names_a_class_that_people_can_look_up_and_is_not_quoted_inside_of_messages() -> None:
+    class Own(errors.PoolTimeout):
+        """Somebody's own kind."""
+
+    assert str(Own("no")) == "no [steadypool why PoolTimeout]"
+    assert errors.words_of(Own("no")) == "no"
+    assert errors.words_of(OSError()) == "OSError"
 
 
 def test_a_snapshot_fits_on_one_line_and_names_the_three_longest_holders() -> None:

@@ -18,6 +18,7 @@ from steadypool import errors
 from steadypool.deadline import Deadline, current_deadline
 from steadypool.errors import Elapsed, Holder, Phase, PoolSnapshot, Report, SteadypoolError
 from steadypool.fastapi import install, lifespan, route_deadline, session_dependency
+from steadypool.listener import ListenerState, ListenerStats
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +34,7 @@ class Settings:
 class Stats:
     pool: PoolSnapshot
     closed: bool = False
+    listener: ListenerStats | None = None
 
 
 @dataclass
@@ -42,6 +44,7 @@ class FakeDatabase:
     settings: Settings = field(default_factory=Settings)
     snapshot: PoolSnapshot = field(default_factory=lambda: PoolSnapshot(size=10, max_overflow=5))
     closed: bool = False
+    listener: ListenerStats | None = None
     probe: Callable[[], Awaitable[None]] | None = None
     log: list[str] = field(default_factory=list)
 
@@ -67,7 +70,7 @@ class FakeDatabase:
         yield
 
     def stats(self) -> Stats:
-        return Stats(self.snapshot, self.closed)
+        return Stats(self.snapshot, self.closed, self.listener)
 
 
 def client_of(app: Any) -> httpx.AsyncClient:
@@ -110,6 +113,7 @@ TABLE: list[tuple[SteadypoolError, str, int, str | None]] = [
     (errors.DeadlineExceeded("connected", CONNECTING), "deadline-exceeded", 503, "1"),
     (errors.DeadlineExceeded("select secret", EXECUTING), "deadline-exceeded", 504, None),
     (errors.ConnectionLost("10.1.2.3 reset", EXECUTING), "connection-lost", 503, "1"),
+    (errors.HookFailed("10.1.2.3 and a secret", CONNECTING), "hook-failed", 500, None),
     (errors.PoolClosed("closed", Report(phase=Phase.CLOSING)), "pool-closed", 503, None),
     (
         errors.TransactionRolledBack("secret statement failed", EXECUTING),
@@ -173,7 +177,9 @@ async def test_an_answered_error_is_logged_once_with_its_whole_message(
     await get(app_raising(errors.PoolTimeout(f"{SEED} ({HELD}).", WAITING)), "/it?token=secret")
     (record,) = [record for record in caplog.records if record.name != "httpx"]
     assert record.name == "steadypool.fastapi"
-    assert record.getMessage() == f"GET '/it' -> 503 PoolTimeout: {SEED} ({HELD})."
+    assert record.getMessage() == (
+        f"GET '/it' -> 503 PoolTimeout: {SEED} ({HELD}). [steadypool why PoolTimeout]"
+    )
 
 
 async def test_a_group_of_nothing_but_our_errors_is_answered_by_its_first() -> None:
@@ -450,6 +456,28 @@ async def test_readyz_answers_from_the_state_of_the_pool(leased: int, idle: int)
     database = FakeDatabase(snapshot=PoolSnapshot(10, 5, leased=leased, idle=idle, waiting=leased))
     response = await get(healthy_app(database), "/readyz")
     assert (response.status_code, response.json(), database.log) == (200, {"status": "ready"}, [])
+
+
+async def test_readyz_shows_the_listener_and_is_ready_without_it() -> None:
+    deaf = ListenerStats(
+        ListenerState.RECONNECTING,
+        channels=("queue_changes",),
+        subscribers=1,
+        behind=1,
+        lag=0.25,
+        silent_for=9.0,
+        connects=3,
+        gaps=2,
+        waiting=0,
+        dropped=0,
+        last_error="10.1.2.3 silent",
+    )
+    shown = {"state": "reconnecting", "lag": 0.25, "silent_for": 9.0, "behind": 1, "connects": 3, "gaps": 2}
+    for closed, status in ((False, 200), (True, 503)):
+        database = FakeDatabase(snapshot=PoolSnapshot(10, 5, idle=1), listener=deaf, closed=closed)
+        response = await get(healthy_app(database), "/readyz")
+        assert (response.status_code, response.json()["listener"]) == (status, shown)
+        assert "10.1.2.3" not in response.text
 
 
 async def test_readyz_asks_once_where_nothing_is_known_and_then_remembers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -115,6 +116,15 @@ async def test_passes_and_counts(link: FaultProxy, connect: Connect) -> None:
     await first.close()
     await eventually(lambda: link.open == 1)
     assert link.accepted == 2
+
+
+async def test_a_client_that_has_left_is_not_counted_beside_the_next(link: FaultProxy) -> None:
+    first = socket.create_connection(("127.0.0.1", link.port))
+    await eventually(lambda: link.open == 1)
+    first.close()  # and the next one comes before the proxy has had a turn in which to notice
+    with socket.create_connection(("127.0.0.1", link.port)):
+        await eventually(lambda: link.accepted == 2 and link.open == 1)
+    assert link.most_open == 1
 
 
 async def test_large_answers_arrive_whole(echo: Echo, connect: Connect) -> None:

@@ -114,19 +114,21 @@ def test_a_full_queue() -> None:
         (REFUSED, False),
         (errors.ConnectTimeout("silence"), False),
         (errors.ConnectFailed("password", final=True), True),
-        (OSError("a bug of a driver"), True),
     ],
 )
 def test_what_is_final(failure: BaseException, final: bool) -> None:
     assert refusal.is_final(failure) is final
     error = refusal.connect_failed(failure, 0.5, None, EMPTY)
+    assert isinstance(error, errors.ConnectFailed)
     assert error.final is final
-    assert str(error) == str(failure)
+    assert error.message == errors.words_of(failure)
     assert error.__cause__ is failure
 
 
 def test_a_failure_without_words_gets_a_name() -> None:
-    assert str(refusal.connect_failed(OSError(), 0.5, None, EMPTY)) == "OSError"
+    bug = refusal.connect_failed(OSError(), 0.5, None, EMPTY)
+    assert isinstance(bug, errors.HookFailed)
+    assert "raised OSError: OSError" in bug.message
     assert "said: OSError" in str(out_of_time(EMPTY, cause=OSError()))
 
 

@@ -11,9 +11,8 @@ import pytest
 
 pytest.register_assert_rewrite("sqlalchemy.testing.assertions")
 
-from sqlalchemy.testing.plugin.pytestplugin import *  # noqa: E402, F403
-
 from sqlalchemy.dialects.postgresql.base import PGDialect  # noqa: E402
+from sqlalchemy.testing.plugin.pytestplugin import *  # noqa: E402, F403
 
 from steadypool.sqlalchemy import SteadyPool  # noqa: E402
 from steadypool.sqlalchemy.dialects import GuardedDialect  # noqa: E402

@@ -123,13 +123,15 @@ class Requirements(SuiteRequirements):
     def get_isolation_levels(self, config):
         """As SQLAlchemy asks for them."""
         dialect = config.db.dialect
-        return {"default": dialect.default_isolation_level, "supported": dialect.get_isolation_level_values(None)}
+        return {
+            "default": dialect.default_isolation_level,
+            "supported": dialect.get_isolation_level_values(None),
+        }
 
     @property
     def unusual_column_name_characters(self):
         """Anything between quotes."""
         return exclusions.open()
-
 
     @property
     def reflect_table_options(self):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, cast
 
-from sqlalchemy import event, make_url, text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
@@ -23,8 +23,18 @@ from steadypool.clock import Backoff
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
 from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue, Surroundings
-from steadypool.errors import ConfigurationError, HeartbeatMissed, Phase, PoolClosed, PoolSnapshot, Report
-from steadypool.events import Acquired, ConnectSucceeded, Event, Events
+from steadypool.errors import (
+    ConfigurationError,
+    HeartbeatMissed,
+    HookFailed,
+    Phase,
+    PoolClosed,
+    PoolSnapshot,
+    Report,
+    words_of,
+)
+from steadypool.events import Acquired, ConnectSucceeded, Event, Events, LeakSuspected
+from steadypool.lease import Lease
 from steadypool.listener import (
     CatchUp,
     Listener,
@@ -35,12 +45,14 @@ from steadypool.listener import (
     check_channel,
 )
 from steadypool.listener.opening import connector_for, options_for
+from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.sqlalchemy.engine import engine_for_workload
+from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
 from steadypool.sqlalchemy.pool import SteadyPool
-from steadypool.telemetry.counters import Counters, Totals
+from steadypool.sqlalchemy.telling import lease_of
+from steadypool.telemetry.counters import COUNTED, Counters, Totals
 from steadypool.telemetry.log import log_notable
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
@@ -123,8 +135,8 @@ class Database:
         self.name = name
         self.events = Events()
         self._counters = Counters()
-        self.events.subscribe(self._counters)
-        self.events.subscribe(log_notable)
+        self.events.subscribe(self._counters, *COUNTED)
+        self.events.subscribe(log_notable, LeakSuspected)
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
@@ -133,17 +145,26 @@ class Database:
         try:
             self.engine = self._make_engine(engine_arguments or {})
         except ConfigurationError as error:
-            raise ConfigurationError(f"DATABASE_URL: {error}") from None
+            raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
+            self._listen_to_connects(on_connect)
 
-            def run_on_connect(dbapi_connection: Any, _record: Any) -> None:
+    def _listen_to_connects(self, on_connect: OnConnect) -> None:
+        dialect = self.pool.dialect
+
+        def run_on_connect(dbapi_connection: Any, _record: Any) -> None:
+            try:
                 dbapi_connection.run_async(on_connect)
+            except Exception as error:
+                if not dialect.is_open(dbapi_connection.driver_connection):
+                    raise  # the network's doing
+                raise HookFailed(f"on_connect: {hook_failed(error)}") from error
 
-            event.listen(self.engine.sync_engine, "connect", run_on_connect)
+        event.listen(self.engine.sync_engine, "connect", run_on_connect)
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
-        url = make_url(s.require_url())
+        url = sqlalchemy_url(s.require_url())
         # What people typed in ends up in logs otherwise; `engine_arguments` may ask for it.
         arguments = {"hide_parameters": True, **arguments}
         if url.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
@@ -351,6 +372,10 @@ class Database:
     async def connection(self, *, workload: str | None = None) -> AsyncGenerator[Dedicated]:
         """A connection of one's own until the block ends.
 
+        A workload's statement timeout is told to the session, and taken back at the end. Behind a transaction
+        pooler there is no session: there it travels with each transaction, and a statement outside of one gets one
+        of its own, which statements such as VACUUM refuse.
+
         Raises what `Pool.acquire` raises.
 
         Example:
@@ -365,23 +390,30 @@ class Database:
         dialect = self.pool.dialect
         core = self.pool.core
         dialogue = _DIALOGUES[dialect.driver](driver_connection)
+        pooler = dialect.pooler_watch
+        told = timeout if pooler.keeps_statements else None
         surroundings = Surroundings(
             pool=self.name,
             clock=core.clock,
             statement_timeout=timeout or self.settings.statement_timeout,
             workload=workload,
             snapshot=core.snapshot,
-            emit=self.events.emit,
+            events=self.events,
+            lease=cast("Lease[Any]", lease_of(fairy)),
             is_open=lambda: dialect.is_open(driver_connection),
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
+            begin=pooler.beginning(timeout),
+            wraps=timeout is not None and not pooler.keeps_statements,
+            in_transaction=lambda: dialect.in_transaction(driver_connection),
         )
         dedicated = Dedicated(driver_connection, dialogue, surroundings)
         try:
             await dialect.set_autocommit(driver_connection, True)
-            if timeout is not None:
-                await dedicated.execute(f"SET statement_timeout = {milliseconds(timeout)}")
-            yield dedicated
+            if told is not None:
+                await dedicated.set_up(f"SET statement_timeout = {milliseconds(told)}")
+            with dialect.driver_limit(driver_connection, timeout):
+                yield dedicated
         except BaseException as error:
             if not isinstance(error, Exception):
                 dialect.cut(driver_connection)
@@ -389,7 +421,7 @@ class Database:
         finally:
             dedicated.end()
             try:
-                await self._clean(driver_connection, dialogue if timeout is not None else None)
+                await self._clean(driver_connection, dialogue if told is not None else None)
             finally:
                 if not dialect.is_open(driver_connection) and fairy.is_valid:
                     fairy.invalidate()
@@ -437,7 +469,7 @@ class Database:
             nonlocal blamed
             if isinstance(error, HeartbeatMissed):
                 blamed = True  # until it is known better, new connections are tried one at a time
-                core.server_fails(str(error))
+                core.server_fails(words_of(error))
             core.prove_idle()
 
         def proven() -> None:
@@ -455,7 +487,7 @@ class Database:
             on_lost=lost,
             on_proven=proven,
         )
-        self.events.subscribe(lambda event: _inform(listener, event))
+        self.events.subscribe(lambda event: _inform(listener, event), Acquired, ConnectSucceeded)
         return listener
 
     def listen(

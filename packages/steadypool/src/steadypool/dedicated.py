@@ -18,9 +18,14 @@ from steadypool import errors
 from steadypool.clock import Clock
 from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
 from steadypool.errors import Elapsed, Phase, Report
-from steadypool.events import StatementTimedOut
+from steadypool.events import ConnectionLost, Events, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint
-from steadypool.sqlstate import QUERY_CANCELED, Fate, fate_of
+from steadypool.lease import Lease
+from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
+from steadypool.whereabouts import endpoint
+
+_BEGUN = ("BEGIN", "START TRANSACTION")
+"""The tags of commands that begin a transaction."""
 
 EARLY = 0.05
 """Seconds by which the server's clock may end a statement before ours says that it is time."""
@@ -116,12 +121,18 @@ class Surroundings:
     statement_timeout: float | None
     workload: str | None
     snapshot: Callable[[], errors.PoolSnapshot]
-    emit: Callable[[StatementTimedOut], None]
+    events: Events
+    lease: Lease[Any]
     is_open: Callable[[], bool]
     touch: Callable[[], None]
     """The server has answered."""
     cut: Callable[[], None]
     """Cut the connection off: a statement was given up half-way."""
+    begin: str = "BEGIN"
+    """What begins a transaction; behind a pooler it brings along the limits that no session keeps there."""
+    wraps: bool = False
+    """Whether a statement that is in no transaction gets one of its own: the only place where its limit holds."""
+    in_transaction: Callable[[], bool] = lambda: False
 
 
 class Dedicated:
@@ -149,7 +160,7 @@ class Dedicated:
             errors.DeadlineExceeded: the caller's deadline passed.
             errors.ConnectionLost: the connection died, or was dropped before because a statement was given up.
         """
-        return await self._bounded(sql, self._dialogue.fetch, args)
+        return await self._told(sql, lambda: self._run(sql, self._dialogue.fetch, args))
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
         """The first row, or None."""
@@ -163,7 +174,11 @@ class Dedicated:
 
     async def execute(self, sql: str, *args: Any) -> str:
         """Run a statement; returns its command tag, such as `INSERT 0 1`."""
-        return await self._bounded(sql, self._dialogue.execute, args)
+        return await self._told(sql, lambda: self._run(sql, self._dialogue.execute, args))
+
+    async def set_up(self, sql: str) -> None:
+        """Run a statement of the library's own, bounded like any other, of which nobody is told."""
+        await self._say(sql)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
@@ -173,21 +188,15 @@ class Dedicated:
             errors.SteadypoolError: COMMIT was answered by a rollback, because a statement inside had failed.
         """
         depth, savepoint = self._depth, f"steadypool_{self._depth}"
-        await self.execute(f"SAVEPOINT {savepoint}" if depth else "BEGIN")
+        await self._order(f"SAVEPOINT {savepoint}" if depth else self._around.begin)
         self._depth += 1
         try:
             yield
         except Exception:
-            # Where the connection is gone the server rolls back by itself, and the error to see is the one that
-            # was raised inside.
-            if self._around.is_open():
-                with contextlib.suppress(
-                    errors.ConnectionLost, errors.StatementTimeout, errors.DeadlineExceeded
-                ):
-                    await self.execute(f"ROLLBACK TO SAVEPOINT {savepoint}" if depth else "ROLLBACK")
+            await self._roll_back(f"ROLLBACK TO SAVEPOINT {savepoint}" if depth else "ROLLBACK")
             raise
         else:
-            tag = await self.execute(f"RELEASE SAVEPOINT {savepoint}" if depth else "COMMIT")
+            tag = await self._order(f"RELEASE SAVEPOINT {savepoint}" if depth else "COMMIT")
             if tag == "ROLLBACK":
                 raise errors.TransactionRolledBack(
                     "COMMIT was answered by ROLLBACK: a statement in the transaction had failed, and its error "
@@ -197,6 +206,72 @@ class Dedicated:
         finally:
             # A cancellation sends nothing: whoever yielded this connection cuts it off.
             self._depth = depth
+
+    async def _order(self, sql: str) -> str:
+        """A statement of the transaction's own, of which observers are told."""
+        return await self._told(sql, lambda: self._say(sql))
+
+    async def _say(self, sql: str) -> str:
+        return await self._bounded(sql, self._dialogue.execute, ())
+
+    async def _run(
+        self, sql: str, run: Callable[[str, tuple[Any, ...]], Awaitable[Any]], args: tuple[Any, ...]
+    ) -> Any:
+        """Run it; behind a pooler that keeps no session, in a transaction of its own where it is in none."""
+        if not self._around.wraps or self._around.in_transaction():
+            return await self._bounded(sql, run, args)
+        await self._say(self._around.begin)
+        try:
+            result = await self._bounded(sql, run, args)
+        except Exception:
+            await self._roll_back("ROLLBACK")
+            raise
+        if result not in _BEGUN:  # the caller begins a transaction by hand: this is the one, with its limit
+            await self._say("COMMIT")
+        return result
+
+    async def _roll_back(self, sql: str) -> None:
+        """Where the connection is gone the server does it by itself, and the error to see is the one before."""
+        if self._around.is_open():
+            with contextlib.suppress(errors.ConnectionLost, errors.StatementTimeout, errors.DeadlineExceeded):
+                await self._say(sql)
+
+    async def _told(self, sql: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        around = self._around
+        if not around.events.wanted(StatementFinished):
+            return await work()
+        started = around.clock.monotonic()
+        try:
+            result = await work()
+        except BaseException as error:
+            self._tell(sql, started, None, error)
+            raise
+        self._tell(sql, started, _rows_in(result), None)
+        return result
+
+    def _tell(self, sql: str, started: float, rows: int | None, error: BaseException | None) -> None:
+        around, now = self._around, self._around.clock.monotonic()
+        waiting, connecting = around.lease.take_cost()
+        state = getattr(error, "sqlstate", None) or getattr(
+            getattr(error, "__cause__", None), "sqlstate", None
+        )
+        around.events.emit(
+            StatementFinished(
+                around.pool,
+                now,
+                fingerprint(sql),
+                "dedicated",
+                now - started,
+                rows,
+                waiting,
+                connecting,
+                around.workload,
+                around.lease.slot.number,
+                state,
+                None if error is None else type(error).__name__,
+                endpoint(),
+            )
+        )
 
     async def _bounded(
         self, sql: str, run: Callable[[str, tuple[Any, ...]], Awaitable[Any]], args: tuple[Any, ...]
@@ -253,6 +328,15 @@ class Dedicated:
         if self._around.is_open() and not gone:
             return None
         self._around.cut()
+        self._around.events.emit(
+            ConnectionLost(
+                self._around.pool,
+                self._around.clock.monotonic(),
+                self._around.lease.slot.number,
+                cause_of_loss(state),
+                self._around.workload,
+            )
+        )
         because = f"the server said {state}" if state else "it ended without a word"
         return errors.ConnectionLost(
             f"the connection was lost after {report.elapsed.total:.2f}s in: {fingerprint(sql)} ({because}). "
@@ -262,10 +346,20 @@ class Dedicated:
 
     def _timed_out(self, sql: str, report: Report, and_then: str) -> errors.StatementTimeout:
         around, name, limit = self._around, fingerprint(sql), self._around.statement_timeout or 0.0
-        around.emit(StatementTimedOut(around.pool, around.clock.monotonic(), name, limit, around.workload))
+        around.events.emit(
+            StatementTimedOut(around.pool, around.clock.monotonic(), name, limit, around.workload)
+        )
         what = f" on workload {around.workload!r}" if around.workload else ""
         return errors.StatementTimeout(
             f"statement ended after {report.elapsed.total:.2f}s{what}, limit {limit:.2f}s: {name}. {and_then}"
             "Make it faster, or give its workload a longer statement_timeout (DATABASE_STATEMENT_TIMEOUT)",
             report,
         )
+
+
+def _rows_in(result: Any) -> int | None:
+    """How many rows a result has; the last number of a command tag, such as `INSERT 0 1`, is that too."""
+    if not isinstance(result, str):
+        return len(result)
+    last = result.rpartition(" ")[2]
+    return int(last) if last.isdecimal() else None

@@ -11,6 +11,7 @@ run, and what the pool looked like at that moment.
 | `ConnectFailed` | | the database could not be reached or refused | 503 |
 | `ConnectTimeout` | `ConnectFailed`, `TimeoutError` | it did not answer in time | 503 |
 | `DatabaseUnavailable` | `ConnectFailed` | recent attempts failed; not even tried | 503 |
+| `HookFailed` | | the application's own code failed while a connection was being opened | 500 |
 | `StatementTimeout` | | a statement ran longer than its limit | 504 |
 | `DeadlineExceeded` | `TimeoutError` | the caller's own end of time | 503, executing 504 |
 | `ConnectionLost` | | the connection died while in use | 503 |
@@ -131,7 +132,13 @@ class SteadypoolError(Exception):
         self.report = report or Report()
 
     def __str__(self) -> str:
-        return self.message
+        """The message, and the command that says what it means and what to do."""
+        return f"{self.message} [steadypool why {self.topic}]"
+
+    @property
+    def topic(self) -> str:
+        """What `steadypool why` is asked: the name of the nearest class of this module."""
+        return next(kind.__name__ for kind in type(self).__mro__ if kind.__module__ == __name__)
 
     @property
     def phase(self) -> Phase:
@@ -169,6 +176,17 @@ class SteadypoolError(Exception):
         return self
 
 
+def words_of(failure: BaseException) -> str:
+    """What an error says, for a message that quotes it: without the hint; the name of its kind if it says nothing.
+
+    Example:
+        >>> words_of(PoolClosed("the pool is closed")), words_of(OSError())
+        ('the pool is closed', 'OSError')
+    """
+    said = failure.message if isinstance(failure, SteadypoolError) else str(failure)
+    return said.strip() or type(failure).__name__
+
+
 class PoolTimeout(SteadypoolError, TimeoutError):
     """No connection became free in time."""
 
@@ -199,6 +217,14 @@ class ConnectTimeout(ConnectFailed, TimeoutError):
 
 class DatabaseUnavailable(ConnectFailed):
     """Recent attempts to connect failed, so this one was not made."""
+
+
+class HookFailed(SteadypoolError):
+    """Code that runs while a connection is opened has a bug: `on_connect`, an event handler, a creator.
+
+    Neither the network nor the server had a part in it, so it is no outage and the breaker is not told. What was
+    raised is the cause of this error; who asked for the connection gets it at once.
+    """
 
 
 class StatementTimeout(SteadypoolError):

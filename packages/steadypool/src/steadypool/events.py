@@ -67,6 +67,33 @@ class AcquireFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class WaitEnded(Event):
+    """A caller waited for a connection, got one or went without. Told in the caller's own context.
+
+    `Acquired` and `AcquireFailed` say the same from inside the pool, of all callers, in whatever context that was.
+    This is for whoever draws the wait into the caller's trace: made only where somebody wants it, and not for
+    callers who got a connection at once. Of the `seconds`, `connecting` went into opening the very connection.
+    `error_type` is the error's class, or None; a cancelled caller has `CancelledError`.
+    """
+
+    seconds: float
+    connecting: float = 0.0
+    workload: str | None = None
+    connection: int | None = None
+    error_type: str | None = None
+    request: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLost(Event):
+    """A connection died in somebody's hands. `cause` is `sqlstate.cause_of_loss`."""
+
+    connection: int | None
+    cause: str
+    workload: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Released(Event):
     """A caller gave a connection back after holding it for `seconds`; `kept` is whether it stays in the pool."""
 
@@ -105,6 +132,10 @@ class StatementFinished(Event):
     what its lease cost before (0 for all but the first statement of a lease). `rows` were returned or affected, if
     that is known. `sqlstate` and `error_type` (the error's class) are None if it went well. `request` is what was
     being worked on, such as `GET /tracks/{id}`.
+
+    It is told in the caller's own context, and made only where somebody wants it (`Events.wanted`). COMMIT is a
+    statement; BEGIN, which travels with the first one, the rollback of what is given back, pings and what SQLAlchemy
+    asks a new server are not.
     """
 
     fingerprint: str
@@ -185,22 +216,43 @@ class Events:
     """
 
     def __init__(self) -> None:
-        self._observers: list[Observer] = []
+        self._observers: list[tuple[Observer, tuple[type[Event], ...]]] = []
+        self._by_kind: dict[type[Event], tuple[Observer, ...]] = {}
 
-    def subscribe(self, observer: Observer) -> Callable[[], None]:
-        """Call `observer` with every event from now on, until the function that this returns is called."""
-        self._observers.append(observer)
+    def subscribe(self, observer: Observer, *kinds: type[Event]) -> Callable[[], None]:
+        """Call `observer` with every event from now on, until the function that this returns is called.
+
+        Args:
+            observer: called with each event.
+            *kinds: the classes of events that it wants; all if none is named. Whoever names them keeps events that
+                cost something (`StatementFinished`) from being made for nobody.
+        """
+        entry = (observer, kinds or (Event,))
+        self._observers.append(entry)
+        self._by_kind.clear()
 
         def unsubscribe() -> None:
-            if observer in self._observers:
-                self._observers.remove(observer)
+            if entry in self._observers:
+                self._observers.remove(entry)
+                self._by_kind.clear()
 
         return unsubscribe
 
+    def wanted(self, kind: type[Event]) -> bool:
+        """Whether anybody wants to know of such events; ask before making one that costs something."""
+        return bool(self._wanting(kind))
+
     def emit(self, event: Event) -> None:
-        """Tell every observer."""
-        for observer in tuple(self._observers):
+        """Tell every observer that wants it."""
+        for observer in self._wanting(type(event)):
             try:
                 observer(event)
             except Exception:  # noqa: BLE001 - an observer's bug must not become the pool's
                 _log.exception("an observer of pool events raised on %r", event)
+
+    def _wanting(self, kind: type[Event]) -> tuple[Observer, ...]:
+        found = self._by_kind.get(kind)
+        if found is None:
+            found = tuple(observer for observer, kinds in self._observers if issubclass(kind, kinds))
+            self._by_kind[kind] = found
+        return found

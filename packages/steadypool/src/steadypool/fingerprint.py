@@ -2,6 +2,10 @@
 
 Comments, string and number literals and parameter markers are taken out, lists of them are folded into one, and
 white space is normalised, so that two calls that differ only in their values have the same fingerprint.
+
+The rules are those of PostgreSQL's lexer (manual, "Lexical Structure"). Where the text alone does not say what is a
+value, all of the rest is taken for one: a backslash before a quote means something else with
+`standard_conforming_strings` off, and what is never closed may have anything in it.
 """
 
 from __future__ import annotations
@@ -13,29 +17,80 @@ from functools import lru_cache
 LONGEST = 120
 """Characters of a statement that are shown; the hash tells longer ones apart."""
 
+LONGEST_READ = 16_384
+"""Characters of a statement that are looked at; what follows is not part of its name."""
+
+_LETTER = r"A-Za-z_\x80-\U0010ffff"
 _TOKEN = re.compile(
-    r"""
-      (?P<comment> --[^\n]* | /\*.*?(?:\*/|\Z) )
-    | (?P<string>  (?:\b[eEbBxXnN]|\b[uU]&)?'(?:[^'\\]|''|\\.)*(?:'|\Z)
-                 | (?P<tag>\$(?:[A-Za-z_]\w*)?\$).*?(?:(?P=tag)|\Z) )
-    | (?P<name>    "(?:[^"]|"")*(?:"|\Z) | [^\W\d]\w* )
-    | (?P<marker>  \$\d+(?:::[\w ]+?(?:\[\])?(?=[\s,)]|\Z))? | %\([^)]*\)s | %s | \b\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\b )
+    rf"""
+      (?P<comment> --[^\n\r]* )
+    | (?P<block>   /\* )
+    | (?P<escapes> [eE]'(?:[^'\\]|''|\\.)*+(?:'|\Z) )
+    | (?P<string>  (?:[bBxXnN]|[uU]&)?'(?:[^'\\]|''|\\\\|\\[^'\\])*+' )
+    | (?P<dollar>  (?P<tag>\$(?:[{_LETTER}][{_LETTER}0-9]*)?\$).*?(?:(?P=tag)|\Z) )
+    | (?P<quoted>  (?:[uU]&)?"(?:[^"]|"")*+" )
+    | (?P<unclear> ['"].* )
+    | (?P<marker>  (?:\$\d+ | %\([^)]*\)[sbt] | %[sbt]) (?:::[\w ]+?(?:\[\])?(?=[\s,)]|\Z))?
+                 | \.?\d(?:[eE][+-]\d|[\w.])* )
+    | (?P<name>    [{_LETTER}][{_LETTER}0-9$]* )
     | (?P<space>   \s+ )
     """,
     re.VERBOSE | re.DOTALL,
 )
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
+_PLAIN_NAME = re.compile(r'(?:[uU]&)?"[\w $]+"')
 _FOLDED = re.compile(r"\?(?:\s*,\s*\?)+")
+_FOLDED_ROWS = re.compile(r"\(\?\)(?:\s*,\s*\(\?\))+")
+_CUT_ROW = re.compile(r"(\(\?\)),? ?\(?[^()]*$")
+_SETTING = re.compile(r"((?:^|; ?)set (?:local |session )?[\w.]+ ?(?:=|\bto\b))[^;]*", re.IGNORECASE)
 
 
-def _replacement(match: re.Match[str]) -> str:
-    if match["comment"] is not None or match["space"] is not None:
-        return " "
-    if match["name"] is not None:
-        return match["name"]
-    return "?"
+def _without_values(statement: str) -> str:
+    parts: list[str] = []
+    position = 0
+    while (match := _TOKEN.search(statement, position)) is not None:
+        parts.append(statement[position : match.start()])
+        position = match.end()
+        kind = match.lastgroup
+        if kind == "block":
+            position = _end_of_comment(statement, position)
+            parts.append(" ")
+        elif kind in ("comment", "space"):
+            parts.append(" ")
+        elif kind == "name":
+            parts.append(match[0])
+        elif kind == "quoted":
+            # What is quoted is a name; one that looks unlike one is a value in the wrong quotes.
+            parts.append(match[0] if _PLAIN_NAME.fullmatch(match[0]) else '"?"')
+        else:
+            parts.append("?")
+    parts.append(statement[position:])
+    return "".join(parts)
 
 
-@lru_cache(maxsize=1024)
+def _end_of_comment(statement: str, position: int) -> int:
+    """Comments in /* */ may contain others."""
+    depth = 1
+    while depth and (edge := _COMMENT_EDGE.search(statement, position)) is not None:
+        depth += 1 if edge[0] == "/*" else -1
+        position = edge.end()
+    return len(statement) if depth else position
+
+
+def _fingerprint(statement: str) -> str:
+    text = re.sub(r"\s+", " ", _without_values(statement)).strip()
+    text = _FOLDED_ROWS.sub("(?)", _FOLDED.sub("?", text))
+    if len(statement) == LONGEST_READ:
+        text = _CUT_ROW.sub(r"\1", text)  # where it was cut depends on how long the values were
+    text = _SETTING.sub(r"\1 ?", text)
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
+    shown = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return f"[{digest}] {shown}"
+
+
+_known = lru_cache(maxsize=1024)(_fingerprint)
+
+
 def fingerprint(statement: str) -> str:
     """The statement without values and comments, cut to `LONGEST` characters, with a short hash before it.
 
@@ -43,8 +98,5 @@ def fingerprint(statement: str) -> str:
         >>> fingerprint("select *  from t where id in (1, 2) and name = 'x' -- why")
         '[96f69e8b] select * from t where id in (?) and name = ?'
     """
-    text = _FOLDED.sub("?", _TOKEN.sub(_replacement, statement))
-    text = re.sub(r"\s+", " ", text).strip()
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    shown = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return f"[{digest}] {shown}"
+    # Long ones are rare, and a thousand of them would be much to remember.
+    return _known(statement) if len(statement) <= 4096 else _fingerprint(statement[:LONGEST_READ])

@@ -128,6 +128,7 @@ class Slot(Generic[T]):
     """The place of one connection in the pool."""
 
     __slots__ = (
+        "connect_seconds",
         "connection",
         "expires_at",
         "generation",
@@ -154,6 +155,7 @@ class Slot(Generic[T]):
         self.lease: Lease[T] | None = None
         self.task: asyncio.Task[None] | None = None
         self.opened_at = 0.0
+        self.connect_seconds = 0.0
         self.proven_at = 0.0
         self.idle_since = 0.0
         self.expires_at = math.inf
@@ -176,6 +178,7 @@ class Lease(Generic[T]):
         "places",
         "reported",
         "slot",
+        "told",
         "waited",
         "workload",
     )
@@ -195,6 +198,8 @@ class Lease(Generic[T]):
         self.slot = slot
         self.places = places
         self.reported = False
+        self.told = False
+        """Whether somebody was told what this lease cost."""
         self._release = release
         self._trusted = trusted
         self.acquired_at = acquired_at
@@ -213,6 +218,20 @@ class Lease(Generic[T]):
     def active(self) -> bool:
         """Whether the connection is still this lease's."""
         return self.slot.lease is self
+
+    @property
+    def connecting(self) -> float:
+        """Seconds of `waited` in which this very connection was being opened."""
+        opened_at = self.slot.opened_at
+        began = max(self.acquired_at - self.waited, opened_at - self.slot.connect_seconds)
+        return max(0.0, min(self.acquired_at, opened_at) - began)
+
+    def take_cost(self) -> tuple[float, float]:
+        """Seconds of waiting, and of connecting, before this lease began; zeros from the second question on."""
+        if self.told:
+            return 0.0, 0.0
+        self.told = True
+        return self.waited - self.connecting, self.connecting
 
     def touch(self, now: float) -> None:
         """The server answered on this connection at `now`: it need not be asked again soon.

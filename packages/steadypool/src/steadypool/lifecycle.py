@@ -168,7 +168,7 @@ class Lifecycle(ABC, Generic[T]):
         if self.options.recycle is not None:
             jitter = self._rng.uniform(0.0, self.options.recycle_jitter)
             slot.expires_at = now + self.options.recycle * (1.0 - jitter)
-        self._connect_seconds = now - started
+        self._connect_seconds = slot.connect_seconds = now - started
         self.last_connect_failure = None
         self._connected(now - started)
         self.events.emit(events.ConnectSucceeded(self.name, now, slot.number, now - started))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from steadypool import errors
 from steadypool.deadline import Deadline
-from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report
+from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report, words_of
 
 RETRY_AFTER = 1.0
 """Seconds after which a refused caller is invited to come back."""
@@ -113,20 +113,32 @@ def queue_full(max_waiting: int, deadline: Deadline | None, pool: PoolSnapshot) 
 
 def connect_failed(
     failure: BaseException, waited: float, deadline: Deadline | None, pool: PoolSnapshot
-) -> errors.ConnectFailed:
+) -> errors.SteadypoolError:
     """The error for a caller whose connect cannot succeed until somebody changes something."""
-    error = errors.ConnectFailed(
-        words_of(failure),
-        report(Phase.CONNECTING, waited, deadline, pool),
-        final=is_final(failure),
-    )
+    facts = report(Phase.CONNECTING, waited, deadline, pool)
+    error: errors.SteadypoolError
+    if not is_bug(failure):
+        error = errors.ConnectFailed(words_of(failure), facts, final=is_final(failure))
+    elif isinstance(failure, errors.SteadypoolError):
+        error = type(failure)(failure.message, facts)
+        failure = failure.__cause__ or failure
+    else:
+        error = errors.HookFailed(hook_failed(failure), facts)
     error.__cause__ = failure
     return error
 
 
-def words_of(failure: BaseException) -> str:
-    """What an error says; the name of its kind if it says nothing."""
-    return str(failure).strip() or type(failure).__name__
+def hook_failed(failure: BaseException) -> str:
+    """What is said about code of the application, or of ours, that failed in the middle of a connect."""
+    return (
+        f"opening a connection raised {type(failure).__name__}: {words_of(failure)}. Neither the network nor the "
+        "server did this; look at on_connect and at the handlers of connect events"
+    )
+
+
+def is_bug(failure: BaseException) -> bool:
+    """Whether it says nothing about the server: whatever is not a failed connect."""
+    return not isinstance(failure, errors.ConnectFailed)
 
 
 def is_final(failure: BaseException) -> bool:
@@ -146,7 +158,7 @@ def unavailable(
     facts = replace(report(Phase.CONNECTING, 0.0, deadline, pool), retry_after=max(pause, 0.0))
     error = errors.DatabaseUnavailable(
         f"not even tried: the last attempt to connect failed, the next is due in {pause:.2f}s"
-        + (f"; the last one said: {failure}" if failure else ""),
+        + (f"; the last one said: {words_of(failure)}" if failure else ""),
         facts,
         final=failure is not None and is_final(failure),
     )

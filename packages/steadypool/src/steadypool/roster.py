@@ -82,7 +82,7 @@ class Roster(Generic[T]):
             closing=self.count(SlotState.CLOSING, SlotState.RESETTING),
             waiting=waiting,
             holders=tuple(errors.Holder(x.name, now - x.acquired_at, x.workload) for x in leases),
-            last_connect_failure=None if failure is None else str(failure) or type(failure).__name__,
+            last_connect_failure=None if failure is None else errors.words_of(failure),
         )
 
     def facts(self, now: float) -> tuple[ConnectionFacts, ...]:

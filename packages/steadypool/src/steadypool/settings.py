@@ -23,7 +23,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
-from steadypool.errors import ConfigurationError
+from steadypool.errors import ConfigurationError, words_of
 from steadypool.values import (
     FALSE_WORDS,
     TRUE_WORDS,
@@ -392,7 +392,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
         if field not in DatabaseSettings.model_fields:
             yield str(cause or detail["msg"])
             continue
-        reason = str(cause) if cause is not None else str(detail["msg"])
+        reason = words_of(cause) if cause is not None else str(detail["msg"])
         value = "" if field.endswith("url") else f"={shown(detail['input'])}"
         yield f"{variable_of(field)}{value}: {reason}"
 

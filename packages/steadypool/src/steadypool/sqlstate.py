@@ -49,6 +49,12 @@ _FATES: dict[str, Fate] = {
     "0A000": Fate.FORGET_STATEMENT,
 }
 
+THE_DRIVERS_OWN = frozenset({"08000", "08001", "08003", "08006"})
+"""What asyncpg calls a connection that broke; the server had no part in it."""
+
+NO_WORD = "no word"
+"""The cause of a loss for which the server gave no reason: an end of file, a reset, a socket that was cut off."""
+
 _FINAL_AT_CONNECT = frozenset({"28P01", "28000", "3D000", "42501"})
 
 QUERY_CANCELED = "57014"
@@ -71,6 +77,11 @@ def fate_of(sqlstate: str | None, *, read_only: bool = False) -> Fate:
     if sqlstate == "25006" and read_only:
         return Fate.KEEP
     return _FATES.get(sqlstate, Fate.KEEP)
+
+
+def cause_of_loss(sqlstate: str | None) -> str:
+    """Why a connection died, for statistics: what the server said, or `NO_WORD`."""
+    return NO_WORD if sqlstate is None or sqlstate in THE_DRIVERS_OWN else sqlstate
 
 
 def is_final_at_connect(sqlstate: str | None) -> bool:

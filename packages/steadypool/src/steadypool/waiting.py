@@ -220,11 +220,17 @@ class Waiting(Lifecycle[T]):
         return self.breaker.hedge_after
 
     def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
-        self.server_fails(refusal.words_of(failure))
+        bug = refusal.is_bug(failure)
+        if not bug:
+            self.server_fails(errors.words_of(failure))
         self._wanted_idle = 0
-        if final and not self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING):
+        others = self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING)
+        if bug or (final and not others):
             pool = self.snapshot()
-            for waiter in list(self._waiters):
+            # A bug is told to the first, without a pause, so that attempts end with those who wait; the rest may
+            # still get a connection that is there.
+            waiters = [waiter for waiter in self._waiters if not self._at_ceiling(waiter.workload)]
+            for waiter in waiters[:1] if others else list(self._waiters):
                 self._forget(waiter)
                 waited = now - waiter.since
                 self._fail(waiter, refusal.connect_failed(failure, waited, waiter.deadline, pool), now)

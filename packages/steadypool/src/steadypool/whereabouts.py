@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import CodeType, FrameType
 
@@ -20,6 +20,16 @@ DEEPEST = 8
 
 current_request: ContextVar[str | None] = ContextVar("steadypool_request", default=None)
 """What is being worked on, such as `GET /tracks/7`; set by whoever knows, shown as the holder of a connection."""
+
+current_endpoint: ContextVar[Callable[[], str] | None] = ContextVar("steadypool_endpoint", default=None)
+"""How to find out which kind of request that is, such as `GET /tracks/{id}`: known only once it was routed."""
+
+
+def endpoint() -> str | None:
+    """The kind of request that is being worked on, free of what the client typed; None where nobody has said."""
+    ask = current_endpoint.get()
+    return None if ask is None else ask()
+
 
 _LIBRARIES = (
     "steadypool.",

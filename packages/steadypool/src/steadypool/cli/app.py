@@ -8,8 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from cyclopts import App, CycloptsError
 
+from steadypool.cli.doctor import doctor
 from steadypool.cli.lab import lab
 from steadypool.cli.output import Output
+from steadypool.cli.why import why
 from steadypool.errors import SteadypoolError
 
 DONE, FAILED, MISUSED = 0, 1, 2
@@ -30,6 +32,8 @@ app = App(
     version=_version,
     result_action="return_value",
 )
+app.command(doctor)
+app.command(why)
 app.command(lab)
 
 

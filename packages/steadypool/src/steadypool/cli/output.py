@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -58,6 +59,16 @@ class Output:
         if not self.as_json:
             self._out.print(what)
 
+    def text(self, markup: str) -> None:
+        """A line of the result for people, in rich's markup; nothing when it is JSON."""
+        if not self.as_json:
+            self._out.print(markup, soft_wrap=True)
+
+    def document(self, markdown: str) -> None:
+        """A text for people: laid out on a terminal, as it is in a pipe; nothing when the result is JSON."""
+        if not self.as_json:
+            self._out.print(Markdown(markdown) if self._out.is_terminal else escape(markdown), soft_wrap=True)
+
     def result(self, value: Any) -> None:
         """The result as JSON; nothing when it is for people."""
         if self.as_json:
@@ -81,11 +92,28 @@ class Output:
         with Progress(*columns, description, console=self._err, transient=True) as bar:
             yield Step(self, bar, bar.add_task(escape(doing), total=total))
 
+    @contextmanager
+    def quiet_progress(self, total: int, doing: str) -> Generator[Step]:
+        """Like `progress` on a terminal; nothing elsewhere, for what is over before anybody reads it."""
+        if self._err.is_terminal:
+            with self.progress(total, doing) as step:
+                yield step
+        else:
+            yield Step(self, silent=True)
+
 
 class Step:
     """Tells how far a command is: on the moving bar if there is one, else by lines."""
 
-    def __init__(self, output: Output, bar: Progress | None = None, task: TaskID | None = None) -> None:
+    def __init__(
+        self,
+        output: Output,
+        bar: Progress | None = None,
+        task: TaskID | None = None,
+        *,
+        silent: bool = False,
+    ) -> None:
+        self._silent = silent
         self._output = output
         self._bar = bar
         self._task = task
@@ -99,6 +127,8 @@ class Step:
         self._tell(text, 1)
 
     def _tell(self, text: str, steps: int) -> None:
+        if self._silent:
+            return
         if self._bar is None or self._task is None:
             self._output.say(text)
         else:

@@ -14,6 +14,7 @@ from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.dsn import ConnectTarget
 from steadypool.connect.network import Candidate, Network
 from steadypool.connect.outcome import (
+    BUGS,
     INVALID_PASSWORD,
     ConnectOutcome,
     NotTheRole,
@@ -221,6 +222,8 @@ async def _in_role(round_: _Round[Connection, DialT]) -> Connection:
 
 
 def _give_up(attempt: Attempt, error: Exception) -> NoReturn:
+    if isinstance(error, BUGS):
+        raise error  # not about the server, so it must not look like that
     raise attempt.failed(classify_connect_error(error)) from error
 
 

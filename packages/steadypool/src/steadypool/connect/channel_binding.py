@@ -354,10 +354,10 @@ def certificate_hash(certificate: bytes) -> bytes:
         BindingRefused: its signature has no hash of its own (Ed25519), so the binding is not defined.
     """
     try:
-        _, outer, _ = _element(certificate, 0)
-        _, _, after = _element(certificate, outer)  # the part that is signed
-        _, start, end = _element(certificate, after)  # signatureAlgorithm
-        _, identifier, identifier_end = _element(certificate, start)
+        _, outer, _ = der_element(certificate, 0)
+        _, _, after = der_element(certificate, outer)  # the part that is signed
+        _, start, end = der_element(certificate, after)  # signatureAlgorithm
+        _, identifier, identifier_end = der_element(certificate, start)
     except IndexError as error:
         raise BindingRefused("the server's certificate is malformed") from error
     algorithm = certificate[identifier:identifier_end].hex()
@@ -378,7 +378,7 @@ def _pss_hash(parameters: bytes) -> str:
     return named[min(named)] if named else "sha256"
 
 
-def _element(data: bytes, at: int) -> tuple[int, int, int]:
+def der_element(data: bytes, at: int) -> tuple[int, int, int]:
     """The tag, the start and the end of the DER element at `at`."""
     tag, length, start = data[at], data[at + 1], at + 2
     if length & 0x80:

@@ -18,7 +18,7 @@ import contextlib
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from steadypool.connect.psycopg_connection import SteadyAsyncConnection
@@ -133,6 +133,18 @@ def abort_asyncpg(connection: Any) -> None:
         connection._aborted = True  # asyncpg's own mark; it would warn about an open connection otherwise
         return
     connection.terminate()
+    # asyncpg has forgotten how to talk; a statement that was between two of its steps would fail with
+    # AttributeError, as if it were a bug.
+    connection._protocol = _Aborted()
+
+
+class _Aborted:
+    """In the place of an aborted asyncpg connection's protocol: whoever goes on is told what happened."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        from asyncpg import ConnectionDoesNotExistError  # pyright: ignore[reportMissingTypeStubs]
+
+        raise ConnectionDoesNotExistError("the connection was aborted in the middle of an operation")
 
 
 def abort_psycopg(connection: SteadyAsyncConnection[Any]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from steadypool.errors import ConfigurationError
-from steadypool.sqlstate import is_final_at_connect
+from steadypool.sqlstate import THE_DRIVERS_OWN, is_final_at_connect
 
 INVALID_PASSWORD = "28P01"
 
@@ -43,6 +43,10 @@ class ConnectOutcome:
     def concerns_all_hosts(self) -> bool:
         """Whether the next host would say the same: it is about who asks for what, not about the host."""
         return self.sqlstate is not None and self.sqlstate.startswith(_STOPS_AT_THE_FIRST_HOST)
+
+
+BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError, NotImplementedError)
+"""What Python raises where a program is wrong; never said by a server or a network."""
 
 
 class ServerRefused(Exception):
@@ -102,16 +106,13 @@ def classify_connect_error(error: BaseException) -> ConnectOutcome:
     """
     for cause in _chain(error):
         sqlstate = getattr(cause, "sqlstate", None)
-        if isinstance(sqlstate, str) and sqlstate not in _THE_DRIVERS_OWN:
+        if isinstance(sqlstate, str) and sqlstate not in THE_DRIVERS_OWN:
             return ConnectOutcome(
                 is_final_at_connect(sqlstate) or sqlstate in _ALSO_FINAL, sqlstate, _summary(cause)
             )
     final = isinstance(error, _FINAL_TYPES) or _name(error) in _FINAL_NAMES
     return ConnectOutcome(final, None, _summary(error))
 
-
-_THE_DRIVERS_OWN = frozenset({"08000", "08001", "08003", "08006"})
-"""What asyncpg calls a connection that broke; the server had no part in it."""
 
 _ALSO_FINAL = frozenset({"42704", "22023", "0A000"})
 """An unknown setting, a value it cannot have, a feature the server lacks: asked for by us, so asked for again."""

@@ -19,13 +19,14 @@ from steadypool.dialect.cursor import Cursor, ServerSideCursor
 from steadypool.errors import Phase, Report, TransactionRolledBack
 from steadypool.pipeline import PipelinedConnection, Result, Segment, Statement
 
+_OBJECTS = (
+    b"DOMAIN EXTENSION FOREIGN_TABLE FUNCTION MATERIALIZED_VIEW OPERATOR PROCEDURE ROUTINE RULE SCHEMA SEQUENCE TABLE"
+    b" TYPE VIEW"
+)
 _CHANGES_SCHEMA = frozenset(
-    f"{verb} {what}".encode()
-    for verb in ("ALTER", "CREATE", "DROP")
-    for what in (
-        *("DOMAIN", "EXTENSION", "FOREIGN TABLE", "FUNCTION", "MATERIALIZED VIEW", "OPERATOR", "PROCEDURE", "ROUTINE"),
-        *("RULE", "SCHEMA", "SEQUENCE", "TABLE", "TYPE", "VIEW"),
-    )
+    b"%s %s" % (verb, what.replace(b"_", b" "))
+    for verb in (b"ALTER", b"CREATE", b"DROP")
+    for what in _OBJECTS.split()
 )
 """Command tags after which a prepared statement may mean something else."""
 
@@ -92,7 +93,7 @@ class Connection(AdaptedConnection):
         surroundings: Surroundings,
     ) -> None:
         self.dbapi = dbapi
-        self._connection = connection
+    _connection: PipelinedConnection  # pyright: ignore[reportIncompatibleVariableOverride]
         self._surroundings = surroundings
         self._schema = surroundings.schema
         self._changes_schema = False
@@ -304,7 +305,8 @@ class Connection(AdaptedConnection):
         """The names of the transactions that wait for their second phase."""
         sql = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
         results = await_only(self._connection.run(Segment([Statement(sql)])))
-        return [row[0] for row in results[0].rows()]
+        rows: list[tuple[str]] = results[0].rows(tuple)
+        return [name for (name,) in rows]
 
     # -- the end -----------------------------------------------------------------------------------------------
 

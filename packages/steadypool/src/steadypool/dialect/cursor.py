@@ -137,7 +137,7 @@ class ServerSideCursor(Cursor):
         missing = None if rows is None else rows - len(left)
         if not self._ended and (missing is None or missing > 0):
             results = await_only(self._adapter.run([self._fetch(missing)]))
-            new = results[0].rows()
+            new: list[tuple[Any, ...]] = results[0].rows(tuple)
             self._ended = missing is None or len(new) < missing
             self._rows, self._position = [*left, *new], 0
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 from psycopg.pq import TransactionStatus
 from psycopg.types import TypeInfo
@@ -66,14 +66,12 @@ class SteadypoolDialect(PsycopgDialect):
         connection.set_autocommit(autocommit)
         connection.set_isolation_level(isolation_level)
 
-    @property
-    def _isolation_lookup(self) -> Mapping[str, str]:
-        return {level: level for level in _LEVELS}
+    _isolation_lookup = {level: level for level in _LEVELS}  # type: ignore[assignment]  # noqa: RUF012 - SQLAlchemy's
 
     def get_isolation_level(self, dbapi_connection: Any) -> Any:
         """As SQLAlchemy's, without leaving a transaction behind."""
         began = dbapi_connection.in_transaction
-        value = PGDialect.get_isolation_level(self, dbapi_connection)
+        value = cast(Any, PGDialect.get_isolation_level)(self, dbapi_connection)
         if not began:
             dbapi_connection.rollback()
         return value
@@ -85,7 +83,7 @@ class SteadypoolDialect(PsycopgDialect):
     def _twophase_idle_check(self, dbapi_conn: Any) -> bool:
         return not dbapi_conn.in_transaction
 
-    def do_ping(self, dbapi_connection: Any) -> bool:
+    def do_ping(self, dbapi_connection: Any) -> Literal[True]:
         """One round trip that touches no transaction; for pools that are not ours."""
         await_only(dbapi_connection.driver_connection.run(Segment([])))
         return True
@@ -95,7 +93,7 @@ class SteadypoolDialect(PsycopgDialect):
     def _type_info_fetch(self, connection: Any, name: str) -> Any:
         async def fetch() -> Any:
             async with connection.connection.driver_connection.plain() as plain:
-                return await TypeInfo.fetch(plain, name)
+                return await cast(Any, TypeInfo).fetch(plain, name)
 
         return await_only(fetch())
 
@@ -115,6 +113,10 @@ class SteadypoolDialect(PsycopgDialect):
 
     def rest(self, driver_connection: Any, tell: Callable[[], None]) -> None:
         """The event loop looks at the socket anyway."""
+
+    def on_standby(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby."""
+        return driver_connection.parameter("in_hot_standby") == "on"
 
     def in_transaction(self, driver_connection: Any) -> bool:
         """Whether the server has a transaction open on it; one whose ROLLBACK is on its way is over."""

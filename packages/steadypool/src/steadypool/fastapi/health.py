@@ -3,18 +3,22 @@
 Ready means: the database is open, and the last attempt to connect did not fail. Being exhausted is still ready: the
 requests that come are queued and bounded, and taking busy instances out one after the other turns load into an outage.
 Live connections are not pinged for this; a database that died silently is noticed by the next request that uses one.
+
+Where somebody listens, `/readyz` shows the listener as well. It never makes an instance unready: one that hears nothing
+knows that, and asks the database instead.
 """
 
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from steadypool.deadline import deadline
 from steadypool.errors import PoolSnapshot, SteadypoolError
-from steadypool.fastapi.managed import DatabaseOrGetter, resolve
+from steadypool.fastapi.managed import DatabaseOrGetter, ListenerStatistics, resolve
 
 PROBE_SECONDS = 0.8
 """How long `/readyz` waits for a connection where the pool's state says nothing."""
@@ -35,8 +39,9 @@ class Health:
         """200, or 503 with the reason."""
         database = resolve(self._database)
         stats = database.stats()
+        listener = stats.listener
         if stats.closed:
-            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", "closed")
+            return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", "closed", listener)
         if not self._known_good(stats.pool):
             try:
                 # Out of time this gives up, but the connect goes on in the pool, and the next question finds it done.
@@ -44,8 +49,9 @@ class Health:
                     async with database.connection():
                         self._connected_before = True
             except SteadypoolError as error:
-                return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", type(error).__name__)
-        return _answer(HTTPStatus.OK, "ready")
+                reason = type(error).__name__
+                return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", reason, listener)
+        return _answer(HTTPStatus.OK, "ready", listener=listener)
 
     def _known_good(self, pool: PoolSnapshot) -> bool:
         if pool.leased + pool.idle > 0:
@@ -53,6 +59,19 @@ class Health:
         return self._connected_before and pool.last_connect_failure is None
 
 
-def _answer(status: HTTPStatus, word: str, reason: str | None = None) -> JSONResponse:
-    body = {"status": word} if reason is None else {"status": word, "reason": reason}
+def _answer(
+    status: HTTPStatus, word: str, reason: str | None = None, listener: ListenerStatistics | None = None
+) -> JSONResponse:
+    body: dict[str, Any] = {"status": word}
+    if reason is not None:
+        body["reason"] = reason
+    if listener is not None:  # its last error names addresses, which are nobody's business here
+        body["listener"] = {
+            "state": listener.state,
+            "lag": listener.lag,
+            "silent_for": listener.silent_for,
+            "behind": listener.behind,
+            "connects": listener.connects,
+            "gaps": listener.gaps,
+        }
     return JSONResponse(body, status_code=status, headers={"Cache-Control": "no-store"})

@@ -21,6 +21,40 @@ class Settings(Protocol):
         ...
 
 
+class ListenerStatistics(Protocol):
+    """The numbers of the listener that matter here."""
+
+    @property
+    def state(self) -> str:
+        """How it is."""
+        ...
+
+    @property
+    def lag(self) -> float | None:
+        """Seconds that the last heartbeat took."""
+        ...
+
+    @property
+    def silent_for(self) -> float | None:
+        """Seconds since anything was heard."""
+        ...
+
+    @property
+    def behind(self) -> int:
+        """Subscribers that do not hear yet."""
+        ...
+
+    @property
+    def connects(self) -> int:
+        """How often it began to hear."""
+        ...
+
+    @property
+    def gaps(self) -> int:
+        """How often something may have been missed."""
+        ...
+
+
 class Statistics(Protocol):
     """The numbers that matter here."""
 
@@ -32,6 +66,11 @@ class Statistics(Protocol):
     @property
     def pool(self) -> PoolSnapshot:
         """The pool as it is now."""
+        ...
+
+    @property
+    def listener(self) -> ListenerStatistics | None:
+        """The listener as it is now; None where nobody listens."""
         ...
 
 

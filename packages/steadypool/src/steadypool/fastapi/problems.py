@@ -69,6 +69,12 @@ PROBLEMS: tuple[tuple[type[SteadypoolError], Problem], ...] = (
         ),
     ),
     (
+        errors.HookFailed,
+        Problem(
+            "hook-failed", "Internal Server Error", _INTERNAL, "The service prepares its connections wrongly."
+        ),
+    ),
+    (
         errors.StatementTimeout,
         Problem(
             "statement-timeout",
@@ -176,7 +182,7 @@ def is_retryable(error: SteadypoolError) -> bool:
 
 def public_message(error: SteadypoolError) -> str:
     """The error's message without the pool's state, which names who holds what."""
-    message = str(error)
+    message = error.message
     return message if error.pool is None else message.replace(f" ({error.pool})", "")
 
 

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from http import HTTPStatus
+from functools import partial
+from http import HTTPMethod, HTTPStatus
 from typing import cast
 
 from starlette.datastructures import Headers
@@ -19,12 +20,14 @@ from steadypool.clock import SYSTEM_CLOCK
 from steadypool.deadline import Deadline, deadline, override_deadline
 from steadypool.fastapi.managed import DatabaseOrGetter, resolve
 from steadypool.fastapi.problems import problem_response
-from steadypool.whereabouts import current_request
+from steadypool.whereabouts import current_endpoint, current_request
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 """Seconds that a client gives its request; shortens the deadline, never lengthens it."""
 
 _SCOPE_KEY = "steadypool.request"
+
+_METHODS = frozenset(HTTPMethod)
 
 
 class FromSettings(Enum):
@@ -56,6 +59,14 @@ def parse_timeout(text: str) -> float | None:
     except ValueError:
         return None
     return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def endpoint_of(scope: Scope) -> str:
+    """What a request is about, without what its client typed: `GET /tracks/{id}`, or `GET elsewhere` before routing."""
+    method: str = scope["method"]
+    route = scope.get("route")
+    path: object = getattr(route, "path_format", None) or getattr(route, "path", None)
+    return f"{method if method in _METHODS else 'other'} {path or 'elsewhere'}"
 
 
 class DeadlineMiddleware:
@@ -96,11 +107,13 @@ class DeadlineMiddleware:
                 override_deadline(None)
 
         named = current_request.set(f"{scope['method']} {scope['path']}")
+        routed = current_endpoint.set(partial(endpoint_of, scope))
         try:
             with nullcontext() if seconds is None else deadline(seconds):
                 await self.app(scope, receive, watched)
         finally:
             current_request.reset(named)
+            current_endpoint.reset(routed)
 
     def _own_seconds(self) -> float | None:
         if isinstance(self.seconds, FromSettings):

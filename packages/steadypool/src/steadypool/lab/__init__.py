@@ -8,6 +8,7 @@ from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lab.relay import TlsFront
 from steadypool.lab.server import PostgresServer
 from steadypool.lab.sleepy import SleepyPostgres, Suspend, WakeMode
+from steadypool.lab.standby import StandbyPostgres
 
 __all__ = [
     "Certificate",
@@ -18,6 +19,7 @@ __all__ = [
     "Mode",
     "PostgresServer",
     "SleepyPostgres",
+    "StandbyPostgres",
     "Suspend",
     "TlsFront",
     "WakeMode",

@@ -210,40 +210,46 @@ class Cluster:
             shutil.rmtree(half)
 
     def _initdb(self, half: Path, control: int, durable: bool) -> None:
-        secret = half / "password"
-        secret.touch(0o600)
-        secret.write_text(self.password)
-        self.account.own(secret)
+        command, environment = self._recipe(half, durable)
         # Last: nobody else's until everything that we write is in it.
         self.account.own(half)
         done = subprocess.run(
-            [
-                str(self.binaries.program("initdb")),
-                f"--pgdata={half / 'data'}",
-                f"--username={SUPERUSER}",
-                f"--pwfile={secret}",
-                "--auth=scram-sha-256",
-                "--encoding=UTF8",
-                # Postgres's own UTF-8 order: the same on every system, whatever locales it has.
-                "--locale=C",
-                "--locale-provider=builtin",
-                "--builtin-locale=C.UTF-8",
-                *([] if durable else ["--no-sync"]),
-            ],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env=clean_environment(),
+            env=environment,
             cwd="/",
             pass_fds=(control,),
             timeout=INITDB_SECONDS,
             **self.account.spawn,
         )
-        secret.unlink(missing_ok=True)
+        (half / "password").unlink(missing_ok=True)
         if done.returncode != 0:
             raise self.explain("creating the database", done.stdout)
+
+    def _recipe(self, half: Path, durable: bool) -> tuple[list[str], dict[str, str]]:
+        """The command that makes `data` in this directory, and its environment; may put files beside it."""
+        secret = half / "password"
+        secret.touch(0o600)
+        secret.write_text(self.password)
+        self.account.own(secret)
+        command = [
+            str(self.binaries.program("initdb")),
+            f"--pgdata={half / 'data'}",
+            f"--username={SUPERUSER}",
+            f"--pwfile={secret}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            # Postgres's own UTF-8 order: the same on every system, whatever locales it has.
+            "--locale=C",
+            "--locale-provider=builtin",
+            "--builtin-locale=C.UTF-8",
+            *([] if durable else ["--no-sync"]),
+        ]
+        return command, clean_environment()
 
     def explain(self, doing: str, output: str) -> LabError:
         """The error for what a program of Postgres said before it gave up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -10,7 +11,10 @@ from collections.abc import Awaitable, Callable
 from steadypool.lab.errors import LabError
 from steadypool.lab.ports import HOST, listen, listen_anywhere
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""For SO_LINGER: the other end hears of a reset, not of an end."""
+
+_LEFT = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class Doorway:
@@ -99,5 +103,18 @@ class Doorway:
 
 def reset(visitor: socket.socket) -> None:
     """Close with a reset (RST): to a client it is as if nobody had listened."""
-    visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     visitor.close()
+
+
+def has_left(descriptor: int) -> bool:
+    """Whether whoever is at the other end has closed it, or will send nothing more; also for a descriptor of -1.
+
+    The kernel knows at once; the event loop tells only some turns later, and who counts visitors meanwhile counts
+    one who has left beside the one who came in its place.
+    """
+    if descriptor < 0:
+        return True
+    poll = select.poll()
+    poll.register(descriptor, _LEFT)
+    return bool(poll.poll(0))

@@ -89,36 +89,36 @@ class EmbeddedPostgres:
         """Hold the directory and start the server unless it runs; a second time on the same port."""
         held = self.blocking.is_holding
         try:
-            await _to_the_end(self.blocking.start)
+            await to_the_end(self.blocking.start)
         except asyncio.CancelledError:
             # Whoever is cancelled here never learns that there is something to stop.
             if not held:
-                await _to_the_end(self.blocking.close)
+                await to_the_end(self.blocking.close)
             raise
 
     async def stop(self, mode: StopMode = "fast") -> None:
         """Let go of the directory; the last holder stops the server. Bounded: fast, immediate, then SIGKILL."""
-        await _to_the_end(self.blocking.stop, mode)
+        await to_the_end(self.blocking.stop, mode)
 
     async def close(self) -> None:
         """Stop; a temporary server's files are deleted."""
-        await _to_the_end(self.blocking.close)
+        await to_the_end(self.blocking.close)
 
     async def kill(self) -> None:
         """SIGKILL the postmaster and all of its children, as the kernel does when memory runs out."""
-        await _to_the_end(self.blocking.kill)
+        await to_the_end(self.blocking.kill)
 
     async def restart(self, mode: StopMode = "fast") -> None:
         """Stop the server, whoever else holds it, and start it again on the same port."""
-        await _to_the_end(self.blocking.restart, mode)
+        await to_the_end(self.blocking.restart, mode)
 
     async def create_database(self, name: str, *, template: str = "template1") -> str:
         """Create a database and return its URL."""
-        return await _to_the_end(self.blocking.create_database, name, template=template)
+        return await to_the_end(self.blocking.create_database, name, template=template)
 
     async def drop_database(self, name: str) -> None:
         """Drop a database if it exists, with everybody who is connected to it."""
-        await _to_the_end(self.blocking.drop_database, name)
+        await to_the_end(self.blocking.drop_database, name)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -130,7 +130,7 @@ class EmbeddedPostgres:
         await self.close()
 
 
-async def _to_the_end(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+async def to_the_end(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Run blocking work in a thread; a cancelled caller leaves when the work is done, not in the middle of it.
 
     Each piece of work is bounded, and a server half started or half stopped would be nobody's.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
 from collections import deque
 from dataclasses import replace
 from enum import Enum, StrEnum
@@ -17,9 +16,8 @@ from types import TracebackType
 from typing import Self, cast
 
 from steadypool.lab.direction import Direction
+from steadypool.lab.doorway import RESET_ON_CLOSE, has_left
 from steadypool.lab.ports import HOST, listen, listen_anywhere
-
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Mode(StrEnum):
@@ -185,7 +183,7 @@ class FaultProxy:
             return
         self.accepted += 1
         if self._mode is Mode.RESET:
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             accepted.close()
             return
         accepted.setblocking(False)
@@ -358,7 +356,7 @@ class _Side(asyncio.Protocol):
             peer: socket.socket = self.transport.get_extra_info("socket")
             # The peer may be gone already, and then the option is refused.
             with contextlib.suppress(OSError):
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self.transport.abort()
         else:
             self.transport.close()
@@ -401,7 +399,10 @@ class Link:
     @property
     def is_open(self) -> bool:
         """Whether the client has it open."""
-        return not self.closed and self.client_side.transport is not None and not self.client_side.ended
+        transport = self.client_side.transport
+        if self.closed or transport is None or self.client_side.ended:
+            return False
+        return not has_left(transport.get_extra_info("socket").fileno())
 
     def read(self, side: _Side, count: int) -> None:
         """Bytes came in."""

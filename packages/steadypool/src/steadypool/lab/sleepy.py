@@ -23,7 +23,7 @@ from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
 from steadypool.lab.certificate import Certificate, self_signed
-from steadypool.lab.doorway import Doorway, reset
+from steadypool.lab.doorway import Doorway, has_left, reset
 from steadypool.lab.greeting import Client, greet, hang_up
 from steadypool.lab.ports import HOST
 from steadypool.lab.postgres import EmbeddedPostgres
@@ -146,7 +146,7 @@ class SleepyPostgres:
         self._relays: set[Relay] = set()
         self._waiting: dict[Client, asyncio.Future[bool]] = {}
         self._opener: Client | None = None
-        self._outside = 0
+        self._outside: set[socket.socket] = set()
         self._switch = asyncio.Lock()
         self._waking: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -307,13 +307,14 @@ class SleepyPostgres:
         if self.state is Wakefulness.AWAKE:
             await self._let_in(await greet(visitor, self._tls))
             return
-        self._outside += 1
+        self._outside.add(visitor)
         self.knocks.attempts += 1
-        self.knocks.most_at_once = max(self.knocks.most_at_once, self._outside)
+        there = sum(not has_left(one.fileno()) for one in self._outside)
+        self.knocks.most_at_once = max(self.knocks.most_at_once, there)
         try:
             client = await self._outside_the_door(visitor)
         finally:
-            self._outside -= 1
+            self._outside.discard(visitor)
         await self._let_in(client)
 
     async def _outside_the_door(self, visitor: socket.socket) -> Client | None:
@@ -329,7 +330,11 @@ class SleepyPostgres:
             self._wake_up()
             await client.refuse(*_STARTING_UP)
             return None
-        return client if await self._hold(client) else None
+        try:
+            return client if await self._hold(client) else None
+        except BaseException:  # the lab ends: nobody else knows this connection
+            client.writer.transport.abort()
+            raise
 
     async def _hold(self, client: Client) -> bool:
         """Keep it waiting until the database is awake; False when it has given up, or has been told why not."""

@@ -515,7 +515,7 @@ def _start(work: Coroutine[Any, Any, None], name: str, context: Context) -> asyn
 
 def _said(error: BaseException) -> str:
     """One line, never empty: a TimeoutError says nothing, libpq goes on with what it probably means."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    return errors.words_of(error).partition("\n")[0]
 
 
 def _quoted(name: str) -> str:

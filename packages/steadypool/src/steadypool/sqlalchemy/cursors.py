@@ -5,10 +5,10 @@ SQLAlchemy's dialects can be told how to execute, but not how to fetch: `stream(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
-from steadypool.deadline import CLIENT_GRACE
+from steadypool.sqlalchemy.telling import fairy_of, tell_statement
 
 
 class BoundedCursor:
@@ -26,6 +26,8 @@ class BoundedCursor:
         self._dialect = dialect
         self._context = context
         self._driver_connection = driver_connection
+        self._spent = 0.0
+        self._rows = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._adapter, name)
@@ -49,19 +51,24 @@ class BoundedCursor:
     def _fetch(self, call: Callable[..., Any], *args: Any) -> Any:
         dialect, connection = self._dialect, self._driver_connection
         server: float | None = dialect.statement_timeout(self._context)
+        began = dialect.guards.clock.monotonic()
         try:
-            rows = dialect.bounded(None if server is None else server + CLIENT_GRACE, call, *args)
+            rows = dialect.bounded_statement(server, connection, call, *args)
         except BaseException as error:
             if isinstance(error, TimeoutError) or not isinstance(error, Exception):
                 dialect.cut(connection)
             if not dialect.is_open(connection):
                 self.close()  # SQLAlchemy closes no cursor of a connection that is lost
             raise
-        dialect.spoke(connection)
+        self._spent += dialect.guards.clock.monotonic() - began
+        self._rows += (
+            len(rows) if isinstance(rows, Sized) and call != self._adapter.fetchone else rows is not None
+        )
         return rows
 
     def close(self) -> None:
         """As the adapter's, within the time for leaving; where it takes longer, the connection is cut off."""
+        self._tell()
         dialect, connection = self._dialect, self._driver_connection
         try:
             if dialect.is_open(connection):
@@ -73,6 +80,16 @@ class BoundedCursor:
             self._forget()
             raise
         self._forget()
+
+    def executed(self, seconds: float) -> None:
+        """It was declared, which took so long; what it costs beyond that is known when it is closed."""
+        self._spent += seconds
+
+    def _tell(self) -> None:
+        context = self._context
+        if not getattr(context, "steadypool_told", True):
+            context.steadypool_told = True
+            tell_statement(fairy_of(context), context.statement, seconds=self._spent, rows=self._rows)
 
     def _forget(self) -> None:
         """Without a connection the driver has nothing to say to the server, only to forget."""

@@ -6,23 +6,23 @@ termination cuts the socket at once instead of talking to a server that may not 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import select
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
+from typing import Any, cast
 
 from sqlalchemy import URL, exc, util
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg, PGExecutionContext_asyncpg
+from sqlalchemy.dialects.postgresql.base import PGReadOnlyConnectionCharacteristic
 from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg, PGExecutionContext_psycopg
 
 from steadypool import errors
-from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.dsn import ConnectTarget, Host, parse_url
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
-from steadypool.connect.network import NETWORK, Network
 from steadypool.connect.options import (
     ASYNCPG,
     PSYCOPG,
@@ -33,41 +33,15 @@ from steadypool.connect.options import (
 )
 from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
-from steadypool.settings import Password, Pooler
+from steadypool.refusal import hook_failed
+from steadypool.settings import Password
 from steadypool.sqlalchemy.cursors import BoundedCursor, BoundedCursors
+from steadypool.sqlalchemy.guards import TIMEOUT_OPTION, Guards, LimitReached
 from steadypool.sqlalchemy.pooler import PoolerWatch
+from steadypool.sqlalchemy.telling import COMMIT, fairy_of, mark_commit, tell_statement
 
-TIMEOUT_OPTION = "steadypool_statement_timeout"
-"""Execution option: seconds that a statement may run; the engine's own limit if absent."""
-
-
-@dataclass
-class Guards:
-    """What an engine's dialect enforces. Seconds; None for no limit.
-
-    `server_settings` are what the server enforces itself, even when this process has gone; start-up options, or,
-    where a pooler does not let them pass, set in each transaction. `on_guards_lost` is told so, once.
-    """
-
-    statement_timeout: float | None = None
-    connect_timeout: float = 30.0
-    leave_timeout: float = 2.0
-    password: Password | None = None
-    server_settings: Mapping[str, str] = field(default_factory=dict[str, str])
-    socket_options: Mapping[str, str] = field(default_factory=dict[str, str])
-    pooler: Pooler = Pooler.AUTO
-    on_guards_lost: Callable[[str], None] | None = None
-    network: Network = NETWORK
-    clock: Clock = SYSTEM_CLOCK
-
-
-class LimitReached(TimeoutError):
-    """A statement was given up by the client. Becomes StatementTimeout or DeadlineExceeded."""
-
-    def __init__(self, seconds: float, deadline: float | None) -> None:
-        super().__init__(f"no answer within {seconds:.2f}s")
-        self.seconds = seconds
-        self.deadline = deadline
+_IN_HOT_STANDBY = "in_hot_standby"
+"""Reported at the start and whenever it changes, since PostgreSQL 14 (manual: Asynchronous Operations)."""
 
 
 class GuardedDialect:
@@ -82,6 +56,7 @@ class GuardedDialect:
         super().__init__(**kw)
         self.guards = steadypool_guards or Guards()
         self._proven: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+        self._limits: weakref.WeakKeyDictionary[Any, float | None] = weakref.WeakKeyDictionary()
         self.pooler_watch = PoolerWatch(
             self.guards.pooler, self.guards.server_settings, self.guards.on_guards_lost
         )
@@ -103,11 +78,33 @@ class GuardedDialect:
     def _execute_bounded(
         self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any
     ) -> None:
-        server = self.statement_timeout(context)
+        server, connection = self.statement_timeout(context), _connection_of(cursor)
+        self._limits[connection] = server
+        started = self.guards.clock.monotonic()
         if context is not None:
-            context.steadypool_started = self.guards.clock.monotonic()
-        self.bounded(None if server is None else server + CLIENT_GRACE, call, cursor, *args, context)
-        self._proven[_connection_of(cursor)] = self.guards.clock.monotonic()
+            context.steadypool_started, context.steadypool_told = started, False
+        self.bounded_statement(server, connection, call, cursor, *args, context)
+        seconds = self.guards.clock.monotonic() - started
+        if isinstance(cursor, BoundedCursor):
+            cursor.executed(seconds)
+        elif context is not None:
+            context.steadypool_told = True
+            tell_statement(fairy_of(context), args[0], seconds=seconds, rows=cursor.rowcount)
+
+    def bounded_statement(
+        self, server: float | None, driver_connection: Any, call: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Call something that the server may work on for `server` seconds: it is given a little longer here."""
+        with self.driver_limit(driver_connection, server):
+            result = self.bounded(None if server is None else server + CLIENT_GRACE, call, *args)
+        self.spoke(driver_connection)
+        return result
+
+    def driver_limit(
+        self, driver_connection: Any, seconds: float | None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Inside, the driver's own limit of a statement, if it has one, fits a limit of `seconds` on the server."""
+        return contextlib.nullcontext()
 
     def bounded_cursor(self, cursor: Any, context: Any) -> BoundedCursor:
         """A server-side cursor, bounded like what is executed here."""
@@ -153,10 +150,20 @@ class GuardedDialect:
         self._leave(super().do_rollback, dbapi_connection, self.guards.leave_timeout)  # type: ignore[misc]
 
     def do_commit(self, dbapi_connection: Any) -> None:
-        """As SQLAlchemy's, within the limit of a statement and the deadline."""
-        server = self.guards.statement_timeout
-        self.bounded(None if server is None else server + CLIENT_GRACE, super().do_commit, dbapi_connection)  # type: ignore[misc]
-        self.spoke(_driver_connection(dbapi_connection))
+        """As SQLAlchemy's, within the limit of the transaction's statements and the deadline."""
+        connection = _driver_connection(dbapi_connection)
+        commit = cast(Callable[[Any], None], super().do_commit)  # type: ignore[misc]
+        if not self.in_transaction(connection):
+            commit(dbapi_connection)  # which sends nothing
+            return
+        server, clock = self._limits.get(connection, self.guards.statement_timeout), self.guards.clock
+        started = clock.monotonic()
+        try:
+            self.bounded_statement(server, connection, commit, dbapi_connection)
+        except BaseException as error:
+            mark_commit(error, clock.monotonic() - started)
+            raise
+        tell_statement(dbapi_connection, COMMIT, seconds=clock.monotonic() - started)
 
     def do_close(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off, which ends it as well."""
@@ -205,19 +212,20 @@ class GuardedDialect:
 
     # -- what differs between drivers --------------------------------------------------------------------------
 
-    def connect_error(self, error: Exception) -> errors.ConnectFailed:
+    def connect_error(self, error: Exception) -> errors.SteadypoolError:
         """The name of an exception in a connect that is not steadypool's own: from an event handler or a creator."""
         outcome = classify_connect_error(error)
         report = errors.Report(phase=errors.Phase.CONNECTING)
         if isinstance(error, TimeoutError):
             limit = self.guards.connect_timeout
             return errors.ConnectTimeout(f"not connected within {limit:g} s: {outcome.summary}", report)
-        # What neither the network nor the driver says is a mistake in a handler: trying again would repeat it.
-        final = outcome.final or not (
+        if (
             isinstance(error, OSError | EOFError | exc.DBAPIError | self.loaded_dbapi.Error)
             or type(error).__module__.partition(".")[0] == self.driver
-        )
-        return errors.ConnectFailed(f"cannot connect: {outcome.summary}", report, final=final)
+        ):
+            return errors.ConnectFailed(f"cannot connect: {outcome.summary}", report, final=outcome.final)
+        # What neither the network nor the driver says is a mistake in a handler: trying again would repeat it.
+        return errors.HookFailed(hook_failed(error), report)
 
     def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
         """The driver's arguments for a URL. libpq's options in it are carried out, or refused, by either driver."""
@@ -285,6 +293,10 @@ class GuardedDialect:
     def is_confused(self, error: BaseException) -> bool:
         """Whether the driver says by this error that it has lost the thread of its talk with the server."""
         return False
+
+    def on_standby(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby (PostgreSQL 14 and newer tell it unasked)."""
+        raise NotImplementedError
 
     def is_open(self, driver_connection: Any) -> bool:
         """Whether the socket is open as far as can be told without asking the server."""
@@ -356,20 +368,16 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
             **changed,
         )
 
-    def _execute_bounded(
-        self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any
-    ) -> None:
+    @contextlib.contextmanager
+    def driver_limit(self, driver_connection: Any, seconds: float | None) -> Generator[None]:
         """asyncpg has a limit of its own, set once a connection; a workload's other limit replaces it for a while."""
-        seconds, connection = self.statement_timeout(context), _connection_of(cursor)
-        if seconds is None or seconds == self.guards.statement_timeout:
-            super()._execute_bounded(call, cursor, args, context)
-            return
-        configuration = connection._config
-        connection._config = configuration._replace(command_timeout=seconds + CLIENT_GRACE)
+        configuration = driver_connection._config
+        if seconds is not None and seconds != self.guards.statement_timeout:
+            driver_connection._config = configuration._replace(command_timeout=seconds + CLIENT_GRACE)
         try:
-            super()._execute_bounded(call, cursor, args, context)
+            yield
         finally:
-            connection._config = configuration
+            driver_connection._config = configuration
 
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
@@ -380,6 +388,10 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         from asyncpg import InternalClientError  # pyright: ignore[reportMissingTypeStubs]
 
         return isinstance(error, InternalClientError)
+
+    def on_standby(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby."""
+        return getattr(driver_connection.get_settings(), _IN_HOT_STANDBY, None) == "on"
 
     def is_open(self, driver_connection: Any) -> bool:
         """asyncpg always reads, so it knows of an end of file as soon as the event loop does."""
@@ -422,6 +434,13 @@ class PsycopgContext(BoundedCursors, PGExecutionContext_psycopg):
     """SQLAlchemy's, with bounds on what `stream()` fetches."""
 
 
+class _ReadOnly(PGReadOnlyConnectionCharacteristic):
+    """After a READ ONLY transaction SQLAlchemy makes psycopg say BEGIN READ WRITE for ever, which a standby refuses."""
+
+    def reset_characteristic(self, dialect: Any, dbapi_conn: Any) -> None:
+        dialect.set_readonly(dbapi_conn, None)  # as the server has it
+
+
 class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     """SQLAlchemy's async psycopg dialect, with bounds, and with a termination that does not wait."""
 
@@ -429,6 +448,9 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     execution_ctx_cls = PsycopgContext
     has_terminate = True
     library = PSYCOPG
+    connection_characteristics = PGDialectAsync_psycopg.connection_characteristics.union(
+        {"postgresql_readonly": _ReadOnly()}  # pyright: ignore[reportArgumentType] - typed too narrowly
+    )
 
     adapter_names = frozenset(SQLALCHEMY_OPTIONS[PSYCOPG])
 
@@ -484,6 +506,10 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
             abort_psycopg(driver_connection)
         else:  # a caller's own creator made it
             driver_connection.pgconn.finish()
+
+    def on_standby(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby."""
+        return driver_connection.info.parameter_status(_IN_HOT_STANDBY) == "on"
 
     def is_open(self, driver_connection: Any) -> bool:
         """libpq reads only when asked: something to read on an idle connection is an end of file or a last word."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
+from urllib.parse import unquote
 
 import sqlalchemy.ext.asyncio as stock
 from sqlalchemy import URL, event, make_url
@@ -16,7 +17,8 @@ from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
 from steadypool.settings import Password, Pooler
-from steadypool.sqlalchemy.dialects import OURS, TIMEOUT_OPTION, Guards
+from steadypool.sqlalchemy.dialects import OURS
+from steadypool.sqlalchemy.guards import TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
 
@@ -86,7 +88,7 @@ def create_async_engine(
         >>> engine.pool.status()
         'Pool size: 10  Connections in pool: 0 Current Overflow: -10 Current Checked out connections: 0'
     """
-    given = _without_word_for_none(make_url(url))
+    given = _without_word_for_none(sqlalchemy_url(url))
     guarded = given.set(drivername=_our_name(given))
     connect_args = dict(arguments.pop("connect_args", {}))
     limit = connection_timeout or _driver_timeout(connect_args) or DEFAULT_CONNECTION_TIMEOUT
@@ -124,6 +126,27 @@ def create_async_engine(
     sync_engine.url = sync_engine.url.set(drivername=given.drivername)
     event.listen(sync_engine, "handle_error", name_error)
     return engine
+
+
+def sqlalchemy_url(url: str | URL) -> URL:
+    """SQLAlchemy's object for a URL, also for one with several hosts written as libpq wants them: it cannot read that.
+
+    Example:
+        >>> sqlalchemy_url("postgresql://app@one:5432,two:5433/plyr").query["host"]
+        ('one:5432', 'two:5433')
+    """
+    if isinstance(url, URL):
+        return url
+    before_query, mark, query = url.partition("?")
+    scheme, _, rest = before_query.partition("://")
+    authority, slash, path = rest.partition("/")
+    userinfo, at, hosts = authority.rpartition("@")
+    if "," not in hosts:
+        return make_url(url)
+    parsed = make_url(f"{scheme}://{userinfo}{at}{slash}{path}{mark}{query}")
+    if "host" in parsed.query:  # which wins, as in libpq
+        return parsed
+    return parsed.update_query_pairs([("host", unquote(host)) for host in hosts.split(",")])
 
 
 def _at_start(statement_timeout: float | None) -> dict[str, str]:

@@ -52,7 +52,7 @@ class _Operational(errors.SteadypoolError, exc.OperationalError):
             setattr(self, name, value)
 
     def __str__(self) -> str:
-        return self.message
+        return errors.SteadypoolError.__str__(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.message, self.report))

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from steadypool import errors
 from steadypool.errors import Elapsed, Phase, Report
+from steadypool.events import ConnectionLost as LostEvent
 from steadypool.events import StatementTimedOut
 from steadypool.fingerprint import fingerprint
-from steadypool.sqlalchemy.dialects import GuardedDialect, LimitReached
+from steadypool.sqlalchemy.dialects import GuardedDialect
 from steadypool.sqlalchemy.errors import ConnectionLost, StatementTimeout, sqlstate_of
+from steadypool.sqlalchemy.guards import LimitReached
 from steadypool.sqlalchemy.pool import SteadyPool
-from steadypool.sqlstate import QUERY_CANCELED, Fate, fate_of
+from steadypool.sqlalchemy.telling import COMMIT, commit_seconds, lease_of, pool_of, tell_statement
+from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
@@ -27,6 +30,31 @@ WORKLOAD_OPTION = "steadypool_workload"
 
 def name_error(context: ExceptionContext) -> BaseException | None:
     """What is raised instead of the driver's exception; None where SQLAlchemy's own name is right already."""
+    named = _named(context)
+    _tell(context, named or context.sqlalchemy_exception or context.original_exception)
+    return named
+
+
+def _tell(context: ExceptionContext, seen: BaseException) -> None:
+    """Tell of the statement that failed, once, if it was one."""
+    execution: Any = context.execution_context
+    original = context.original_exception
+    fairy = getattr(context.connection, "_dbapi_connection", None)
+    if isinstance(seen, errors.ConnectionLost):
+        pool, lease = pool_of(fairy), lease_of(fairy)
+        if pool is not None and lease is not None:
+            number, cause = lease.slot.number, cause_of_loss(sqlstate_of(original))
+            now = pool.core.clock.monotonic()
+            pool.observers.emit(LostEvent(pool.core.name, now, number, cause, lease.workload))
+    state, commit = sqlstate_of(original), commit_seconds(original)
+    if commit is not None:
+        tell_statement(fairy, COMMIT, seconds=commit, sqlstate=state, error=seen)
+    elif not getattr(execution, "steadypool_told", True):
+        execution.steadypool_told = True
+        tell_statement(fairy, execution.statement, seconds=_elapsed(context), sqlstate=state, error=seen)
+
+
+def _named(context: ExceptionContext) -> BaseException | None:
     original = context.original_exception
     if isinstance(original, errors.SteadypoolError) or not isinstance(original, Exception):
         return None  # named already, or a cancellation, which is the caller's own doing
@@ -40,9 +68,11 @@ def name_error(context: ExceptionContext) -> BaseException | None:
         return None
     gone = fate_of(sqlstate) in (Fate.EVICT, Fate.EVICT_AND_PROVE) if sqlstate else False
     gone = gone or _dialect(context).is_confused(original)
-    if context.is_disconnect or gone or isinstance(original, OSError) or _cut_off_meanwhile(context):
+    if context.is_disconnect or gone or isinstance(original, OSError):
         context.is_disconnect = True
         return _lost(context, sqlstate)
+    if fate_of(sqlstate) is Fate.DRAIN_HOST and _meets_a_standby(context):
+        context.is_disconnect = True
     return None
 
 
@@ -61,13 +91,20 @@ def _given_up(context: ExceptionContext, original: TimeoutError) -> BaseExceptio
     return _timeout(context, _elapsed(context) if limit is None else limit)
 
 
-def _cut_off_meanwhile(context: ExceptionContext) -> bool:
-    """Whether somebody closed the connection under the statement: asyncpg then fails with whatever it runs into."""
-    if not isinstance(context.original_exception, AttributeError):
+def _meets_a_standby(context: ExceptionContext) -> bool:
+    """Whether a write was refused because the server is a standby, and not because the transaction is READ ONLY.
+
+    Then everything that is open to it leads to the wrong server. The error stays the server's: nothing took effect.
+    """
+    connection = _driver_connection(context)
+    if connection is None or not _dialect(context).on_standby(connection):
         return False
+    return not _options(context).get("postgresql_readonly", False)
+
+
+def _driver_connection(context: ExceptionContext) -> Any:
     fairy: Any = getattr(context.connection, "_dbapi_connection", None)
-    connection = None if fairy is None or fairy.dbapi_connection is None else fairy.driver_connection
-    return connection is not None and not _dialect(context).is_open(connection)
+    return None if fairy is None or fairy.dbapi_connection is None else fairy.driver_connection
 
 
 def _dialect(context: ExceptionContext) -> GuardedDialect:
@@ -98,11 +135,12 @@ def _report(context: ExceptionContext, *, maybe_executed: bool) -> Report:
     )
 
 
+def _options(context: ExceptionContext) -> Mapping[str, Any]:
+    return context.execution_context.execution_options if context.execution_context is not None else {}
+
+
 def _workload(context: ExceptionContext) -> str | None:
-    options: Mapping[str, Any] = (
-        context.execution_context.execution_options if context.execution_context is not None else {}
-    )
-    return options.get(WORKLOAD_OPTION)
+    return _options(context).get(WORKLOAD_OPTION)
 
 
 def _statement(context: ExceptionContext) -> str:

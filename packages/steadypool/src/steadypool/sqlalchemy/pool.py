@@ -25,11 +25,12 @@ from sqlalchemy.util.concurrency import in_greenlet
 from steadypool import errors
 from steadypool.breaker import Breaker
 from steadypool.connect.leaving import Farewell, take_farewell
-from steadypool.events import Events
+from steadypool.events import Events, WaitEnded
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
-from steadypool.sqlalchemy.errors import as_sqlalchemy
-from steadypool.sqlstate import Fate
+from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
+from steadypool.sqlalchemy.telling import tell_wait
+from steadypool.sqlstate import Fate, fate_of
 from steadypool.whereabouts import Place, current_request, whereabouts
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 UNLIMITED = 2**31
 """What a pool_size of 0, SQLAlchemy's word for "no limit", becomes."""
+
+DRAIN_EVERY = 5.0
+"""Seconds: where there is no primary to go to, connections are not replaced at every write that is refused."""
 
 current_workload: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "steadypool_workload", default=None
@@ -255,6 +259,7 @@ class SteadyPool(pool.Pool):
         """Whether `close` has ended."""
         self._home_thread: int | None = None
         self._home_loop: asyncio.AbstractEventLoop | None = None
+        self._drained_at = -math.inf
 
     @property
     def options(self) -> PoolOptions:
@@ -277,12 +282,10 @@ class SteadyPool(pool.Pool):
         return Record(self)
 
     def _do_get(self) -> ConnectionPoolEntry:
+        # Here, where the frames of whoever asks can be seen: below it is the event loop's task.
+        places = whereabouts() if self.options.leak_after is not None else ()
         try:
-            lease = await_only(
-                self.core.acquire(
-                    name=current_request.get(), workload=current_workload.get(), places=self._places()
-                )
-            )
+            lease = await_only(self._acquire(places))
         except errors.SteadypoolError as error:
             mistake = _mistake_in(error)
             if mistake is not None:
@@ -296,8 +299,19 @@ class SteadyPool(pool.Pool):
         record.fairy_ref = None
         return record
 
-    def _places(self) -> tuple[Place, ...]:
-        return whereabouts() if self.options.leak_after is not None else ()
+    async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
+        workload = current_workload.get()
+        acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
+        if not self.observers.wanted(WaitEnded):
+            return await acquiring
+        began = self.core.clock.monotonic()
+        try:
+            lease = await acquiring
+        except BaseException as error:
+            tell_wait(self, began, workload, None, error)
+            raise
+        tell_wait(self, began, workload, lease, None)
+        return lease
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         self.take_back(cast(Record, record))
@@ -329,11 +343,21 @@ class SteadyPool(pool.Pool):
     ) -> None:
         """One connection was lost: drop it, and let the others prove that they are alive.
 
-        SQLAlchemy would replace them all, each in the task of the caller that meets it.
+        SQLAlchemy would replace them all, each in the task of the caller that meets it. Where the server turns out to
+        be a standby they are alive, and lead to the wrong place: all are replaced, those in use when they come back.
         """
-        self.core.suspect_all()
+        if exception is not None and fate_of(sqlstate_of(exception)) is Fate.DRAIN_HOST:
+            self._drain()
+        else:
+            self.core.suspect_all()
         if _checkin and connection.is_valid:
             connection.invalidate(exception)
+
+    def _drain(self) -> None:
+        now = self.core.clock.monotonic()
+        if now >= self._drained_at + DRAIN_EVERY:
+            self._drained_at = now
+            self.core.abort_idle()
 
     def _close_connection(self, connection: DBAPIConnection, *, terminate: bool = False) -> None:
         home = self._home_loop

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy.util import await_only
 
+from steadypool.connect.guards import milliseconds
 from steadypool.connect.outcome import ConnectOutcome
 from steadypool.settings import Pooler
 
@@ -82,8 +83,19 @@ class PoolerWatch:
 
     @property
     def keeps_statements(self) -> bool:
-        """Whether a prepared statement is found again by the transaction after the one that prepared it."""
+        """Whether what a transaction leaves in its session (a prepared statement, a setting) is there for the next."""
         return self.mode is Pooler.SESSION or not self.behind_pooler
+
+    def beginning(self, statement_timeout: float | None = None) -> str:
+        """SQL that begins a transaction, in one flight with the limits that no session keeps.
+
+        Args:
+            statement_timeout: seconds, in place of the engine's own.
+        """
+        parts = ["BEGIN", self.per_transaction or ""]
+        if statement_timeout is not None and not self.keeps_statements:
+            parts.append(f"SET LOCAL statement_timeout = {milliseconds(statement_timeout)}")
+        return "; ".join(part for part in parts if part)
 
     async def look(self, driver: str, connection: Any, own: str) -> None:
         """Ask the first connection of the engine who answers it; the later ones are not asked.

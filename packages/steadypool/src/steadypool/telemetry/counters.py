@@ -26,7 +26,35 @@ class Totals:
     connect_errors: int = 0
     deadlines: int = 0
     statement_timeouts: int = 0
+    connections_lost: int = 0
     leaks: int = 0
+    listener_gaps: int = 0
+    listener_reconnects: int = 0
+
+
+COUNTED: tuple[type[events.Event], ...] = (
+    events.ConnectSucceeded,
+    events.ConnectAttemptFailed,
+    events.Acquired,
+    events.AcquireFailed,
+    events.Released,
+    events.Closed,
+    events.StatementTimedOut,
+    events.ConnectionLost,
+    events.LeakSuspected,
+)
+"""The events that `Counters` looks at."""
+
+
+_PLAIN: dict[type[events.Event], str] = {
+    events.ConnectAttemptFailed: "connect_failures",
+    events.Closed: "closed",
+    events.StatementTimedOut: "statement_timeouts",
+    events.ConnectionLost: "connections_lost",
+    events.LeakSuspected: "leaks",
+    events.ListenerGap: "listener_gaps",
+}
+"""Events of which only the number counts."""
 
 
 class Counters:
@@ -48,24 +76,19 @@ class Counters:
         match event:
             case events.ConnectSucceeded(seconds=seconds):
                 self._add("connects", "connect_seconds", seconds)
-            case events.ConnectAttemptFailed():
-                self._add("connect_failures")
             case events.Acquired(seconds=seconds):
                 self._add("acquired", "wait_seconds", seconds)
             case events.Released(seconds=seconds, kept=kept):
                 self._add("released", "use_seconds", seconds)
                 if not kept:
                     self._add("evicted")
-            case events.Closed():
-                self._add("closed")
             case events.AcquireFailed(error=error):
                 self._add(_cause(error))
-            case events.StatementTimedOut():
-                self._add("statement_timeouts")
-            case events.LeakSuspected():
-                self._add("leaks")
+            case events.ListenerStateChanged(before="reconnecting" | "deaf", after="connected"):
+                self._add("listener_reconnects")
             case _:
-                pass
+                if what := _PLAIN.get(type(event)):
+                    self._add(what)
 
     def _add(self, what: str, time: str = "", seconds: float = 0.0) -> None:
         self._sums[what] += 1

@@ -4,6 +4,10 @@ No sockets, no threads, no sleeping, so that a run is a function of its seed. Ca
 asyncio promises to run them; timers that are due together run in an order drawn by lot: no promise covers them.
 """
 
+# The base class keeps its queues in attributes that typeshed does not know.
+# pyright: reportAttributeAccessIssue=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportPrivateUsage=false, reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import asyncio

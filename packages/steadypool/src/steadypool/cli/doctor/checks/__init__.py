@@ -1,0 +1,1 @@
+"""The checks, a module for each group; a function for each check."""

@@ -1,0 +1,138 @@
+"""What the server is: its version, its role, what stands before it, how far away it is, and how it feels."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from steadypool.cli.doctor.examination import Examination, bytes_text, milliseconds_text
+from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
+from steadypool.settings import Pooler
+
+SUPPORTED_UNTIL = {
+    14: date(2026, 11, 12),
+    15: date(2027, 11, 11),
+    16: date(2028, 11, 9),
+    17: date(2029, 11, 8),
+    18: date(2030, 11, 14),
+}
+"""The last minor release of each major version (postgresql.org, "Versioning Policy")."""
+FAR = 0.01
+"""Seconds of round-trip time that mean another region."""
+COLD = 0.95
+ENOUGH_READS = 10_000
+
+
+@check("version")
+async def version(x: Examination) -> list[Finding]:
+    """The server's version, and until when it is maintained."""
+    row = await x.row("SELECT current_setting('server_version_num')::int AS number, version() AS text")
+    major = row.number // 10_000
+    end = SUPPORTED_UNTIL.get(major)
+    said = " ".join(row.text.split()[:2])
+    if end is None and major > max(SUPPORTED_UNTIL):
+        return [ok(said)]
+    if end is None or end < x.today.date():
+        why = "No fixes are made for it any more, not for security either."
+        return [warning(f"{said}, maintained until {end or 'some time ago'}", why, "upgrade the server")]
+    return [ok(f"{said}, maintained until {end}")]
+
+
+@check("role")
+async def role(x: Examination) -> list[Finding]:
+    """Primary or standby, read-only by default or not, and whether the service logs in as a superuser."""
+    row = await x.row(
+        "SELECT pg_is_in_recovery() AS standby, current_user AS name, r.rolsuper AS super,"
+        " (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') AS read_only"
+        " FROM pg_roles r WHERE r.rolname = current_user"
+    )
+    found: list[Finding] = []
+    if row.standby:
+        change = "name all hosts and ?target_session_attrs=read-write in DATABASE_URL"
+        found.append(problem("the server is a standby", "Every write fails with 25006.", change, "standby"))
+    if row.read_only == "on":
+        why = "Every write fails with 25006."
+        change = f"ALTER ROLE {row.name} RESET default_transaction_read_only"
+        found.append(warning("transactions are read-only by default", why, change, "standby"))
+    if row.super:
+        why = (
+            "A mistake in the service can change everything, and it may use the connections reserved for you."
+        )
+        found.append(note(f"{row.name} is a superuser", why, "a role of its own for the service"))
+    return found or [ok(f"primary, as {row.name}")]
+
+
+@check("pooler")
+async def pooler(x: Examination) -> list[Finding]:
+    """Whether a pooler stands before the server, and whether the settings know."""
+    connection = await x.connection()
+    announced = connection.pgconn.backend_pid
+    answering = {(await x.row("SELECT pg_backend_pid() AS pid")).pid for _ in range(3)}
+    x.behind_pooler = answering != {announced}
+    evidence = [f"the log-in named process {announced}, {', '.join(map(str, sorted(answering)))} answered"]
+    if x.guards_refused is not None:
+        x.behind_pooler = x.behind_pooler or x.guards_refused.sqlstate == "08P01"
+        evidence.append(f"settings at the start were refused: {x.guards_refused.summary}")
+    if not x.behind_pooler:
+        return [ok("none: the process that the log-in named answers")]
+    said, mode = "; ".join(evidence), x.settings.pooler
+    if mode is Pooler.NONE:
+        why = "Prepared statements and session settings of one caller meet those of another."
+        return [
+            problem(f"a pooler, but DATABASE_POOLER=none: {said}", why, "DATABASE_POOLER=auto", "poolers")
+        ]
+    return [ok(f"a pooler, and DATABASE_POOLER={mode.value}: {said}")]
+
+
+@check("round-trip")
+async def round_trip(x: Examination) -> list[Finding]:
+    """How long a statement that does nothing takes."""
+    seconds = await x.round_trip()
+    times = [answer for answer in x.handshakes.values() if not isinstance(answer, str)]
+    said = f"{milliseconds_text(seconds)} a statement" + (
+        f", {milliseconds_text(min(times))} a TCP handshake" if times else ""
+    )
+    if times and seconds > max(10 * min(times), FAR):
+        why = "The network is fast and the server is not: it is busy, or a pooler lets statements wait."
+        return [
+            warning(said, why, "look at the server's CPU, or at the pooler's own pool", "connect-timeouts")
+        ]
+    if seconds > FAR:
+        why = "Each statement pays for it, and each request for all of its round trips."
+        return [warning(said, why, "run the service in the database's region")]
+    return [ok(said)]
+
+
+@check("load")
+async def load(x: Examination) -> list[Finding]:
+    """What the server is doing, and what went wrong since its statistics were reset."""
+    row = await x.row(
+        "SELECT count(*) FILTER (WHERE state = 'active' AND pid <> pg_backend_pid()) AS active,"
+        " count(*) AS clients, (SELECT row(d.deadlocks, d.temp_bytes)::text FROM pg_stat_database d"
+        " WHERE d.datname = current_database()) AS totals FROM pg_stat_activity WHERE backend_type = 'client backend'"
+    )
+    deadlocks, temporary = (int(part) for part in row.totals.strip("()").split(","))
+    said = f"{row.active} of {row.clients} clients run something; {deadlocks} deadlocks so far"
+    found = [ok(said)]
+    if temporary > 2**30:
+        why = "Sorts and hashes that do not fit into work_mem go to the disk."
+        found.append(
+            note(
+                f"{bytes_text(temporary)} written to temporary files",
+                why,
+                "steadypool why statement-timeouts",
+            )
+        )
+    return found
+
+
+@check("cache")
+async def cache(x: Examination) -> list[Finding]:
+    """How many of the blocks that were asked for were in the server's memory."""
+    row = await x.row("SELECT blks_hit, blks_read FROM pg_stat_database WHERE datname = current_database()")
+    total = row.blks_hit + row.blks_read
+    share = row.blks_hit / total if total else 1.0
+    said = f"{share:.1%} of {total:,} blocks"
+    if row.blks_read > ENOUGH_READS and share < COLD:
+        why = "The rest came from the disk: what is used often does not fit into memory, or is read without an index."
+        return [warning(said, why, "steadypool doctor --only sequential-scans; or more shared_buffers")]
+    return [ok(said)]

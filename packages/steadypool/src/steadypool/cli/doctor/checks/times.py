@@ -1,0 +1,122 @@
+"""Whether the limits are in force, in the right order, and shorter than what else ends connections."""
+
+from __future__ import annotations
+
+from steadypool.cli.doctor.examination import Examination
+from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
+from steadypool.connect.guards import session_guards
+from steadypool.settings import IdlePolicy
+
+NEON_SUSPENDS = 300.0
+"""Seconds without use after which Neon suspends a database by default (its manual, "Scale to zero")."""
+
+
+@check("server-timeouts")
+async def server_timeouts(x: Examination) -> list[Finding]:
+    """The limits that are in force on the server for a session that is opened as the service opens its own."""
+    guards = session_guards(x.settings)
+    rows = await x.rows(
+        "SELECT name, reset_val, source FROM pg_settings WHERE name = ANY(%s)", [*guards, *_OTHERS]
+    )
+    actual = {row.name: row.reset_val for row in rows}
+    local = all(host.is_socket for host in x.target.hosts) and bool(x.target.hosts)
+    missing = {
+        name: actual.get(name)
+        for name, value in guards.items()
+        if actual.get(name) != value and not (name.startswith("tcp_") and (local or x.behind_pooler))
+    }
+    said = ", ".join(f"{name} {actual[name]}" for name in ("statement_timeout", *_OTHERS) if name in actual)
+    if not missing:
+        return [ok(said)]
+    lacking = ", ".join(f"{name} is {value}, asked for {guards[name]}" for name, value in missing.items())
+    if "statement_timeout" in missing:
+        why = (
+            "They do not arrive at the start, so they travel with each transaction, and autocommit has none."
+        )
+        change = "let the pooler pass them on, or DATABASE_URL without the pooler"
+        return [warning(lacking, why, change, "poolers")]
+    return [note(lacking, "The server does not know or does not allow them.", "")]
+
+
+_OTHERS = (
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "transaction_timeout",
+    "lock_timeout",
+)
+
+
+@check("timeout-order")
+async def timeout_order(x: Examination) -> list[Finding]:
+    """Connecting before waiting before the request, and a statement before the request."""
+    s = x.settings
+    acquire, end = max(s.pool_timeout, s.connection_timeout), s.request_deadline
+    said = (
+        f"connect {s.connection_timeout:g} s, acquire {acquire:g} s, statement {s.statement_timeout:g} s, "
+        f"request {'without end' if end is None else f'{end:g} s'}"
+    )
+    found: list[Finding] = []
+    if s.pool_timeout < s.connection_timeout:
+        why = "A caller who waits while connections are busy gives up before a new one could be opened."
+        change = f"DATABASE_POOL_TIMEOUT={s.connection_timeout:g}"
+        found.append(
+            warning(
+                f"DATABASE_POOL_TIMEOUT below DATABASE_CONNECTION_TIMEOUT: {said}", why, change, "deadlines"
+            )
+        )
+    if end is None:
+        why = "A request may take the sum of everything it does."
+        found.append(warning(said, why, f"DATABASE_REQUEST_DEADLINE={1.5 * acquire:g}", "deadlines"))
+    elif end <= acquire or end <= s.statement_timeout:
+        why = "The request ends first, by an error that does not say what was slow."
+        change = f"DATABASE_REQUEST_DEADLINE={1.5 * max(acquire, s.statement_timeout):g}"
+        found.append(
+            warning(f"DATABASE_REQUEST_DEADLINE is not the longest: {said}", why, change, "deadlines")
+        )
+    return found or [ok(said)]
+
+
+@check("lifetimes")
+async def lifetimes(x: Examination) -> list[Finding]:
+    """How long a connection lives here, against what else ends it: the server, a pooler, a suspend."""
+    s = x.settings
+    rows = await x.rows(
+        "SELECT reset_val::float8 / 1000 AS seconds FROM pg_settings WHERE name = 'idle_session_timeout'"
+    )
+    server_ends = rows[0].seconds if rows else 0.0
+    idle = min(s.idle_timeout or float("inf"), s.pool_recycle or float("inf"))
+    said = f"recycled after {_seconds(s.pool_recycle)}, closed when idle for {_seconds(s.idle_timeout)}"
+    found: list[Finding] = []
+    if server_ends and idle >= server_ends:
+        why = "The server ends idle connections first, by 57P05."
+        change = f"DATABASE_POOL_IDLE_TIMEOUT={max(1.0, server_ends * 0.8):g}"
+        said_too = f"idle_session_timeout {server_ends:g} s; {said}"
+        found.append(warning(said_too, why, change, "connection-lost"))
+    if x.behind_pooler and s.pool_recycle is None:
+        why = "A pooler ends connections by its own lifetime (PgBouncer: client_idle_timeout, server_lifetime 3600 s)."
+        found.append(warning(said, why, "DATABASE_POOL_RECYCLE=1800", "connection-lost"))
+    if any(host.name.endswith(".neon.tech") for host in x.target.hosts):
+        found += _neon(x, said)
+    return found or [ok(said)]
+
+
+def _neon(x: Examination, said: str) -> list[Finding]:
+    s = x.settings
+    if s.pool_recycle is not None and s.pool_recycle < NEON_SUSPENDS:
+        why = (
+            f"It keeps nothing awake that suspends after {NEON_SUSPENDS:g} s; it only reconnects more often."
+        )
+        return [problem(said, why, "DATABASE_POOL_RECYCLE=7200", "cold-start")]
+    if s.idle_policy is IdlePolicy.KEEP_AWAKE:
+        return [
+            note(
+                f"{said}; a listener keeps the database awake, which is billed",
+                "",
+                "DATABASE_IDLE_POLICY=allow_sleep",
+            )
+        ]
+    return []
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:g} s"

@@ -1,0 +1,125 @@
+"""The service's own ways to the database, tried out: a request, prepared statements, notifications."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from urllib.parse import quote
+
+from sqlalchemy import text
+
+from steadypool.cli.doctor.examination import Examination, milliseconds_text
+from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
+from steadypool.connect.dsn import ConnectTarget, Host
+from steadypool.database import Database
+from steadypool.errors import ListenerDeaf, words_of
+from steadypool.lab.ports import HOST
+from steadypool.lab.proxy import FaultProxy
+from steadypool.listener import Gap
+from steadypool.settings import Pooler
+
+DELAY = 0.005
+"""Seconds that the counted network adds each way: what leaves together is one round trip."""
+HEARD_WITHIN = 5.0
+MANY_TRIPS = 6
+
+
+@check("round-trips")
+async def round_trips(x: Examination) -> list[Finding]:
+    """How often a request with one statement crosses the network, counted on the socket, and what that takes."""
+    each = await x.round_trip()
+    host = next((host for host in x.target.hosts if not host.is_socket), Host("localhost"))
+    async with FaultProxy(host.address or host.name, host.port) as network:
+        settings = x.settings.replace(
+            url=_by_way_of(x.target, host, network.port), pool_size=1, max_overflow=0
+        )
+        async with Database(settings, name="doctor") as database:
+            for _ in range(2):
+                await _request(database)
+            network.delay = DELAY
+            before = network.round_trips
+            await _request(database)
+            count = network.round_trips - before
+    said = f"{count} a request with one SELECT, by {database.pool.dialect.driver}: {milliseconds_text(count * each)}"
+    if count > MANY_TRIPS:
+        why = "Every request pays for each of them."
+        return [warning(said, why, "DATABASE_POOL_PRE_PING=true, or postgresql+psycopg:// in DATABASE_URL")]
+    return [ok(said)]
+
+
+async def _request(database: Database) -> None:
+    async with database.session() as session:
+        await session.execute(text("SELECT 1"))
+
+
+def _by_way_of(target: ConnectTarget, host: Host, port: int) -> str:
+    """The same URL by way of a port on this machine; the name stays, for certificates."""
+    driver = f"+{target.driver}" if target.driver else ""
+    password = "" if target.password is None else f":{quote(target.password.get_secret_value(), safe='')}"
+    user = "" if target.user is None else f"{quote(target.user, safe='')}{password}@"
+    options = {"hostaddr": HOST, **target.options}
+    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in options.items())
+    name = f"[{host.name}]" if ":" in host.name else host.name
+    return f"postgresql{driver}://{user}{name}:{port}/{quote(target.database or '', safe='')}?{query}"
+
+
+@check("prepared-statements")
+async def prepared_statements(x: Examination) -> list[Finding]:
+    """Whether prepared statements are safe with what stands before the server."""
+    await x.connection()
+    driver, mode = x.target.driver or "asyncpg", x.settings.pooler
+    if not x.behind_pooler:
+        return [ok(f"{driver}: nothing stands in between, so a prepared statement is found again")]
+    if mode is Pooler.SESSION:
+        why = "In transaction mode the statement is on another server connection: 26000."
+        return [
+            note(f"{driver}: kept, since DATABASE_POOLER=session", why, "DATABASE_POOLER=auto if it is not")
+        ]
+    return [ok(f"{driver} behind a pooler: no statement is kept, and no name is used twice")]
+
+
+@check("listen")
+async def listen(x: Examination) -> list[Finding]:
+    """Whether a notification that is sent really arrives (on a channel of its own, over DATABASE_DIRECT_URL if set)."""
+    if (await x.row("SELECT pg_is_in_recovery() AS standby")).standby:
+        return [note("a standby has no notifications", "LISTEN works on a primary only.", "")]
+    settings = x.settings.replace(pool_size=1, max_overflow=0)
+    channel, payload = f"steadypool_doctor_{uuid.uuid4().hex}", "are you there?"
+    async with Database(settings, name="doctor") as database:
+        try:
+            async with asyncio.timeout(min(HEARD_WITHIN, x.left)):
+                seconds = await _heard(x, database, channel, payload)
+        except ListenerDeaf as error:
+            why = "Whoever listens waits for ever, and nothing says so."
+            change = "DATABASE_DIRECT_URL=postgresql://… past the pooler"
+            return [problem(words_of(error), why, change, "deaf-listener")]
+        except TimeoutError:
+            stats = database.stats().listener
+            said = f"nothing arrived within {HEARD_WITHIN:g} s; the listener is {stats.state if stats else 'not there'}"
+            if stats is not None and stats.last_error:
+                said += f": {stats.last_error}"
+            change = "DATABASE_DIRECT_URL=postgresql://… past the pooler"
+            return [problem(said, "Whoever listens waits for ever.", change, "deaf-listener")]
+    return [ok(f"heard {milliseconds_text(seconds)} after it was sent")]
+
+
+async def _heard(x: Examination, database: Database, channel: str, payload: str) -> float:
+    """Send a notification once we listen; returns how many seconds later it was heard."""
+    async with database.listen(channel) as notifications:
+        sent_at = 0.0
+
+        async def send() -> None:
+            nonlocal sent_at
+            await notifications.live.wait()
+            sent_at = x.clock.monotonic()
+            await database.notify(channel, payload)
+
+        sending = asyncio.create_task(send())
+        try:
+            async for heard in notifications:
+                if not isinstance(heard, Gap) and heard.payload == payload:
+                    break
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        return x.clock.monotonic() - sent_at

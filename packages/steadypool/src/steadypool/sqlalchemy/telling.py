@@ -1,0 +1,129 @@
+"""Tells what became of each statement that SQLAlchemy executes and of each wait, where somebody wants to know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from steadypool.errors import SteadypoolError
+from steadypool.events import StatementFinished, WaitEnded
+from steadypool.fingerprint import fingerprint
+from steadypool.whereabouts import endpoint
+
+if TYPE_CHECKING:
+    from steadypool.lease import Lease
+    from steadypool.sqlalchemy.pool import SteadyPool
+
+COMMIT = "COMMIT"
+
+
+def pool_of(fairy: Any) -> SteadyPool | None:
+    """The pool of SQLAlchemy's proxy of a connection, if it is one of ours; None while a new server is asked."""
+    pool = getattr(fairy, "_pool", None)
+    return pool if hasattr(pool, "observers") else None
+
+
+def lease_of(fairy: Any) -> Lease[Any] | None:
+    """The lease under which somebody has that connection; None once it was detached."""
+    return getattr(getattr(fairy, "_connection_record", None), "lease", None)
+
+
+def fairy_of(context: Any) -> Any:
+    """SQLAlchemy's proxy of the connection that an execution uses."""
+    return getattr(context.root_connection, "_dbapi_connection", None)
+
+
+def mark_commit(error: BaseException, seconds: float) -> None:
+    """Note on an exception that it came from a COMMIT that had taken so long: SQLAlchemy's handler is not told."""
+    error.__dict__["steadypool_commit"] = seconds
+
+
+def commit_seconds(error: BaseException) -> float | None:
+    """How long the COMMIT took that failed with this; None if it was none."""
+    return error.__dict__.get("steadypool_commit")
+
+
+def tell_statement(
+    fairy: Any,
+    statement: str,
+    *,
+    seconds: float,
+    rows: int | None = None,
+    sqlstate: str | None = None,
+    error: BaseException | type[BaseException] | None = None,
+) -> None:
+    """Emit `StatementFinished` for what was executed on a connection, if somebody wants it.
+
+    Args:
+        fairy: SQLAlchemy's proxy of the connection.
+        statement: the SQL; only its fingerprint goes on.
+        seconds: how long it executed.
+        rows: returned or affected; None or below 0 where that is not known.
+        sqlstate: what the server said, if it refused.
+        error: what the caller sees, if it failed.
+    """
+    pool = pool_of(fairy)
+    if pool is None or not pool.observers.wanted(StatementFinished):
+        return
+    lease = lease_of(fairy)
+    waiting, connecting = (0.0, 0.0) if lease is None else lease.take_cost()
+    pool.observers.emit(
+        StatementFinished(
+            pool.core.name,
+            pool.core.clock.monotonic(),
+            fingerprint(statement),
+            "session",
+            seconds,
+            rows if rows is not None and rows >= 0 else None,
+            waiting,
+            connecting,
+            None if lease is None else lease.workload,
+            None if lease is None else lease.slot.number,
+            sqlstate,
+            None if error is None else name_of(error),
+            endpoint(),
+        )
+    )
+
+
+def name_of(error: BaseException | type[BaseException]) -> str:
+    """What an error is called in statistics: its class."""
+    return error.__name__ if isinstance(error, type) else type(error).__name__
+
+
+def tell_wait(
+    pool: SteadyPool,
+    began: float,
+    workload: str | None,
+    lease: Lease[Any] | None,
+    error: BaseException | None,
+) -> None:
+    """Emit `WaitEnded` for a caller who had to wait, or went without."""
+    now = pool.core.clock.monotonic()
+    if lease is not None:
+        if lease.waited > 0:
+            pool.observers.emit(
+                WaitEnded(
+                    pool.core.name,
+                    now,
+                    lease.waited,
+                    lease.connecting,
+                    workload,
+                    lease.slot.number,
+                    None,
+                    endpoint(),
+                )
+            )
+        return
+    connecting = error.elapsed.connecting if isinstance(error, SteadypoolError) else 0.0
+    pool.observers.emit(
+        WaitEnded(
+            pool.core.name,
+            now,
+            now - began,
+            connecting,
+            workload,
+            None,
+            None if error is None else name_of(error),
+            endpoint(),
+        )
+    )

@@ -1,0 +1,11 @@
+"""What the pool did: a bounded memory of it, and the document that this becomes.
+
+`recording` defines the document and the file, `recorder` fills the memory from events and from a look at the pool
+once a second. Memory is bounded by time and number: an hour of seconds, a day of minutes, so many entries of each list.
+"""
+
+from __future__ import annotations
+
+from steadypool.telemetry.recorder.recording import Arrival, Note, Recording, Row
+
+__all__ = ["Arrival", "Note", "Recording", "Row"]
