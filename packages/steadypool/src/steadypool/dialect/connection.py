@@ -93,7 +93,7 @@ class Connection(AdaptedConnection):
         surroundings: Surroundings,
     ) -> None:
         self.dbapi = dbapi
-    _connection: PipelinedConnection  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._connection = connection  # pyright: ignore[reportIncompatibleVariableOverride]
         self._surroundings = surroundings
         self._schema = surroundings.schema
         self._changes_schema = False
