@@ -17,7 +17,15 @@ from sqlalchemy.util import await_only
 
 from steadypool.dialect.cursor import Cursor, ServerSideCursor
 from steadypool.errors import Phase, Report, TransactionRolledBack
-from steadypool.pipeline import PipelinedConnection, Result, Segment, Statement
+from steadypool.pipeline import (
+    ConnectionGone,
+    Overdue,
+    PipelinedConnection,
+    Result,
+    Segment,
+    Statement,
+    Unclean,
+)
 
 _OBJECTS = (
     b"DOMAIN EXTENSION FOREIGN_TABLE FUNCTION MATERIALIZED_VIEW OPERATOR PROCEDURE ROUTINE RULE SCHEMA SEQUENCE TABLE"
@@ -70,18 +78,18 @@ class Connection(AdaptedConnection):
     __slots__ = (
         "_begun",
         "_changes_schema",
-        "_connection",
         "_failed",
         "_local",
+        "_renew",
         "_schema",
         "_surroundings",
+        "_unproven",
         "_xid",
         "autocommit",
         "dbapi",
         "deferrable",
         "isolation_level",
         "read_only",
-        "renew",
     )
 
     _connection: PipelinedConnection  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -101,7 +109,8 @@ class Connection(AdaptedConnection):
         self.isolation_level: str | None = None
         self.read_only: bool | None = None
         self.deferrable: bool | None = None
-        self.renew: Callable[[], Awaitable[None]] | None = None
+        self._renew: Callable[[], Awaitable[bool]] | None = None
+        self._unproven = False
         self._local: dict[str, str] = {}
         self._begun = False
         self._failed = False
@@ -154,12 +163,26 @@ class Connection(AdaptedConnection):
         """Set these for the transaction that has begun for SQLAlchemy, but not yet for the server."""
         self._local.update(settings)
 
-    async def run(self, statements: Sequence[Statement]) -> list[Result]:
+    async def run(self, statements: Sequence[Statement], *, repeatable: bool = True) -> list[Result]:
         """Send statements in one flight, with the beginning of the transaction where it has not begun.
+
+        Where the connection turns out to be dead, its first flight is sent again over another, once: unless the
+        server began to answer, or fell silent, or the flight is one that is not `repeatable`.
 
         Raises:
             psycopg.Error: what the server said, or why the connection ended.
         """
+        if self.autocommit and self._unproven and not self.read_only:
+            await self._prove()
+        first = not self._begun and (not self.autocommit or bool(self.read_only))
+        try:
+            return await self._fly(statements)
+        except ConnectionGone as gone:
+            if not (first and repeatable and await self._renewed(gone)):
+                raise
+        return await self._fly(statements)
+
+    async def _fly(self, statements: Sequence[Statement]) -> list[Result]:
         if self._schema != self._surroundings.schema:
             self._schema = self._surroundings.schema
             self._connection.statements.forget_all()
@@ -168,15 +191,53 @@ class Connection(AdaptedConnection):
         answer = self._connection.send(segment)  # raises where nothing can be sent; then nothing has begun
         if prelude:
             self._begun, self._failed = True, False
-            self._local.clear()
         try:
             results = await answer
         except BaseException:
             self._failed = True
             raise
+        self._unproven, self._renew = False, None  # from here on it may know things that another does not
         if any(result.pgresult.command_status in _CHANGES_SCHEMA for result in results):
             self._schema_changed()
         return results[len(prelude) :]
+
+    # -- a connection that turns out to be dead ----------------------------------------------------------------
+
+    def lease_begins(self, renew: Callable[[], Awaitable[bool]], *, unproven: bool) -> None:
+        """Somebody has it from now on.
+
+        Args:
+            renew: puts another connection in the place of a dead one by `adopt`; returns whether it could.
+            unproven: whether it has been idle for long.
+        """
+        self._renew = renew
+        self._unproven = unproven
+
+    def twin(self) -> Connection:
+        """The same connection once more, for whoever buries it."""
+        return Connection(self.dbapi, self._connection, self._surroundings)
+
+    def adopt(self, other: Connection) -> None:
+        """Go on with the connection of another, which nobody uses."""
+        self._connection = other._connection  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._schema = other._schema
+        self._begun = self._failed = False
+
+    async def _prove(self) -> None:
+        """A statement of its own cannot be sent twice, so a Sync is sent before it."""
+        self._unproven = False
+        try:
+            await self._connection.run(Segment([]))
+        except ConnectionGone as gone:
+            if not await self._renewed(gone):
+                raise
+
+    async def _renewed(self, gone: ConnectionGone) -> bool:
+        """Whether there is another connection now; at most once a lease."""
+        renew, self._renew = self._renew, None
+        if renew is None or gone.answered or isinstance(gone, Overdue | Unclean):
+            return False
+        return await renew()
 
     def _schema_changed(self) -> None:
         """Seen here at once, by others after the commit, and here again after a rollback."""
@@ -193,6 +254,7 @@ class Connection(AdaptedConnection):
             begin += " READ ONLY" if self.read_only else " READ WRITE"
         if self.deferrable is not None:
             begin += " DEFERRABLE" if self.deferrable else " NOT DEFERRABLE"
+        # `_local` is kept until the transaction ends: where it has to begin twice, it begins the same way.
         prelude = [Statement(begin, prepare=False)]
         if settings := {**self._surroundings.every_transaction(), **self._local}:
             calls = ", ".join(
@@ -283,7 +345,7 @@ class Connection(AdaptedConnection):
     def tpc_prepare(self) -> None:
         """First phase: from now on the transaction survives its connection."""
         prepare = Statement(f"PREPARE TRANSACTION {_literal(self._xid or '')}", prepare=False)
-        await_only(self.run([prepare]))
+        await_only(self.run([prepare], repeatable=False))
         self._begun = False
 
     def tpc_commit(self, xid: str | None = None) -> None:

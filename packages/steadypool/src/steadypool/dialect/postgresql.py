@@ -27,7 +27,6 @@ class SteadypoolDialect(PsycopgDialect):
     driver = "steadypool"
     default_paramstyle = "numeric_dollar"
     supports_statement_cache = True
-    proves_by_first_flight = True
 
     @classmethod
     def import_dbapi(cls) -> Any:

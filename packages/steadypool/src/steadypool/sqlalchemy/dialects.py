@@ -572,12 +572,13 @@ def _readable(driver_connection: Any) -> bool:
     return bool(poll.poll(0))
 
 
+PIPELINED = "postgresql+steadypool"
 OURS = {
     "postgresql": "postgresql+steadypool_asyncpg",
     "postgresql+asyncpg": "postgresql+steadypool_asyncpg",
     "postgresql+psycopg": "postgresql+steadypool_psycopg",
     "postgresql+psycopg_async": "postgresql+steadypool_psycopg",
-    "postgresql+steadypool": "postgresql+steadypool",
+    PIPELINED: PIPELINED,
 }
 """SQLAlchemy's names of the drivers, and ours for the same with bounds."""
 

@@ -29,6 +29,7 @@ from steadypool.events import Events, WaitEnded
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
 from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
+from steadypool.sqlalchemy.renewal import renew_when_lost
 from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
 from steadypool.whereabouts import Place, current_request, whereabouts
@@ -60,12 +61,12 @@ class Record(_ConnectionRecord):
     """Whether its last user forgot to give it back, and the garbage collector did."""
     _fairy_ref: weakref.ref[Any] | None = None
 
-    def __init__(self, owner: SteadyPool) -> None:
+    def __init__(self, owner: SteadyPool, connect: bool = True) -> None:
         self._owner = owner
         # SQLAlchemy makes it last, and 2.0.40 needs it where connecting fails.
         self.finalize_callback = deque()
         try:
-            super().__init__(owner)
+            super().__init__(owner, connect)
         except BaseException:
             # SQLAlchemy 2.0 leaves the connection behind when an event handler fails or is cancelled.
             self.cut()
@@ -212,6 +213,7 @@ class SteadyPool(pool.Pool):
         steady_ceilings: dict[str, int] | None = None,
         steady_breaker: bool = True,
         ping_by_select: bool = False,
+        first_use_proves: bool = False,
         recycle: float = -1,
         pre_ping: bool = False,
         **kw: Any,
@@ -219,17 +221,19 @@ class SteadyPool(pool.Pool):
         # The core recycles and pings, in the background; SQLAlchemy would do it in the caller.
         super().__init__(creator, recycle=-1, pre_ping=False, **kw)
         base = steady_options or PoolOptions()
-        unlimited = pool_size == 0
+        pings = pre_ping and not first_use_proves
         options = replace(
             base,
-            size=UNLIMITED if unlimited else pool_size,
-            max_overflow=None if unlimited or max_overflow == -1 else max_overflow,
+            size=pool_size or UNLIMITED,
+            max_overflow=None if pool_size == 0 or max_overflow == -1 else max_overflow,
             pool_timeout=math.inf if timeout is None else timeout,
             recycle=recycle if recycle >= 0 else None,
-            ping_after_idle=base.ping_after_idle if pre_ping else None,
+            ping_after_idle=base.ping_after_idle if pings else None,
             use_lifo=use_lifo,
         )
         self.ping_by_select = ping_by_select
+        self.unproven_after = base.ping_after_idle if pre_ping and first_use_proves else None
+        """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
         self.ceilings = steady_ceilings if steady_ceilings is not None else {}
         self._arguments: dict[str, Any] = {
             **kw,
@@ -242,6 +246,7 @@ class SteadyPool(pool.Pool):
             "steady_ceilings": self.ceilings,
             "steady_breaker": steady_breaker,
             "ping_by_select": ping_by_select,
+            "first_use_proves": first_use_proves,
             "recycle": recycle,
             "pre_ping": pre_ping,
         }
@@ -297,7 +302,14 @@ class SteadyPool(pool.Pool):
         record.lease = lease
         # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
         record.fairy_ref = None
+        if self.unproven_after is not None:
+            age = self.core.clock.monotonic() - lease.slot.proven_at
+            renew_when_lost(self, record, unproven=age >= self.unproven_after)
         return record
+
+    async def acquire_again(self, ended: Lease[Record]) -> Lease[Record]:
+        """Another lease for whoever had this one, whose connection was dead."""
+        return await self.core.acquire(name=ended.name, workload=ended.workload, places=ended.places)
 
     async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
         workload = current_workload.get()
