@@ -21,7 +21,7 @@ inputs="uv.lock pyproject.toml packages/*/pyproject.toml scripts/setup.sh script
 fingerprint="$(cat $inputs | cksum) $(pwd)"
 stamp=$venv/.made-from
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$fingerprint" ] && "$venv/bin/python" -c '' 2>/dev/null; then
-    exit 0
+    exec sh scripts/pack_page.sh "$venv"
 fi
 
 find_python() {
@@ -88,3 +88,4 @@ rm -f "$stamp"
 UV_PROJECT_ENVIRONMENT=$venv UV_PYTHON_DOWNLOADS=never "$uv" sync --frozen --all-packages \
     --no-default-groups --group dev --group "$group" --python "$python" $certificates
 printf '%s\n' "$fingerprint" >"$stamp"
+exec sh scripts/pack_page.sh "$venv"

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from backend.config import ConfigError, ServerSettings, Settings, load_settings
 from steadypool.errors import SteadypoolError
+from steadypool.settings import Dashboard
 
 # How long requests in flight may take after the first signal; the second ends them at once.
 SHUTDOWN_GRACE = 15
@@ -140,10 +141,10 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
         loop.add_signal_handler(number, stop)
     _warn(settings)
     async with AsyncExitStack() as stack:
-        settings = await _with_database(settings, stack)
+        settings = _with_pool_page(await _with_database(settings, stack))
         await _migrate(settings)
         token = await _demo(settings)
-        server = Server(settings, grace=SHUTDOWN_GRACE, on_ready=lambda: _tell(listener, token))
+        server = Server(settings, grace=SHUTDOWN_GRACE, on_ready=lambda: _tell(listener, settings, token))
         await server.serve([listener])
         _say("stopped")
 
@@ -168,6 +169,14 @@ async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:
     except LabError as error:
         raise StartError(str(error)) from error
     return settings.model_copy(update={"database": settings.database.replace(url=server.url)})
+
+
+def _with_pool_page(settings: Settings) -> Settings:
+    """With the page about the pool, for whoever sits at this machine, unless DATABASE_DASHBOARD says something else."""
+    if "dashboard" in settings.database.model_fields_set:
+        return settings
+    database = settings.database.replace(dashboard=Dashboard.LOOPBACK)
+    return settings.model_copy(update={"database": database})
 
 
 async def _migrate(settings: Settings) -> None:
@@ -205,7 +214,7 @@ async def _demo(settings: Settings) -> str | None:
             ) from error
 
 
-def _tell(listener: socket.socket, token: str | None) -> None:
+def _tell(listener: socket.socket, settings: Settings, token: str | None) -> None:
     """Where to click, and how to sign in."""
     host, port = listener.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
@@ -219,4 +228,6 @@ def _tell(listener: socket.socket, token: str | None) -> None:
             f"For the plyrfm command: export PLYR_API_URL={url} and",
             f"PLYR_TOKEN={token}",
         ]
+    if settings.database.dashboard is Dashboard.LOOPBACK:
+        lines.append(f"Its pool, live, for this machine only: {url}/pool")
     _print("\n" + "\n".join(lines) + "\n\nCtrl-C ends it.")

@@ -17,6 +17,7 @@ from backend.services.upload_jobs import UploadJobs
 from backend.storage.local import LocalStorage
 from backend.utilities.database import build_database, get_database, use_database
 from steadypool.fastapi import install
+from steadypool.fastapi.dashboard import DashboardPage, dashboard
 
 ALLOWED_HEADERS = [
     "Authorization",
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.storage = storage
     # CORS last: what is added later stands outside, and its headers belong on error answers as well.
     install(app, get_database)
+    app.state.pool_page = dashboard(app, get_database)
     origins = settings.server.cors_origins
     app.add_middleware(
         CORSMiddleware,
@@ -84,6 +86,8 @@ def end_streams(app: FastAPI) -> None:
     live_queues: LiveQueues | None = getattr(app.state, "live_queues", None)
     if live_queues is not None:
         live_queues.end_watches()
+    pool_page: DashboardPage = app.state.pool_page
+    pool_page.end_streams()
 
 
 async def _client_is_gone(request: Request, error: Exception) -> Response:

@@ -241,15 +241,19 @@ class FailsAtPoolTimeoutWhileConnecting(Pool[Any]):
 
 @breaks("R5")
 class WaitsThoughNothingIsOpened(Pool[Any]):
-    def _count_anew(self, now: float) -> None: ...
+    def _time_is_up(self, waiter: Waiter[Any]) -> None:
+        waiter.busy_until = max(waiter.busy_until, waiter.connect_until)
+        super()._time_is_up(waiter)
 
 
 @breaks("R5")
-class CountsAnewWithoutEnd(Pool[Any]):
-    def _count_anew(self, now: float) -> None:
-        for waiter in self._overtime:
-            waiter.connect_until = max(waiter.connect_until, now + waiter.limit)
-        super()._count_anew(now)
+class RefusesAllWhenTheServerRefusesForGood(Pool[Any]):
+    def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
+        count, self.count = self.count, lambda *states: 0  # type: ignore[method-assign]
+        try:
+            super()._connect_failed(failure, now, final=final)
+        finally:
+            self.count = count  # type: ignore[method-assign]
 
 
 @breaks("R5")

@@ -36,7 +36,7 @@ class Caller:
     """One who asks for a connection, and what we know of it."""
 
     __slots__ = (
-        "busy_until", "cancel_asked", "deadline_at", "ended", "latest", "lease", "limit", "name", "patience",
+        "busy_until", "cancel_asked", "deadline_at", "ended", "kept", "latest", "lease", "limit", "name",
         "settled", "since", "task", "timeout", "workload"
     )  # fmt: skip
 
@@ -45,7 +45,8 @@ class Caller:
         self.workload = workload
         self.timeout = timeout
         self.limit = limit
-        self.since = self.busy_until = self.latest = self.patience = 0.0
+        self.since = self.busy_until = self.latest = 0.0
+        self.kept = False
         self.deadline_at: float | None = None
         self.lease: Lease[Connection] | None = None
         self.task: asyncio.Task[None] | None = None
@@ -121,7 +122,7 @@ class Rules:
         self.refusals = 0
         self.refused_errors: dict[BaseException, tuple[int, str, bool]] = {}
         self.passed_over: dict[Caller, tuple[int, str]] = {}
-        self.answered_at = 0.0
+        self.pending_at = 0.0
         self._was_pending = False
         self._fault: str | None = None
         self._to_prove = set[int]()
@@ -162,7 +163,6 @@ class Rules:
         else:
             caller.busy_until = min(now + timeout, deadline_at)
             caller.latest = deadline_at
-        caller.patience = caller.busy_until - now
         self.callers[caller.name] = caller
         self.waiting[caller.name] = caller
 
@@ -221,7 +221,8 @@ class Rules:
 
     @staticmethod
     def _by_time(error: errors.SteadypoolError) -> bool:
-        return not isinstance(error, errors.PoolQueueFull | errors.DatabaseUnavailable) and not (
+        at_once = errors.PoolQueueFull | errors.DatabaseUnavailable | errors.HookFailed
+        return not isinstance(error, at_once) and not (
             isinstance(error, errors.ConnectFailed) and error.final
         )
 
@@ -248,7 +249,11 @@ class Rules:
         if isinstance(error, errors.DatabaseUnavailable):
             self._check_unavailable(caller, error, now)
             return
+        if isinstance(error, errors.HookFailed):
+            return  # that it was one is looked at where it is said
         if isinstance(error, errors.ConnectFailed) and error.final:
+            if error.pool is not None and error.pool.leased and now < caller.busy_until - NEAR:
+                raise RuleBroken("R5: a final refusal though somebody may give a connection back")
             return
         if now < caller.busy_until - NEAR:
             raise RuleBroken(f"R5: {name} {caller.busy_until - now:.3f}s too early")
@@ -325,7 +330,9 @@ class Rules:
             if self.server.last_open_failed:
                 pending = "unreachable"
             self.refused_errors[event.error] = (self.refusals, pending, self._has_room(event.workload))
-            for_good = isinstance(event.error, errors.ConnectFailed) and event.error.final
+            for_good = isinstance(event.error, errors.HookFailed) or (
+                isinstance(event.error, errors.ConnectFailed) and event.error.final
+            )
             if for_good and not self.server.last_open_final:
                 self.blame("R5: a final refusal though the last connect did not fail for good")
         elif isinstance(event, events.Closed):
@@ -422,6 +429,9 @@ class Rules:
         if version == self._seen_version:
             return
         self._seen_version = version
+        if self._was_pending or self._is_pending():  # also for less than a moment
+            self.pending_at = self.loop.now
+        self._was_pending = self._is_pending()
         pool, server, roster = self.pool, self.server, self.roster
         limit = self.options.limit
         if server.connecting + server.counted > limit or len(roster) > limit:
@@ -504,17 +514,19 @@ class Rules:
 
     def _check_waiting(self, now: float) -> None:
         """Rules 4 and 5: whoever waits has a reason to, and a time left to do it."""
-        pool, server, roster = self.pool, self.server, self.roster
-        pending = bool(server.connecting or server.last_open_failed or roster.count(PROVING, SILENT))
-        if self._was_pending and not pending:
-            self.answered_at = now
-        self._was_pending = pending
+        pool, roster = self.pool, self.roster
+        if self._is_pending():
+            self.pending_at = now
         for caller in self.waiting.values():
             if now > caller.latest + NEAR:
                 raise RuleBroken(f"R5: caller {caller.name} waits {now - caller.latest:.3f}s too long")
-            anew = min(self.answered_at + caller.patience, caller.latest)
-            if now > max(caller.busy_until, anew) + NEAR and not pending:
-                raise RuleBroken(f"R5: caller {caller.name} waits on, and nothing is being opened")
+            if now < caller.busy_until - NEAR or caller.kept:
+                continue
+            caller.kept = (
+                self.pending_at >= caller.busy_until - NEAR
+            )  # it was the server that kept it until now
+            if now > caller.busy_until + NEAR and not caller.kept:
+                raise RuleBroken(f"R5: caller {caller.name} waits on, and nothing was being opened")
         takers = self._takers()
         if not takers:
             return
@@ -523,6 +535,11 @@ class Rules:
             if usable or roster.count(PROVING) < min(takers, roster.count(IDLE, PROVING)):
                 raise RuleBroken(f"R4: {takers} wait, {roster.count(IDLE)} are idle, {usable} of them usable")
         self._check_opening(takers, now)
+
+    def _is_pending(self) -> bool:
+        """Whether an answer of the server is awaited."""
+        server = self.server
+        return bool(server.connecting or server.last_open_failed or self.roster.count(PROVING, SILENT))
 
     def _check_opening(self, takers: int, now: float) -> None:
         pool, roster = self.pool, self.roster

@@ -125,11 +125,17 @@ def test_what_is_final(failure: BaseException, final: bool) -> None:
     assert error.__cause__ is failure
 
 
+def test_a_bug_in_the_middle_of_a_connect_is_told_as_one() -> None:
+    bug = OSError()
+    assert refusal.is_final(bug)
+    for error in (refusal.connect_failed(bug, 0.5, None, EMPTY), out_of_time(EMPTY, cause=bug)):
+        assert type(error) is errors.HookFailed
+        assert "raised OSError: OSError." in str(error)
+        assert error.__cause__ is bug
+
+
 def test_a_failure_without_words_gets_a_name() -> None:
-    bug = refusal.connect_failed(OSError(), 0.5, None, EMPTY)
-    assert isinstance(bug, errors.HookFailed)
-    assert "raised OSError: OSError" in bug.message
-    assert "said: OSError" in str(out_of_time(EMPTY, cause=OSError()))
+    assert "said: ConnectFailed" in str(out_of_time(EMPTY, cause=errors.ConnectFailed("")))
 
 
 def test_a_closed_pool() -> None:

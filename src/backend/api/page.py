@@ -8,17 +8,25 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+
+from steadypool.fastapi.dashboard import DashboardPage
 
 router = APIRouter(include_in_schema=False)
+
+_POOL_LINK = "<!-- the pool -->"
+POOL_LINK = '<a class="chip" href="/pool">Pool</a>'
+"""Shown to those who may see the page behind it."""
 
 _FILE = Path(__file__).parent.parent / "static" / "index.html"
 
 
 @router.get("/")
 @router.head("/")
-async def page() -> Response:
+async def page(request: Request) -> Response:
     html, policy = _page()
+    pool_page: DashboardPage = request.app.state.pool_page
+    html = html.replace(_POOL_LINK, POOL_LINK if await pool_page.visible_to(request) else "")
     headers = {
         "Content-Security-Policy": policy,
         "Cache-Control": "no-cache",

@@ -39,6 +39,11 @@ class SystemClock:
 SYSTEM_CLOCK = SystemClock()
 
 
+def wall_time() -> float:
+    """Seconds since 1970, for people to read; never to wait by, since it may jump."""
+    return time.time()
+
+
 @dataclass
 class Backoff:
     """Growing pauses with full jitter: each is random between nothing and a ceiling that doubles.

@@ -22,7 +22,14 @@ from steadypool.breaker import BreakerState
 from steadypool.clock import Backoff
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
 from steadypool.deadline import TimeLimit, nearest_end
-from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue, Surroundings
+from steadypool.dedicated import (
+    AsyncpgDialogue,
+    Dedicated,
+    Dialogue,
+    PipelinedDialogue,
+    PsycopgDialogue,
+    Surroundings,
+)
 from steadypool.errors import (
     ConfigurationError,
     HeartbeatMissed,
@@ -45,17 +52,25 @@ from steadypool.listener import (
     check_channel,
 )
 from steadypool.listener.opening import connector_for, options_for
+from steadypool.overview import view_of
 from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
+from steadypool.sqlalchemy.local import set_local
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.telling import lease_of
 from steadypool.telemetry.counters import COUNTED, Counters, Totals
 from steadypool.telemetry.log import log_notable
+from steadypool.telemetry.recorder import Recorder, View
+from steadypool.telemetry.watch import Watch
 
-_DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
+_DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {
+    "asyncpg": AsyncpgDialogue,
+    "psycopg": PsycopgDialogue,
+    "steadypool": PipelinedDialogue,
+}
 
 SAFE_BEHIND_POOLERS: dict[str, Any] = {
     "prepared_statement_name_func": lambda: f"__asyncpg_{uuid.uuid4()}__",
@@ -148,6 +163,8 @@ class Database:
             raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
             self._listen_to_connects(on_connect)
+        clock = self.pool.core.clock
+        self.watch = Watch(name, self.settings, observers=self.events, look=self._look, clock=clock)
 
     def _listen_to_connects(self, on_connect: OnConnect) -> None:
         dialect = self.pool.dialect
@@ -161,6 +178,14 @@ class Database:
                 raise HookFailed(f"on_connect: {hook_failed(error)}") from error
 
         event.listen(self.engine.sync_engine, "connect", run_on_connect)
+
+    def _look(self) -> View:
+        return view_of(self.pool, self._workloads.values(), self._listener)
+
+    @property
+    def recorder(self) -> Recorder:
+        """What the pool did: the last hour by the second, the last day by the minute."""
+        return self.watch.recorder
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
@@ -209,13 +234,17 @@ class Database:
     async def open(self) -> Self:
         """Bind to the running event loop. Connects to nothing."""
         self.pool.core.bind()
+        self.watch.start()
         return self
 
     async def close(self, grace: float | None = None) -> None:
         """Refuse new callers, let those inside finish for `grace` seconds (DATABASE_CLOSE_GRACE), cut off the rest."""
         if self._listener is not None:
             await self._listener.close()
-        await self.pool.close(grace)
+        try:
+            await self.pool.close(grace)
+        finally:
+            await self.watch.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -331,7 +360,7 @@ class Database:
             settings.setdefault("statement_timeout", milliseconds(declared.statement_timeout))
         session = AsyncSession(self._engine(declared, read_only), expire_on_commit=False)
         if settings:
-            _set_local(session, settings)
+            set_local(session, settings)
         async with session:
             yield session
 
@@ -561,19 +590,6 @@ class Database:
             workloads=tuple(self._workloads.values()),
             listener=None if self._listener is None else self._listener.stats(),
         )
-
-
-def _set_local(session: AsyncSession, settings: Mapping[str, str]) -> None:
-    """One statement at the beginning of each transaction of this session."""
-    calls = ", ".join(f"set_config(:name{i}, :value{i}, true)" for i in range(len(settings)))
-    values = {f"name{i}": name for i, name in enumerate(settings)}
-    values |= {f"value{i}": value for i, value in enumerate(settings.values())}
-
-    def after_begin(_session: Any, transaction: Any, connection: Any) -> None:
-        if not transaction.nested:
-            connection.execute(text(f"SELECT {calls}"), values)
-
-    event.listen(session.sync_session, "after_begin", after_begin)
 
 
 def _inform(listener: Listener, event: Event) -> None:

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from steadypool import errors
@@ -110,6 +111,32 @@ class PsycopgDialogue:
     async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
         """Run one statement and return its command tag."""
         return (await self._run(sql, args)).statusmessage or ""
+
+
+class PipelinedDialogue:
+    """Over a `PipelinedConnection`."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def _run(self, sql: str, args: tuple[Any, ...]) -> Any:
+        from steadypool.pipeline import Segment, Statement  # psycopg may not be installed
+
+        # What begins a transaction may bring along its limits: one segment, and each of them a statement.
+        statements = (
+            [Statement(part, args) for part in sql.split("; ")] if not args else [Statement(sql, args)]
+        )
+        return (await self._connection.run(Segment(statements)))[-1]
+
+    async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
+        """Run one statement and return its rows."""
+        result = await self._run(sql, args)
+        names = result.names
+        return result.rows(partial(NamedRow, names)) if result.has_rows else []
+
+    async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
+        """Run one statement and return its command tag."""
+        return (await self._run(sql, args)).tag
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,23 @@ class ListenerGap(Event):
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class AlertRaised(Event):
+    """Something needs a person's eye: `name` is the rule's, `message` says what to do, `runbook` where more stands."""
+
+    name: str
+    message: str
+    runbook: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertCleared(Event):
+    """What an alert was about is over, after `seconds`."""
+
+    name: str
+    seconds: float
+
+
 Observer = Callable[[Event], None]
 
 

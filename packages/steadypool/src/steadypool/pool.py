@@ -229,8 +229,6 @@ class Pool(Operating[T]):
         now = self.clock.monotonic() if now is None else now
         self._hand_out(now)
         self._open_more(now)
-        if self._overtime and not self._connect_pending():
-            self._count_anew(now)
         self._ask_idle()
         if self._closed:
             self._tell_changed()

@@ -59,10 +59,13 @@ def out_of_time(
     elif busy:
         said = exhausted(limit, pool) if ceiling is None else at_ceiling(ceiling, limit, pool)
         error = errors.PoolTimeout(said, facts)
+    elif cause is not None and is_bug(cause):
+        return connect_failed(cause, waited, deadline, pool)
     elif isinstance(cause, errors.ConnectFailed) and not isinstance(cause, errors.ConnectTimeout):
         error = errors.ConnectFailed(
             f"no connection to the database within {waited:.2f}s; the last attempt said: {words_of(cause)}",
             facts,
+            final=cause.final,
         )
     else:
         error = errors.ConnectTimeout(

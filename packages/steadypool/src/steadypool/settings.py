@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn, Self, cast
 
 from pydantic import (
@@ -26,10 +27,13 @@ from pydantic_settings.exceptions import SettingsError as SourceError
 from steadypool.errors import ConfigurationError, words_of
 from steadypool.values import (
     FALSE_WORDS,
+    HIDDEN,
     TRUE_WORDS,
     check_numeric,
+    check_path,
     check_switch,
     check_url,
+    check_web_url,
     check_word,
     redact_url,
     shown,
@@ -83,6 +87,14 @@ def _pre_ping(value: object) -> object:
     raise ValueError("allowed: true, select1, false")
 
 
+class Dashboard(StrEnum):
+    """Who may see the live page."""
+
+    OFF = "off"
+    LOOPBACK = "loopback"
+    SIGNED_IN = "signed_in"
+
+
 LET_GO_AFTER = 60.0
 """Seconds without use after which connections are let go under `allow_sleep`: well before the suspend times of
 serverless databases, which are minutes and may only begin to count once nobody is connected."""
@@ -90,6 +102,7 @@ serverless databases, which are minutes and may only begin to count once nobody 
 # -- the variables -------------------------------------------------------------------------------------------
 
 _Url = Annotated[SecretStr | None, BeforeValidator(check_url)]
+_WebUrl = Annotated[SecretStr | None, BeforeValidator(check_web_url)]
 _Switch = Annotated[bool, BeforeValidator(check_switch)]
 
 
@@ -113,6 +126,7 @@ def _follow_connection_timeout(values: dict[str, Any]) -> float:
     return cast(float, values.get("connection_timeout", 10.0))
 
 
+_RATIO = check_numeric(0.01, 10, "", whole=False, off=False, hint="0.8 is 80 %")
 _NO_ZERO = "0 would mean no limit at all, and a limit is what this setting is for"
 
 
@@ -273,6 +287,32 @@ class DatabaseSettings(BaseSettings):
         16 * 2**20, "Largest result over a shared connection; more is discarded and refused.", "bytes"
     )
 
+    recorder_file: Annotated[Path | None, BeforeValidator(check_path)] = _setting(
+        None, "Where the recorder keeps what it saw, so that a restart does not forget it."
+    )
+    alert_utilization: Annotated[float, BeforeValidator(_RATIO)] = _setting(
+        0.8,
+        "Connections in use over DATABASE_POOL_SIZE above which, for DATABASE_ALERT_AFTER, an alert is raised.",
+    )
+    alert_after: Annotated[float, _seconds(1, 3600)] = _setting(
+        60.0,
+        "How long something has to be wrong before an alert is raised, and to be well before it is cleared.",
+        "s",
+    )
+    alert_rate: Annotated[int, _count(1, 1_000_000)] = _setting(
+        3,
+        "Pool timeouts, statement timeouts or connection errors within DATABASE_ALERT_AFTER that raise an alert.",
+        "failures",
+    )
+    alert_webhook: _WebUrl = _setting(
+        None, "Where alerts are sent, each as a POST of JSON; http:// or https://."
+    )
+    dashboard: Annotated[Dashboard, BeforeValidator(check_word(Dashboard))] = _setting(
+        Dashboard.OFF,
+        "Who may see the live page: nobody (off), whoever comes from this machine or is signed in (loopback), "
+        "only who is signed in (signed_in: behind a proxy, everybody seems to come from this machine).",
+    )
+
     _password: Password | None = PrivateAttr(default=None)
 
     def __init__(self, *, password: Password | None = None, **values: Any) -> None:
@@ -356,6 +396,10 @@ class DatabaseSettings(BaseSettings):
     def _hide(self, value: SecretStr | None) -> str | None:
         return None if value is None else redact_url(value.get_secret_value())
 
+    @field_serializer("alert_webhook")
+    def _hide_all(self, value: SecretStr | None) -> str | None:
+        return None if value is None else HIDDEN  # such an address is a secret as a whole
+
     @model_validator(mode="after")
     def _shared_fit_into_the_pool(self) -> Self:
         # The default of 2 is a wish that a smaller pool may leave unfulfilled; a number that was asked for is not.
@@ -393,7 +437,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield str(cause or detail["msg"])
             continue
         reason = words_of(cause) if cause is not None else str(detail["msg"])
-        value = "" if field.endswith("url") else f"={shown(detail['input'])}"
+        value = "" if field.endswith(("url", "webhook")) else f"={shown(detail['input'])}"
         yield f"{variable_of(field)}{value}: {reason}"
 
 
@@ -444,7 +488,7 @@ def _default_text(name: str, default: object) -> str:
     if default is PydanticUndefined:
         return f"= {variable_of('connection_timeout')}"
     if default is None:
-        return "not set" if name.endswith("url") else "off"
+        return "not set" if name.endswith(("url", "webhook", "file")) else "off"
     if isinstance(default, bool):
         return "on" if default else "off"
     return f"{default:g}" if isinstance(default, float) else str(default)

@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -134,6 +136,32 @@ def check_url(value: object) -> object:
     if not _SCHEME.match(text):
         raise ValueError("must begin with postgresql://, postgresql+asyncpg:// or postgresql+psycopg://")
     return SecretStr(text)
+
+
+def check_web_url(value: object) -> object:
+    """The address of something that takes a POST; its path is often the secret, so all of it is treated as one."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if text is None:
+        return None
+    if not isinstance(text, str) or not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("allowed: http://… or https://…, percent-encoded")
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("allowed: http://… or https://…, with a host")
+    return SecretStr(text)
+
+
+def check_path(value: object) -> object:
+    """A path of this machine; what is wrong with it is found where it is opened."""
+    if value is None or isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError("allowed: the path of a file")
+    return Path(value)
 
 
 def shown(value: object) -> str:

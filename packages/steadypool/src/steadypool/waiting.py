@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from typing import TypeVar
 
@@ -43,7 +44,6 @@ class Waiting(Lifecycle[T]):
         self.breaker = breaker
         self.ceilings = ceilings
         self._waiters: dict[Waiter[T], None] = {}
-        self._overtime: dict[Waiter[T], None] = {}  # those who wait beyond `busy_until`, for the server
         self._held: Counter[str] = Counter()
         self._suspended = False
 
@@ -68,13 +68,19 @@ class Waiting(Lifecycle[T]):
         waiters = tuple(self._facts_of(waiter, now) for waiter in self._waiters if not waiter.future.done())
         return Census(self.name, self._slots.facts(now), waiters)
 
+    def leased(self) -> Iterator[tuple[int, T]]:
+        """The connections that somebody has, with their numbers in the census."""
+        for slot in self._slots:
+            if slot.lease is not None and slot.connection is not None:
+                yield slot.number, slot.connection
+
     def _facts_of(self, waiter: Waiter[T], now: float) -> WaiterFacts:
-        until = waiter.connect_until if self._waits_for_answer(waiter) else waiter.busy_until
+        until = self._latest(waiter)
         return WaiterFacts(
             holder=waiter.name,
             workload=waiter.workload,
             seconds=now - waiter.since,
-            left=max(0.0, max(until, waiter.busy_until) - now),
+            left=max(0.0, until - now),
         )
 
     # -- who could use a connection -------------------------------------------------------------------------------
@@ -106,7 +112,18 @@ class Waiting(Lifecycle[T]):
     # -- how long a caller waits ----------------------------------------------------------------------------------
 
     def _connect_pending(self) -> bool:
-        return self.count(*CONNECTING) > 0 or self.breaker.state is BreakerState.OPEN
+        """Whether callers wait for the server to let somebody in.
+
+        Where it has refused for good, or there is room for nobody, they wait for those who hold connections.
+        """
+        if self._refused_for_good():
+            return False
+        room = self.count(SlotState.LEASED) < self.options.limit
+        return self.count(*CONNECTING) > 0 or (self.breaker.state is BreakerState.OPEN and room)
+
+    def _refused_for_good(self) -> bool:
+        failure = self.last_connect_failure
+        return failure is not None and refusal.is_final(failure)
 
     def _waits_for_answer(self, waiter: Waiter[T]) -> bool:
         """Whether it is the server that keeps this caller waiting, and not those who hold the connections."""
@@ -114,6 +131,12 @@ class Waiting(Lifecycle[T]):
             return False
         asked = self.count(SlotState.PROVING, SlotState.SILENT)
         return self._connect_pending() or waiter in islice(self._waiters, asked)
+
+    def _latest(self, waiter: Waiter[T]) -> float:
+        """Until when it waits if nothing changes."""
+        if self._waits_for_answer(waiter):
+            return max(waiter.busy_until, waiter.connect_until)
+        return waiter.busy_until
 
     def _arm(self, waiter: Waiter[T], seconds: float) -> None:
         if waiter.timer is not None:
@@ -123,28 +146,22 @@ class Waiting(Lifecycle[T]):
             waiter.timer = self._loop().call_later(max(0.0, seconds), self._time_is_up, waiter)
 
     def _time_is_up(self, waiter: Waiter[T]) -> None:
+        """The time for a busy pool is over, or all time.
+
+        Whom the server has kept until now goes on waiting until `connect_until`, whatever happens next. When a
+        database wakes a little later than `pool_timeout`, all of them but the first few would be turned away
+        otherwise, just when there is something to serve them with. Both limits count from the same start, so
+        nobody waits for one after the other.
+        """
         waiter.timer = None
         now = self.clock.monotonic()
-        until = waiter.busy_until
-        if waiter.connect_until > until and self._waits_for_answer(waiter):
-            until = waiter.connect_until
-            self._overtime[waiter] = None
-        if now < until:
-            self._arm(waiter, until - now)
+        if waiter.connect_until > waiter.busy_until and self._waits_for_answer(waiter):
+            waiter.busy_until = waiter.connect_until
+        if now < waiter.busy_until:
+            self._arm(waiter, waiter.busy_until - now)
         else:
             self._turn_away(waiter, now)
             self._serve()
-
-    def _count_anew(self, now: float) -> None:
-        """The server has answered: those whom it kept beyond `pool_timeout` wait for busy connections from now on.
-
-        Turned away at this moment they would all fail because a database slept a little longer, just when it woke.
-        """
-        for waiter in tuple(self._overtime):
-            if not self._waits_for_answer(waiter):
-                del self._overtime[waiter]
-                waiter.busy_until = min(now + waiter.limit, waiter.connect_until)
-                self._arm(waiter, waiter.busy_until - now)
 
     # -- who goes without -----------------------------------------------------------------------------------------
 
@@ -153,11 +170,9 @@ class Waiting(Lifecycle[T]):
         if self.count(*LIVE, *CONNECTING, SlotState.SILENT) or self._suspended:
             return
         until = max(waiter.busy_until, waiter.connect_until)
-        failure = self.last_connect_failure
-        final = failure is not None and refusal.is_final(failure)
-        if self.breaker.hopeless(now=now, until=now if final else until):
+        if self.breaker.hopeless(now=now, until=now if self._refused_for_good() else until):
             error = refusal.unavailable(
-                failure, self.breaker.not_before - now, waiter.deadline, self.snapshot()
+                self.last_connect_failure, self.breaker.not_before - now, waiter.deadline, self.snapshot()
             )
             self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, waiter.workload))
             raise error
@@ -167,7 +182,7 @@ class Waiting(Lifecycle[T]):
         error = refusal.out_of_time(
             now=now,
             since=waiter.since,
-            limit=waiter.limit,
+            limit=waiter.busy_until - waiter.since,
             deadline=waiter.deadline,
             pool=self.snapshot(),
             cause=self.last_connect_failure,
@@ -181,7 +196,6 @@ class Waiting(Lifecycle[T]):
 
     def _forget(self, waiter: Waiter[T]) -> None:
         self._waiters.pop(waiter, None)
-        self._overtime.pop(waiter, None)
         if waiter.timer is not None:
             waiter.timer.cancel()
             waiter.timer = None
@@ -220,6 +234,12 @@ class Waiting(Lifecycle[T]):
         return self.breaker.hedge_after
 
     def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
+        """A connect failed and its slot is free.
+
+        A failure that is final, such as a wrong password, is told at once to everybody who waits, unless a
+        connection is in use or being cleaned or proven: it will be free again, so they wait for it, as they wait
+        for a busy pool and no longer. Who goes without then is told the cause.
+        """
         bug = refusal.is_bug(failure)
         if not bug:
             self.server_fails(errors.words_of(failure))

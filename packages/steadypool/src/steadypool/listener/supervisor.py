@@ -422,6 +422,12 @@ class Listener:
         self._wanted.clear()
         self._move(ListenerState.DORMANT)
         await self._wanted.wait()
+        self._move(self._beginning)
+
+    @property
+    def _beginning(self) -> ListenerState:
+        """The state of a listener that is about to connect."""
+        return ListenerState.RECONNECTING if self._connects else ListenerState.STARTING
 
     def _may_sleep(self) -> bool:
         """Whether nothing has happened for so long that the database may sleep."""
@@ -450,8 +456,7 @@ class Listener:
         self._last_error = error
         self._let_go(_said(error))
         deaf = isinstance(error, errors.ListenerDeaf)
-        again = ListenerState.RECONNECTING if self._connects else ListenerState.STARTING
-        self._move(ListenerState.DEAF if deaf else again)
+        self._move(ListenerState.DEAF if deaf else self._beginning)
         _log.warning("the listener %r is %s: %s", self._name, self.state.value, _said(error))
         if deaf:
             for subscription in self._subscriptions():

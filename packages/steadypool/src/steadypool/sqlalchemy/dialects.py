@@ -1,27 +1,19 @@
-"""SQLAlchemy's own asyncpg and psycopg dialects with bounds: nothing they await outlives its limit.
-
-A statement is ended at its limit or at the caller's deadline, whichever is first; rollback and commit likewise;
-termination cuts the socket at once instead of talking to a server that may not answer.
-"""
+"""SQLAlchemy's own asyncpg and psycopg dialects with the bounds of `guarded`."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import select
-import weakref
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import replace
-from typing import Any, cast
+from collections.abc import Callable, Generator
+from typing import Any
 
-from sqlalchemy import URL, exc, util
+from sqlalchemy import util
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg, PGExecutionContext_asyncpg
 from sqlalchemy.dialects.postgresql.base import PGReadOnlyConnectionCharacteristic
 from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg, PGExecutionContext_psycopg
 
-from steadypool import errors
-from steadypool.connect.dsn import ConnectTarget, Host, parse_url
+from steadypool.connect.dsn import ConnectTarget
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
 from steadypool.connect.options import (
     ASYNCPG,
@@ -31,298 +23,14 @@ from steadypool.connect.options import (
     psycopg_arguments,
     sqlalchemy_options,
 )
-from steadypool.connect.outcome import classify_connect_error
-from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
-from steadypool.refusal import hook_failed
+from steadypool.deadline import CLIENT_GRACE
 from steadypool.settings import Password
-from steadypool.sqlalchemy.cursors import BoundedCursor, BoundedCursors
-from steadypool.sqlalchemy.guards import TIMEOUT_OPTION, Guards, LimitReached
-from steadypool.sqlalchemy.pooler import PoolerWatch
-from steadypool.sqlalchemy.telling import COMMIT, fairy_of, mark_commit, tell_statement
-
-_IN_HOT_STANDBY = "in_hot_standby"
-"""Reported at the start and whenever it changes, since PostgreSQL 14 (manual: Asynchronous Operations)."""
-
-
-class GuardedDialect:
-    """What both dialects have in common. Mixed in before SQLAlchemy's class."""
-
-    driver: str
-    library: str
-    """What opens the connections: asyncpg or psycopg."""
-    loaded_dbapi: Any
-
-    def __init__(self, steadypool_guards: Guards | None = None, **kw: Any) -> None:
-        super().__init__(**kw)
-        self.guards = steadypool_guards or Guards()
-        self._proven: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
-        self._limits: weakref.WeakKeyDictionary[Any, float | None] = weakref.WeakKeyDictionary()
-        self.pooler_watch = PoolerWatch(
-            self.guards.pooler, self.guards.server_settings, self.guards.on_guards_lost
-        )
-
-    # -- bounds ------------------------------------------------------------------------------------------------
-
-    def bounded(self, own: float | None, call: Callable[..., Any], *args: Any) -> Any:
-        """Call something that awaits in the greenlet, for at most `own` seconds and not beyond the deadline."""
-        limit, deadline = nearest_end(own, self.guards.clock.monotonic())
-        timer = TimeLimit(limit)
-        try:
-            with timer:
-                return call(*args)
-        except TimeoutError as error:
-            if not timer.expired or limit is None:
-                raise
-            raise LimitReached(limit, None if deadline is None else deadline.seconds) from error
-
-    def _execute_bounded(
-        self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any
-    ) -> None:
-        server, connection = self.statement_timeout(context), _connection_of(cursor)
-        self._limits[connection] = server
-        started = self.guards.clock.monotonic()
-        if context is not None:
-            context.steadypool_started, context.steadypool_told = started, False
-        self.bounded_statement(server, connection, call, cursor, *args, context)
-        seconds = self.guards.clock.monotonic() - started
-        if isinstance(cursor, BoundedCursor):
-            cursor.executed(seconds)
-        elif context is not None:
-            context.steadypool_told = True
-            tell_statement(fairy_of(context), args[0], seconds=seconds, rows=cursor.rowcount)
-
-    def bounded_statement(
-        self, server: float | None, driver_connection: Any, call: Callable[..., Any], *args: Any
-    ) -> Any:
-        """Call something that the server may work on for `server` seconds: it is given a little longer here."""
-        with self.driver_limit(driver_connection, server):
-            result = self.bounded(None if server is None else server + CLIENT_GRACE, call, *args)
-        self.spoke(driver_connection)
-        return result
-
-    def driver_limit(
-        self, driver_connection: Any, seconds: float | None
-    ) -> contextlib.AbstractContextManager[None]:
-        """Inside, the driver's own limit of a statement, if it has one, fits a limit of `seconds` on the server."""
-        return contextlib.nullcontext()
-
-    def bounded_cursor(self, cursor: Any, context: Any) -> BoundedCursor:
-        """A server-side cursor, bounded like what is executed here."""
-        return BoundedCursor(cursor, self, context, _connection_of(cursor))
-
-    def statement_timeout(self, context: Any) -> float | None:
-        """Seconds that this statement may run on the server, or None."""
-        options: Mapping[str, Any] = context.execution_options if context is not None else {}
-        return options.get(TIMEOUT_OPTION, self.guards.statement_timeout)
-
-    def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
-        """As SQLAlchemy's, bounded."""
-        self._execute_bounded(super().do_execute, cursor, (statement, parameters), context)  # type: ignore[misc]
-
-    def do_execute_no_params(self, cursor: Any, statement: Any, context: Any = None) -> None:
-        """As SQLAlchemy's, bounded."""
-        self._execute_bounded(super().do_execute_no_params, cursor, (statement,), context)  # type: ignore[misc]
-
-    def do_executemany(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
-        """As SQLAlchemy's, bounded."""
-        self._execute_bounded(super().do_executemany, cursor, (statement, parameters), context)  # type: ignore[misc]
-
-    def do_begin(self, dbapi_connection: Any) -> None:
-        """As SQLAlchemy's; behind a pooler the guards travel with the BEGIN."""
-        super().do_begin(dbapi_connection)  # type: ignore[misc]
-        if self.pooler_watch.per_transaction:
-            server = self.guards.statement_timeout
-            adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
-            self.bounded(
-                None if server is None else server + CLIENT_GRACE,
-                self.pooler_watch.begin,
-                self.driver,
-                adapter,
-            )
-            self.spoke(adapter.driver_connection)
-
-    def do_rollback(self, dbapi_connection: Any) -> None:
-        """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off.
-
-        A connection that is gone, or is cut off here, is no error: the server undoes what was not committed, and
-        that is what was asked for. An error here would replace the one that the caller has to see.
-        """
-        self._leave(super().do_rollback, dbapi_connection, self.guards.leave_timeout)  # type: ignore[misc]
-
-    def do_commit(self, dbapi_connection: Any) -> None:
-        """As SQLAlchemy's, within the limit of the transaction's statements and the deadline."""
-        connection = _driver_connection(dbapi_connection)
-        commit = cast(Callable[[Any], None], super().do_commit)  # type: ignore[misc]
-        if not self.in_transaction(connection):
-            commit(dbapi_connection)  # which sends nothing
-            return
-        server, clock = self._limits.get(connection, self.guards.statement_timeout), self.guards.clock
-        started = clock.monotonic()
-        try:
-            self.bounded_statement(server, connection, commit, dbapi_connection)
-        except BaseException as error:
-            mark_commit(error, clock.monotonic() - started)
-            raise
-        tell_statement(dbapi_connection, COMMIT, seconds=clock.monotonic() - started)
-
-    def do_close(self, dbapi_connection: Any) -> None:
-        """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off, which ends it as well."""
-        # Earlier than the pool's own bound on closing: SQLAlchemy would log that cancellation as an error.
-        limit = 0.8 * self.guards.leave_timeout
-        self._leave(super().do_close, dbapi_connection, limit)  # type: ignore[misc]
-
-    def _leave(self, call: Callable[[Any], None], dbapi_connection: Any, limit: float) -> None:
-        driver_connection = _driver_connection(dbapi_connection)
-        try:
-            self.bounded(limit, call, dbapi_connection)
-        except BaseException as error:
-            # asyncpg's own limit, where it is the shorter one, is as good a reason as ours.
-            lost = isinstance(error, TimeoutError) or not self.is_open(driver_connection)
-            self.cut(driver_connection)
-            if not (lost and isinstance(error, Exception)):
-                raise
-        else:
-            self.spoke(driver_connection)
-
-    def _reset_characteristics(self, characteristics: Any, dbapi_connection: Any) -> None:
-        """As SQLAlchemy's, when a connection comes back that had an isolation level of its own.
-
-        A connection that is gone has none; one on which this fails is not for the next user.
-        """
-        driver_connection = _driver_connection(dbapi_connection)
-        if not self.is_open(driver_connection):
-            return
-        try:
-            super()._reset_characteristics(characteristics, dbapi_connection)  # type: ignore[misc]
-        except BaseException:
-            self.cut(driver_connection)
-            raise
-
-    def do_terminate(self, dbapi_connection: Any) -> None:
-        """Cut the socket off. Never waits, so it works in the garbage collector too."""
-        self.cut(_driver_connection(dbapi_connection))
-
-    def proven_at(self, driver_connection: Any) -> float | None:
-        """When the server last answered on this connection, if it did."""
-        return None if driver_connection is None else self._proven.get(driver_connection)
-
-    def spoke(self, driver_connection: Any) -> None:
-        """The server answered on this connection just now."""
-        self._proven[driver_connection] = self.guards.clock.monotonic()
-
-    # -- what differs between drivers --------------------------------------------------------------------------
-
-    def connect_error(self, error: Exception) -> errors.SteadypoolError:
-        """The name of an exception in a connect that is not steadypool's own: from an event handler or a creator."""
-        outcome = classify_connect_error(error)
-        report = errors.Report(phase=errors.Phase.CONNECTING)
-        if isinstance(error, TimeoutError):
-            limit = self.guards.connect_timeout
-            return errors.ConnectTimeout(f"not connected within {limit:g} s: {outcome.summary}", report)
-        if (
-            isinstance(error, OSError | EOFError | exc.DBAPIError | self.loaded_dbapi.Error)
-            or type(error).__module__.partition(".")[0] == self.driver
-        ):
-            return errors.ConnectFailed(f"cannot connect: {outcome.summary}", report, final=outcome.final)
-        # What neither the network nor the driver says is a mistake in a handler: trying again would repeat it.
-        return errors.HookFailed(hook_failed(error), report)
-
-    def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
-        """The driver's arguments for a URL. libpq's options in it are carried out, or refused, by either driver."""
-        self._target = parse_url(url.set(drivername="postgresql").render_as_string(hide_password=False))
-        self._adapter_arguments = self.adapter_arguments(self._target)
-        self._url_arguments = self.driver_arguments(self._target)
-        return [], self._url_arguments | self._adapter_arguments
-
-    def connect(self, *cargs: Any, **cparams: Any) -> Any:
-        """As SQLAlchemy's, bounded as a whole; what connect_args and `do_connect` handlers changed wins."""
-        connect: Callable[..., Any] = super().connect  # type: ignore[misc]
-        if not cargs and "async_creator_fn" not in cparams:
-            adapter = {name: cparams.pop(name) for name in self.adapter_names if name in cparams}
-            changed = {
-                name: value
-                for name, value in cparams.items()
-                if name not in self._url_arguments or self._url_arguments[name] != value
-            }
-            cparams = {"async_creator_fn": functools.partial(self._open, changed), **adapter}
-        return self.bounded(self.guards.connect_timeout, functools.partial(connect, *cargs, **cparams))
-
-    async def _open(self, changed: dict[str, Any]) -> Any:
-        target = self._target
-        password: Password | None = changed.pop("password", self.guards.password)
-        if "host" in changed or "port" in changed:
-            known = target.hosts[0] if target.hosts else Host("localhost")
-            place = Host(str(changed.pop("host", known.name)), int(changed.pop("port", known.port)))
-            target = replace(target, hosts=(place,))
-        if "user" in changed:
-            target = replace(target, user=changed.pop("user"))
-        prepares = changed["prepare_threshold"] is not None if "prepare_threshold" in changed else None
-        own = [target.options.get("options"), changed.get("options"), changed.get("server_settings")]
-        opened = await self.open_raw(target, password, changed)
-        try:
-            await self.pooler_watch.look(self.library, opened, str(own))
-            return self.adopted(opened, prepares=prepares)
-        except BaseException:  # also when cancelled: nobody else knows this connection
-            self.cut(opened)
-            raise
-
-    def adopted(self, opened: Any, *, prepares: bool | None) -> Any:
-        """The connection as this dialect uses it; `prepares` is what the caller says about prepared statements."""
-        return opened
-
-    adapter_names: frozenset[str]
-
-    def adapter_arguments(self, target: ConnectTarget) -> dict[str, Any]:
-        """What the URL says to SQLAlchemy's adapter of the driver."""
-        raise NotImplementedError
-
-    def driver_arguments(self, target: ConnectTarget) -> dict[str, Any]:
-        """What the URL says to the driver. Raises ConfigurationError where it cannot do what is asked."""
-        raise NotImplementedError
-
-    async def open_raw(
-        self, target: ConnectTarget, password: Password | None, changed: dict[str, Any]
-    ) -> Any:
-        """Open the driver's own connection."""
-        raise NotImplementedError
-
-    def cut(self, driver_connection: Any) -> None:
-        """Close the socket now. Never waits."""
-        raise NotImplementedError
-
-    def is_confused(self, error: BaseException) -> bool:
-        """Whether the driver says by this error that it has lost the thread of its talk with the server."""
-        return False
-
-    def on_standby(self, driver_connection: Any) -> bool:
-        """Whether the server said last that it is a standby (PostgreSQL 14 and newer tell it unasked)."""
-        raise NotImplementedError
-
-    def is_open(self, driver_connection: Any) -> bool:
-        """Whether the socket is open as far as can be told without asking the server."""
-        raise NotImplementedError
-
-    def when_lost(self, driver_connection: Any, tell: Callable[[], None]) -> None:
-        """Call `tell` when the connection ends, if the driver notices that by itself."""
-
-    def rest(self, driver_connection: Any, tell: Callable[[], None]) -> None:
-        """From now on nobody uses the connection: call `tell` when it ends, where the driver would not notice."""
-
-    def in_transaction(self, driver_connection: Any) -> bool:
-        """Whether the server has a transaction open on it."""
-        raise NotImplementedError
-
-    async def prove(self, driver_connection: Any, *, select: bool) -> None:
-        """One round trip, or an exception."""
-        raise NotImplementedError
-
-    async def roll_back(self, driver_connection: Any) -> None:
-        """End whatever transaction there is."""
-        raise NotImplementedError
-
-    async def set_autocommit(self, driver_connection: Any, value: bool) -> None:
-        """Let the driver begin no transactions of its own."""
-        raise NotImplementedError
+from steadypool.sqlalchemy.cursors import BoundedCursors
+from steadypool.sqlalchemy.guarded import (
+    IN_HOT_STANDBY,
+    GuardedDialect,
+    driver_connection_of,
+)
 
 
 class AsyncpgContext(BoundedCursors, PGExecutionContext_asyncpg):
@@ -391,7 +99,7 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
     def on_standby(self, driver_connection: Any) -> bool:
         """Whether the server said last that it is a standby."""
-        return getattr(driver_connection.get_settings(), _IN_HOT_STANDBY, None) == "on"
+        return getattr(driver_connection.get_settings(), IN_HOT_STANDBY, None) == "on"
 
     def is_open(self, driver_connection: Any) -> bool:
         """asyncpg always reads, so it knows of an end of file as soon as the event loop does."""
@@ -509,7 +217,7 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
 
     def on_standby(self, driver_connection: Any) -> bool:
         """Whether the server said last that it is a standby."""
-        return driver_connection.info.parameter_status(_IN_HOT_STANDBY) == "on"
+        return driver_connection.info.parameter_status(IN_HOT_STANDBY) == "on"
 
     def is_open(self, driver_connection: Any) -> bool:
         """libpq reads only when asked: something to read on an idle connection is an end of file or a last word."""
@@ -524,7 +232,7 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
 
     def do_close(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, bounded; the event loop must let go of the descriptor before its number is another's."""
-        driver_connection = _driver_connection(dbapi_connection)
+        driver_connection = driver_connection_of(dbapi_connection)
         if hasattr(driver_connection, "unwatch"):
             driver_connection.unwatch()
         super().do_close(dbapi_connection)
@@ -553,17 +261,6 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
 
 _IN_TRANSACTION = frozenset({1, 2, 3})
 """libpq's PQTRANS_ACTIVE, PQTRANS_INTRANS and PQTRANS_INERROR."""
-
-
-def _connection_of(cursor: Any) -> Any:
-    """The driver's connection under a cursor of SQLAlchemy's; that of 2.0 for psycopg does not know it itself."""
-    known = getattr(cursor, "_connection", None)
-    return cursor._cursor.connection if known is None else known
-
-
-def _driver_connection(dbapi_connection: Any) -> Any:
-    """The driver's own connection. SQLAlchemy passes its adapter, or a pool's proxy, which, detached, has lost it."""
-    return getattr(dbapi_connection, "dbapi_connection", dbapi_connection).driver_connection
 
 
 def _readable(driver_connection: Any) -> bool:

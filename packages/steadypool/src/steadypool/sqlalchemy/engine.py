@@ -18,7 +18,7 @@ from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
 from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.dialects import OURS, PIPELINED
-from steadypool.sqlalchemy.guards import TIMEOUT_OPTION, Guards
+from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
 

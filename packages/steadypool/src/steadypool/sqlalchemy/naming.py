@@ -11,9 +11,8 @@ from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost as LostEvent
 from steadypool.events import StatementTimedOut
 from steadypool.fingerprint import fingerprint
-from steadypool.sqlalchemy.dialects import GuardedDialect
 from steadypool.sqlalchemy.errors import ConnectionLost, StatementTimeout, sqlstate_of
-from steadypool.sqlalchemy.guards import LimitReached
+from steadypool.sqlalchemy.guarded import GuardedDialect, LimitReached
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.telling import COMMIT, commit_seconds, lease_of, pool_of, tell_statement
 from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of

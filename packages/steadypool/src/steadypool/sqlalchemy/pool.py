@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-    from steadypool.sqlalchemy.dialects import GuardedDialect
+    from steadypool.sqlalchemy.guarded import GuardedDialect
 
 UNLIMITED = 2**31
 """What a pool_size of 0, SQLAlchemy's word for "no limit", becomes."""
@@ -260,8 +260,7 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
-        self.done = False
-        """Whether `close` has ended."""
+        self.done = False  # whether `close` has ended
         self._home_thread: int | None = None
         self._home_loop: asyncio.AbstractEventLoop | None = None
         self._drained_at = -math.inf

@@ -32,20 +32,6 @@ class Totals:
     listener_reconnects: int = 0
 
 
-COUNTED: tuple[type[events.Event], ...] = (
-    events.ConnectSucceeded,
-    events.ConnectAttemptFailed,
-    events.Acquired,
-    events.AcquireFailed,
-    events.Released,
-    events.Closed,
-    events.StatementTimedOut,
-    events.ConnectionLost,
-    events.LeakSuspected,
-)
-"""The events that `Counters` looks at."""
-
-
 _PLAIN: dict[type[events.Event], str] = {
     events.ConnectAttemptFailed: "connect_failures",
     events.Closed: "closed",
@@ -55,6 +41,16 @@ _PLAIN: dict[type[events.Event], str] = {
     events.ListenerGap: "listener_gaps",
 }
 """Events of which only the number counts."""
+
+COUNTED: tuple[type[events.Event], ...] = (
+    *_PLAIN,
+    events.ConnectSucceeded,
+    events.Acquired,
+    events.AcquireFailed,
+    events.Released,
+    events.ListenerStateChanged,
+)
+"""The events that `Counters` looks at."""
 
 
 class Counters:
@@ -83,7 +79,7 @@ class Counters:
                 if not kept:
                     self._add("evicted")
             case events.AcquireFailed(error=error):
-                self._add(_cause(error))
+                self._add(cause_of(error))
             case events.ListenerStateChanged(before="reconnecting" | "deaf", after="connected"):
                 self._add("listener_reconnects")
             case _:
@@ -103,7 +99,8 @@ class Counters:
         )
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
+    """Under which name it is counted that somebody went without a connection."""
     if isinstance(error, errors.PoolQueueFull):
         return "queue_full"
     if isinstance(error, errors.PoolTimeout):

@@ -6,6 +6,9 @@ once a second. Memory is bounded by time and number: an hour of seconds, a day o
 
 from __future__ import annotations
 
+from steadypool.telemetry.recorder.recorder import Recorder
 from steadypool.telemetry.recorder.recording import Arrival, Note, Recording, Row
+from steadypool.telemetry.recorder.verdict import Verdict, verdict
+from steadypool.telemetry.recorder.view import View, WorkloadFacts
 
-__all__ = ["Arrival", "Note", "Recording", "Row"]
+__all__ = ["Arrival", "Note", "Recorder", "Recording", "Row", "Verdict", "View", "WorkloadFacts", "verdict"]

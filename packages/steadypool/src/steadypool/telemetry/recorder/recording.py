@@ -97,7 +97,7 @@ DURATIONS = ("waiting", "connecting", "executing")
 """The histograms of a row."""
 
 SERVED = "served"
-OUTCOMES = (SERVED, "pool_timeouts", "queue_full", "deadlines", "connect_errors", "closed")
+OUTCOMES = (SERVED, "pool_timeouts", "queue_full", "deadlines", "connect_errors", "refused_closed")
 """How it ended for somebody who wanted a connection."""
 
 _LEAST = frozenset({"idle"})

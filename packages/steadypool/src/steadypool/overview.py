@@ -1,0 +1,54 @@
+"""A look at a pool with all that belongs to it: what the recorder and the page see. It asks the database nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Protocol
+
+from steadypool.listener import Listener
+from steadypool.sqlalchemy.pool import SteadyPool
+from steadypool.telemetry.recorder import View, WorkloadFacts
+
+
+class DeclaredWorkload(Protocol):
+    """A class of work with its limits."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def statement_timeout(self) -> float | None:
+        """Seconds that its statements may run; None for the general limit."""
+        ...
+
+    @property
+    def max_connections(self) -> int | None:
+        """The most connections it may hold; None for no ceiling."""
+        ...
+
+
+def view_of(pool: SteadyPool, workloads: Iterable[DeclaredWorkload], listener: Listener | None) -> View:
+    """The pool at this moment, with who holds and who waits, its breaker, its workloads and its listener."""
+    core, dialect = pool.core, pool.dialect
+    census = core.connections()
+    held = Counter(each.workload for each in census.connections if each.holder is not None)
+    return View(
+        pool=core.snapshot(),
+        census=census,
+        breaker=core.breaker.state.value,
+        listener=None if listener is None else asdict(listener.stats()),
+        workloads=tuple(
+            WorkloadFacts(each.name, each.statement_timeout, each.max_connections, held[each.name])
+            for each in workloads
+        ),
+        in_transaction=frozenset(
+            number
+            for number, record in core.leased()
+            if (connection := record.driver_connection) is not None and dialect.in_transaction(connection)
+        ),
+        closed=core.closed,
+    )

@@ -1,0 +1,413 @@
+"""Fills the memory: from events as they come, and from a look at the pool once a second."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from steadypool import events
+from steadypool.census import ConnectionFacts, WaiterFacts
+from steadypool.clock import Clock
+from steadypool.telemetry.counters import cause_of
+from steadypool.telemetry.recorder.histogram import Histogram
+from steadypool.telemetry.recorder.journal import Journal
+from steadypool.telemetry.recorder.memory import Arrivals, Moments, Rows
+from steadypool.telemetry.recorder.recording import (
+    LISTENER_STATES,
+    SERVED,
+    Arrival,
+    Note,
+    Recording,
+    Row,
+    arrivals_line,
+    merged,
+)
+from steadypool.telemetry.recorder.statements import Statements
+from steadypool.telemetry.recorder.view import View
+from steadypool.whereabouts import as_text
+
+SECONDS, MINUTES = 3_600, 1_440
+MOST_NOTES, MOST_ARRIVALS, MOST_STATEMENTS, MOST_LEAKS = 1_000, 32_768, 200, 50
+SHOWN_CONNECTIONS, SHOWN_WAITERS = 40, 20
+"""How many of either a moment keeps: those who have held, and who have waited, for longest."""
+
+LONG = 0.5
+"""Seconds after which somebody who holds a connection is worth a moment."""
+SLOW_CONNECT = 1.0
+"""Seconds after which a connect that succeeds is called a wake-up."""
+LATE = 0.5
+"""Seconds by which the event loop may be late before the journal says so."""
+LONGEST_NAME = 200
+
+
+class Recorder:
+    """Remembers what the pool did; an observer of its events, and of the pool itself once a second.
+
+    Args:
+        pool: its name.
+        settings: what the recording says about the pool's settings.
+        clock: the pool's, by which events are dated.
+        wall: seconds since 1970.
+
+    Example:
+        >>> async with Database(DatabaseSettings()) as db:
+        ...     recording = db.recorder.recording()
+    """
+
+    def __init__(
+        self, pool: str, settings: Mapping[str, Any], *, clock: Clock, wall: Callable[[], float]
+    ) -> None:
+        self.pool = pool
+        self.settings = settings
+        self.journal = Journal(MOST_NOTES)
+        self.statements = Statements(MOST_STATEMENTS)
+        self.moments = Moments(SECONDS, MINUTES)
+        self.seconds = Rows(SECONDS)
+        self.minutes = Rows(MINUTES)
+        self.totals: Counter[str] = Counter()
+        self.leaks: deque[dict[str, Any]] = deque(maxlen=MOST_LEAKS)
+        self._arrivals = Arrivals(MOST_ARRIVALS)
+        self._clock = clock
+        self._wall = wall
+        self._offset = wall() - clock.monotonic()
+        self._ticked = clock.monotonic()
+        self._counts: Counter[str] = Counter()
+        self._durations = Histogram(), Histogram(), Histogram()
+        self._in_use = self._peak = 0
+        self._leases: dict[int, tuple[float, float, str | None]] = {}
+        self._last_statement: dict[int, tuple[str, float]] = {}
+        self._size: tuple[int, int] | None = None
+        self._failing_since: float | None = None
+        self._fresh: list[Arrival] = []
+        self.keeps_lines = False
+        self._lines: deque[dict[str, Any]] = deque(maxlen=1_000)
+        self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
+            events.Acquired: self._acquired,
+            events.Released: self._released,
+            events.AcquireFailed: self._acquire_failed,
+            events.StatementFinished: self._statement_finished,
+            events.StatementTimedOut: self._statement_timed_out,
+            events.ConnectSucceeded: self._connect_succeeded,
+            events.ConnectAttemptFailed: self._connect_failed,
+            events.Closed: self._closed,
+            events.BreakerChanged: self._breaker_changed,
+            events.LeakSuspected: self._leak,
+            events.ListenerStateChanged: self._listener_changed,
+            events.ListenerGap: self._gap,
+            events.GuardsLost: self._guards_lost,
+            events.PoolClosedEvent: self._pool_closed,
+        }
+
+    def __call__(self, event: events.Event) -> None:
+        """Take in one event."""
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def when(self, at: float) -> float:
+        """A moment of the pool's clock as seconds since 1970."""
+        return at + self._offset
+
+    @property
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return self.when(self._clock.monotonic())
+
+    # -- what events say ---------------------------------------------------------------------------------------------
+
+    def _count(self, what: str) -> None:
+        self._counts[what] += 1
+        self.totals[what] += 1
+
+    def _note(self, at: float, kind: str, text: str, *, count: bool = True) -> None:
+        self.journal.note(self.when(at), kind, text, count=count)
+
+    def note(self, kind: str, text: str) -> None:
+        """Put something into the journal that is known from elsewhere."""
+        self._note(self._clock.monotonic(), kind, text, count=False)
+
+    def _arrived(self, arrival: Arrival) -> None:
+        self._arrivals.add(arrival)
+        if self.keeps_lines and len(self._fresh) < MOST_ARRIVALS:
+            self._fresh.append(arrival)
+
+    def _acquired(self, event: events.Acquired) -> None:
+        self._count("acquired")
+        self._durations[0].add(event.seconds)
+        self._leases[event.connection] = (event.at - event.seconds, event.seconds, event.workload)
+        self._peak = max(self._peak, len(self._leases))
+
+    def _released(self, event: events.Released) -> None:
+        self._count("released")
+        self._last_statement.pop(event.connection, None)
+        lease = self._leases.pop(event.connection, None)
+        if lease is not None:
+            arrived, waited, workload = lease
+            self._arrived(Arrival(self.when(arrived), waited, event.seconds, workload, SERVED))
+
+    def _acquire_failed(self, event: events.AcquireFailed) -> None:
+        cause = cause_of(event.error)
+        self._count(cause)
+        self._durations[0].add(event.seconds)
+        arrived = self.when(event.at - event.seconds)
+        self._arrived(Arrival(arrived, event.seconds, None, event.workload, cause))
+        if cause != "refused_closed":
+            self._note(event.at, cause, str(event.error) or type(event.error).__name__)
+
+    def _statement_finished(self, event: events.StatementFinished) -> None:
+        self._count("statements")
+        self._counts["rows"] += event.rows or 0
+        self._durations[2].add(event.seconds)
+        self.statements.add(event, self.when(event.at))
+        if event.connection is not None and event.connection in self._leases:
+            self._last_statement[event.connection] = (event.fingerprint, event.at)
+        if event.error_type is None:
+            return
+        if event.error_type in ("ConnectionLost", "CommitUnknown"):
+            self._count("connections_lost")
+            self._note(event.at, "connections_lost", f"a connection broke in use: {event.fingerprint}")
+        elif event.error_type != "StatementTimeout" and event.sqlstate != "57014":
+            self._count("statement_errors")
+
+    def _statement_timed_out(self, event: events.StatementTimedOut) -> None:
+        self._count("statement_timeouts")
+        workload = f" on workload {event.workload}" if event.workload else ""
+        text = f"a statement reached its limit of {event.seconds:g} s{workload}: {event.fingerprint}"
+        self._note(event.at, "statement_timeouts", text)
+
+    def _connect_succeeded(self, event: events.ConnectSucceeded) -> None:
+        self._count("connects")
+        self._durations[1].add(event.seconds)
+        since, self._failing_since = self._failing_since, None
+        if since is not None:
+            away = event.at - since
+            self._note(
+                event.at, "wake_up", f"the database answers again, {away:.1f} s after it first did not"
+            )
+        elif event.seconds >= SLOW_CONNECT:
+            text = f"the database took {event.seconds:.1f} s to let a connection in: it slept, or has too much to do"
+            self._note(event.at, "wake_up", text)
+
+    def _connect_failed(self, event: events.ConnectAttemptFailed) -> None:
+        self._count("connect_failures")
+        self._durations[1].add(event.seconds)
+        if self._failing_since is None:
+            self._failing_since = event.at - event.seconds
+        self._note(event.at, "connect_failures", str(event.error) or type(event.error).__name__)
+
+    def _closed(self, event: events.Closed) -> None:
+        self._leases.pop(event.connection, None)
+        self._last_statement.pop(event.connection, None)
+
+    def _breaker_changed(self, event: events.BreakerChanged) -> None:
+        reason = f": {event.reason}" if event.reason else ""
+        self._note(event.at, "breaker", f"breaker {event.before} → {event.after}{reason}", count=False)
+
+    def _leak(self, event: events.LeakSuspected) -> None:
+        self._count("leaks")
+        leak = {
+            "at": round(self.when(event.at), 3),
+            "connection": event.connection,
+            "seconds": round(event.seconds, 1),
+            "holder": event.holder[:LONGEST_NAME],
+            "workload": event.workload,
+            "stack": as_text(event.places),
+        }
+        self.leaks.append(leak)
+        text = f"connection {event.connection} has been held for {event.seconds:.0f} s by {event.holder}"
+        self._note(event.at, "leak", text, count=False)
+
+    def _listener_changed(self, event: events.ListenerStateChanged) -> None:
+        self._note(event.at, "listener", f"listener {event.before} → {event.after}", count=False)
+
+    def _gap(self, event: events.ListenerGap) -> None:
+        self._count("gaps")
+        text = f"notifications of {event.channel} may have been missed: {event.reason}"
+        self._note(event.at, "gap", text)
+
+    def _guards_lost(self, event: events.GuardsLost) -> None:
+        self._note(event.at, "guards", f"sessions start without their guards: {event.reason}", count=False)
+
+    def _pool_closed(self, event: events.PoolClosedEvent) -> None:
+        self._note(event.at, "close", f"the pool was closed; {event.aborted} connections were cut off")
+
+    # -- once a second -----------------------------------------------------------------------------------------------
+
+    def tick(self, view: View, lag: float) -> Row:
+        """A second has passed: look at the pool, and begin the next one.
+
+        Args:
+            view: the pool now.
+            lag: by how many seconds the event loop was late at most.
+        """
+        monotonic = self._clock.monotonic()
+        elapsed, self._ticked = monotonic - self._ticked, monotonic
+        # A machine that slept: its clock goes on, the monotonic one did not. Backwards it never goes.
+        drift = self._wall() - self.when(monotonic)
+        if drift > 1.0:
+            self._offset += drift
+        now = self.when(monotonic)
+        self._notice(view, lag, monotonic)
+        values = dict(self._counts) | _measured(view) | {"elapsed": elapsed, "lag": lag}
+        values["peak"] = max(self._peak, view.pool.leased)
+        at = math.floor(now)
+        if self.seconds.last is not None:
+            at = max(at, self.seconds.last + 1)
+            if at // 60 != self.seconds.last // 60:
+                self._end_minute(self.seconds.last // 60 * 60)
+        row = Row(at, values, *self._durations)
+        self.seconds.add(row)
+        self._write({"k": "row", "span": 1, "row": row.as_json()})
+        self._counts = Counter()
+        self._durations = Histogram(), Histogram(), Histogram()
+        self._peak = view.pool.leased
+        self._remember(view, now)
+        return row
+
+    def _end_minute(self, at: int) -> None:
+        row = merged(self.seconds.since(at, at + 60), at)
+        self.minutes.add(row)
+        self._write({"k": "row", "span": 60, "row": row.as_json()})
+        self._write({"k": "statements", "rows": self.statements.table(MOST_STATEMENTS)})
+
+    def _notice(self, view: View, lag: float, monotonic: float) -> None:
+        size = (view.pool.size, view.pool.max_overflow)
+        if self._size is not None and self._size != size:
+            (old, burst), (new, more) = self._size, size
+            text = f"the pool was resized from {old}+{burst} to {new}+{more}"
+            self._note(monotonic, "resize", text, count=False)
+        self._size = size
+        if lag >= LATE:
+            text = f"the event loop was busy for {lag:.1f} s: everything was late then, not only the database"
+            self._note(monotonic, "loop", text)
+        known = {connection.number for connection in view.census.connections}
+        for number in self._leases.keys() - known:  # a lease whose end nobody told
+            del self._leases[number]
+
+    def _remember(self, view: View, now: float) -> None:
+        moment = self.moment_of(view, now)
+        held = any(connection["seconds"] >= LONG for connection in moment["connections"])
+        if held or moment["waiters"] or view.pool.leased >= 0.8 * view.pool.size:
+            self.moments.add(moment)
+            self._write({"k": "moment"} | moment)
+
+    def moment_of(self, view: View, now: float) -> dict[str, Any]:
+        """Who holds and who waits, in the form in which it is kept."""
+        held = [connection for connection in view.census.connections if connection.holder is not None]
+        held.sort(key=lambda connection: -connection.seconds)
+        waiters = sorted(view.census.waiters, key=lambda waiter: -waiter.seconds)
+        return {
+            "at": round(now, 2),
+            "connections": [self.holding(each, view) for each in held[:SHOWN_CONNECTIONS]],
+            "waiters": [waiting(each) for each in waiters[:SHOWN_WAITERS]],
+            "more": {
+                "connections": max(0, len(held) - SHOWN_CONNECTIONS),
+                "waiters": max(0, len(waiters) - SHOWN_WAITERS),
+            },
+        }
+
+    def holding(self, connection: ConnectionFacts, view: View) -> dict[str, Any]:
+        """What is known of a connection: its state, who has it, and the last statement that ended on it."""
+        facts: dict[str, Any] = {
+            "number": connection.number,
+            "state": connection.state,
+            "seconds": round(connection.seconds, 2),
+        }
+        if connection.holder is None:
+            return facts
+        facts |= {"holder": connection.holder[:LONGEST_NAME], "workload": connection.workload}
+        facts["in_transaction"] = connection.number in view.in_transaction
+        last = self._last_statement.get(connection.number)
+        if last is not None:
+            facts["statement"] = last[0]
+            facts["quiet"] = round(self._clock.monotonic() - last[1], 2)
+        return facts
+
+    # -- as a document -----------------------------------------------------------------------------------------------
+
+    def recording(self) -> Recording:
+        """Everything that is remembered."""
+        return self.frozen()()
+
+    def frozen(self) -> Callable[[], Recording]:
+        """What is remembered now; what this returns puts it together, which takes a while (use a thread)."""
+        pool, at, settings = self.pool, self.now, dict(self.settings)
+        seconds, minutes, moments = self.seconds.copy(), self.minutes.copy(), self.moments.copy()
+        journal = tuple(replace(note) for note in self.journal)
+        arrivals, unfinished = self._arrivals.copy(), self._unfinished()
+        statements = tuple(self.statements.table(MOST_STATEMENTS))
+        return lambda: Recording(
+            pool=pool,
+            at=at,
+            settings=settings,
+            seconds=tuple(seconds.since(0)),
+            minutes=tuple(minutes.since(0)),
+            journal=journal,
+            moments=tuple(moments),
+            arrivals=(*arrivals, *unfinished),
+            statements=statements,
+        )
+
+    def _unfinished(self) -> list[Arrival]:
+        return [
+            Arrival(self.when(arrived), waited, None, workload, SERVED)
+            for arrived, waited, workload in self._leases.values()
+        ]
+
+    def restore(self, recording: Recording) -> None:
+        """Take back what an earlier process wrote, before anything else is recorded."""
+        for row in recording.seconds:
+            self.seconds.add(row)
+        for row in recording.minutes:
+            self.minutes.add(row)
+        for arrival in recording.arrivals:
+            self._arrivals.add(arrival)
+        self.journal.restore(recording.journal)
+        for moment in recording.moments:
+            self.moments.add(moment)
+        self.statements.restore(recording.statements)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.keeps_lines:
+            self._lines.append(line)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines for the file since this was last asked."""
+        lines = list(self._lines)
+        self._lines.clear()
+        lines += [{"k": "note"} | note.as_json() for note in self.journal.changed()]
+        fresh, self._fresh = self._fresh, []
+        return [*lines, arrivals_line(fresh)] if fresh else lines
+
+    def notes(self, since: float, until: float) -> list[Note]:
+        """The journal of that time, oldest first."""
+        return self.journal.between(since, until)
+
+
+def _measured(view: View) -> dict[str, float]:
+    pool = view.pool
+    listener = str(view.listener["state"]) if view.listener is not None else ""
+    return {
+        "size": pool.size,
+        "overflow": pool.max_overflow,
+        "leased": pool.leased,
+        "idle": pool.idle,
+        "opening": pool.opening,
+        "closing": pool.closing,
+        "waiting": pool.waiting,
+        "breaker": view.breaker != "closed",
+        "listener": LISTENER_STATES.index(listener) if listener in LISTENER_STATES else -1,
+    }
+
+
+def waiting(waiter: WaiterFacts) -> dict[str, Any]:
+    """What is known of a caller who waits; `left` is null where there is no end."""
+    return {
+        "holder": waiter.holder[:LONGEST_NAME],
+        "workload": waiter.workload,
+        "seconds": round(waiter.seconds, 2),
+        "left": round(waiter.left, 2) if math.isfinite(waiter.left) else None,
+    }

@@ -1,0 +1,41 @@
+"""What is seen of a pool at one moment by whoever looks from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from steadypool.census import Census
+from steadypool.errors import PoolSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadFacts:
+    """A class of work: its limits (None for none of its own), and how many connections it holds."""
+
+    name: str
+    statement_timeout: float | None
+    max_connections: int | None
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A pool, its breaker, its listener and its workloads.
+
+    `listener` is None where nobody listens; its `state` is one of `ListenerState`'s values. `in_transaction` are the
+    numbers of connections whose transaction is open.
+    """
+
+    pool: PoolSnapshot
+    census: Census
+    breaker: str
+    listener: Mapping[str, Any] | None = None
+    workloads: tuple[WorkloadFacts, ...] = ()
+    in_transaction: frozenset[int] = field(default_factory=frozenset[int])
+    closed: bool = False
+
+
+Look = Callable[[], View]
+"""Asks for a view; costs something only here."""
