@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from steadypool import errors
@@ -22,6 +21,7 @@ from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost, Events, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint
 from steadypool.lease import Lease
+from steadypool.rows import Row, named_rows, row_type
 from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
 from steadypool.whereabouts import endpoint
 
@@ -30,34 +30,6 @@ _BEGUN = ("BEGIN", "START TRANSACTION")
 
 EARLY = 0.05
 """Seconds by which the server's clock may end a statement before ours says that it is time."""
-
-
-class Row(Protocol):
-    """A row: values by position or by column name."""
-
-    def __getitem__(self, key: Any) -> Any: ...
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Any]: ...
-    def keys(self) -> Any: ...  # noqa: D102
-
-
-class NamedRow(tuple[Any, ...]):
-    """A row of psycopg that can be read by position and by column name, like asyncpg's."""
-
-    _names: tuple[str, ...]
-
-    def __new__(cls, names: tuple[str, ...], values: Sequence[Any]) -> NamedRow:
-        """A row of `values` under `names`."""
-        row = super().__new__(cls, values)
-        row._names = names
-        return row
-
-    def __getitem__(self, key: Any) -> Any:
-        return super().__getitem__(self._names.index(key) if isinstance(key, str) else key)
-
-    def keys(self) -> tuple[str, ...]:
-        """The column names."""
-        return self._names
 
 
 class Dialogue(Protocol):
@@ -105,8 +77,8 @@ class PsycopgDialogue:
         cursor = await self._run(sql, args)
         if cursor.description is None:
             return []
-        names = tuple(column.name for column in cursor.description)
-        return [NamedRow(names, row) for row in await cursor.fetchall()]
+        names = [column.name for column in cursor.description]
+        return named_rows(names, await cursor.fetchall())
 
     async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
         """Run one statement and return its command tag."""
@@ -114,25 +86,22 @@ class PsycopgDialogue:
 
 
 class PipelinedDialogue:
-    """Over a `PipelinedConnection`."""
+    """Over a `pipeline.PipelinedConnection`: one flight a statement."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
     async def _run(self, sql: str, args: tuple[Any, ...]) -> Any:
-        from steadypool.pipeline import Segment, Statement  # psycopg may not be installed
+        from steadypool.pipeline import Segment, Statement
 
-        # What begins a transaction may bring along its limits: one segment, and each of them a statement.
-        statements = (
-            [Statement(part, args) for part in sql.split("; ")] if not args else [Statement(sql, args)]
-        )
-        return (await self._connection.run(Segment(statements)))[-1]
+        # What begins a transaction may bring along its limits: a segment of several statements.
+        parts = sql.split("; ") if sql.startswith("BEGIN; ") else [sql]
+        return (await self._connection.run(Segment([Statement(part, args) for part in parts])))[-1]
 
     async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
         """Run one statement and return its rows."""
         result = await self._run(sql, args)
-        names = result.names
-        return result.rows(partial(NamedRow, names)) if result.has_rows else []
+        return result.rows(row_type(result.names))
 
     async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
         """Run one statement and return its command tag."""

@@ -17,6 +17,8 @@ run, and what the pool looked like at that moment.
 | `ConnectionLost` | | the connection died while in use | 503 |
 | `CommitUnknown` | `ConnectionLost` | it died between COMMIT and its answer | 503 |
 | `TransactionRolledBack` | | COMMIT was answered by ROLLBACK | 500 |
+| `NotForSharing` | | a statement that strangers on the same connection would feel | 500 |
+| `ResultTooLarge` | | more than a shared connection carries | 500 |
 | `HeartbeatMissed` | `ConnectionLost` | the listening connection gave no answer | |
 | `ListenerDeaf` | | a pooler swallows notifications | 500 |
 | `PoolClosed` | | the pool was closed | 503 |
@@ -259,6 +261,18 @@ class ListenerDeaf(SteadypoolError):
 
 class TransactionRolledBack(SteadypoolError):
     """COMMIT was answered by ROLLBACK: a statement had failed before, and nobody noticed."""
+
+
+class NotForSharing(SteadypoolError):
+    """A statement that does not belong on a shared connection: what it leaves behind would reach strangers.
+
+    It was not sent, unless `maybe_executed` says so: then it was found out by what it did, and was undone with the
+    connection, as far as it was not committed.
+    """
+
+
+class ResultTooLarge(SteadypoolError):
+    """A result larger than a shared connection carries; it was thrown away as it came. What it changed is done."""
 
 
 class PoolClosed(SteadypoolError):

@@ -1,7 +1,7 @@
 """One libpq connection in pipeline mode, driven by the event loop: what is sent need not wait for what was sent before.
 
-`connection` is the connection, `segment` what travels over it, `statements` what it knows about statements that it
-has seen, `guards` what must not travel over a connection that strangers share, `library` libpq itself.
+`connection` is the connection, `segment` what travels over it, `flight` a segment on its way, `statements` what the
+connection knows about statements that it has seen, `library` libpq itself.
 """
 
 from steadypool.pipeline.connection import PipelinedConnection

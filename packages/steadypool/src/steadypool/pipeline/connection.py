@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import fcntl
-import struct
-import termios
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -28,14 +25,12 @@ from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep, St
 from steadypool.pipeline.library import OLDEST, libpq_function
 from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
 from steadypool.pipeline.statements import STALE, Known, State, Statements
+from steadypool.pipeline.wire import Wire
 
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
 _CANCEL_AGAIN = 0.1
 """Seconds after which a cancel request that had no effect is made again."""
-_TURNS = 16
-"""Reads in a row from an encrypted connection before other tasks may run."""
-
 _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
 
 
@@ -60,7 +55,7 @@ class Adopted(Protocol):
     async def cancel_safe(self, *, timeout: float = 30.0) -> None: ...  # noqa: D102
 
 
-class PipelinedConnection:
+class PipelinedConnection(Wire):
     """A connection over which many segments may be on their way.
 
     It belongs to the running event loop. `psycopg_connection` is the connection underneath; use it in `plain()` only.
@@ -93,26 +88,23 @@ class PipelinedConnection:
             raise ConfigurationError(
                 f"libpq {pq.version()}: a pipelined connection needs libpq 17 or newer; install psycopg[binary]"
             )
+        super().__init__(connection.pgconn)
         self.psycopg_connection: Adopted = connection
-        self.pgconn = connection.pgconn
         self.statements = Statements(connection.adapters, keeps=keeps_statements, size=statements)
         self.refused_tags: frozenset[bytes] = frozenset()
         """Command tags that end the connection: a stranger would feel what they leave behind."""
-        self._loop = asyncio.get_running_loop()
+        self.after_answers: Callable[[], None] | None = None
+        """Called when answers were taken and their futures settled."""
         self._clock = clock
         self._transformer = Transformer(connection)
         self._flights: deque[Flight] = deque()
         self._held: deque[Segment] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._closed = False
-        self._flushing = False
-        self._writing = False
         self._head_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._listeners: list[Callable[[], None]] = []
-        self._descriptor = self.pgconn.socket
-        self._encrypted = bool(self.pgconn.ssl_in_use or self.pgconn.used_gssapi)
         self._enter()
 
     # -- what can be seen --------------------------------------------------------------------------------------
@@ -131,6 +123,11 @@ class PipelinedConnection:
     def pending(self) -> int:
         """Segments on their way, or held back."""
         return len(self._flights) + len(self._held or ())
+
+    @property
+    def last_answer(self) -> float:
+        """When the head of the queue last changed; with nothing on its way: when the server last answered."""
+        return self._head_at
 
     @property
     def head_age(self) -> float:
@@ -179,7 +176,9 @@ class PipelinedConnection:
         Raises:
             psycopg.Error: a parameter cannot be adapted; nothing was sent.
         """
-        future = segment.future = self._loop.create_future()
+        future = segment.future
+        if future is None:
+            future = segment.future = self._loop.create_future()
         if self._closed:
             self._settle(segment, ConnectionGone("the connection is closed", sent=False))
         elif self._held is not None:
@@ -209,9 +208,7 @@ class PipelinedConnection:
             if not self._flushing:
                 self._flush()  # nobody is before it: the server can begin at once
                 return
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush_soon)
+        self._flush_soon()
 
     def _put_commands(self, flight: Flight, adapted: list[Adapted], *, roll_back: bool) -> None:
         pgconn, steps = self.pgconn, flight.steps
@@ -265,69 +262,6 @@ class PipelinedConnection:
             pgconn.send_query_params(text, values, types, formats, result_format)
         flight.steps.append((Step.RUN, known, index))
 
-    # -- the socket --------------------------------------------------------------------------------------------
-
-    def _enter(self) -> None:
-        self.pgconn.enter_pipeline_mode()
-        self._descriptor = self.pgconn.socket
-        self._loop.add_reader(self._descriptor, self._readable)
-
-    def _leave_loop(self) -> None:
-        """Take the descriptor from the loop while it is still ours: after the close its number may be another's."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor != -1 and not self._loop.is_closed():
-            self._loop.remove_reader(descriptor)
-            if self._writing:
-                self._loop.remove_writer(descriptor)
-        self._writing = False
-
-    def _flush_soon(self) -> None:
-        self._flushing = False
-        if not self._closed and self._descriptor != -1:
-            self._flush()
-
-    def _flush(self) -> None:
-        try:
-            unsent = self.pgconn.flush()
-        except psycopg.Error as error:
-            self._collect_and_end(error)
-            return
-        if bool(unsent) != self._writing:
-            self._writing = not self._writing
-            if self._writing:
-                self._loop.add_writer(self._descriptor, self._flush)
-            else:
-                self._loop.remove_writer(self._descriptor)
-
-    def _readable(self) -> None:
-        try:
-            self.pgconn.consume_input()
-            if self._encrypted:
-                self._read_all()
-        except psycopg.Error as error:
-            self._collect_and_end(error)
-            return
-        self._collect()
-
-    def _read_all(self) -> None:
-        """What the TLS library holds already, the loop does not see: read until the socket was empty twice in a row.
-
-        One read takes at least half of a TLS record, so the second finds nothing of it left.
-        """
-        empty = turns = 0
-        while empty < 2:
-            waiting = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
-            empty = 0 if waiting else empty + 1
-            self.pgconn.consume_input()
-            turns += 1
-            if turns == _TURNS:
-                self._loop.call_soon(self._read_on)
-                return
-
-    def _read_on(self) -> None:
-        if self._descriptor != -1:
-            self._readable()
-
     # -- answers -----------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:
@@ -365,15 +299,17 @@ class PipelinedConnection:
             self._end(error)
         if not flights:
             self._at_rest()
+        if self.after_answers is not None:
+            self.after_answers()
 
     def _synced(self, flight: Flight) -> None:
         """A segment's own Sync: the one moment at which it is known what became of it."""
         self._flights.popleft()
-        if self._flights:
-            self._new_head()
-            if self._flights[0].wants_chunks:
-                self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         segment = flight.segment
+        began = self._head_at
+        segment.took = self._new_head() - began
+        if self._flights and self._flights[0].wants_chunks:
+            self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         if segment.error is not None:
             if segment.error.sqlstate in STALE and self._repeat(flight):
                 return
@@ -420,16 +356,17 @@ class PipelinedConnection:
         self._flights.popleft()
         tag = (result.command_status or b"").decode()
         error = Unclean(f"{tag} does not belong on a connection that is shared", sent=True, answered=True)
-        self._settle(flight.segment, error)
-        self._end(error)
+        self._end(error, because_of=flight.segment)
 
     # -- how long the head takes -------------------------------------------------------------------------------
 
-    def _new_head(self) -> None:
+    def _new_head(self) -> float:
+        """The clock of the next segment to be answered starts, if there is one; returns the time."""
         now = self._head_at = self._clock.monotonic()
-        limit = self._flights[0].segment.limit
+        limit = self._flights[0].segment.limit if self._flights else None
         if limit is not None and (self._timer is None or now + limit < self._timer_at):
             self._watch(now + limit, limit)
+        return now
 
     def _watch(self, at: float, seconds: float) -> None:
         if self._timer is not None:
@@ -450,8 +387,7 @@ class PipelinedConnection:
                     sent=True,
                     answered=head.answered,
                 )
-                self._settle(head, error)
-                self._end(error)
+                self._end(error, because_of=head)
 
     # -- other uses of the connection --------------------------------------------------------------------------
 
@@ -555,7 +491,8 @@ class PipelinedConnection:
         self._collect()
         self._end(error)
 
-    def _end(self, reason: BaseException | None) -> None:
+    def _end(self, reason: BaseException | None, because_of: Segment | None = None) -> None:
+        """`because_of` is the segment that is at fault: its error is the reason itself."""
         if self._closed:
             return
         self._closed = True
@@ -567,6 +504,8 @@ class PipelinedConnection:
         flights, held = list(self._flights), self._held or ()
         self._flights.clear()
         self._held = None
+        if because_of is not None:
+            self._settle(because_of, reason)
         for flight in flights:
             self._settle(flight.segment, _gone(reason, flight.segment))
         for segment in held:

@@ -108,6 +108,7 @@ class Segment:
         "results",
         "sent",
         "statements",
+        "took",
     )
 
     def __init__(
@@ -135,8 +136,12 @@ class Segment:
         self.failed_at: int | None = None
         """The index of the statement that failed; None where it was the commit that the Sync is."""
         self.repeated = False
+        self.took = 0.0
+        """Seconds from when it was the next to be answered until it was."""
         self.future: asyncio.Future[list[Result]] | None = None
+        """Made by `send`, unless somebody waits for it already."""
         self.on_settled: Callable[[Segment], None] | None = None
+        """Called with it when its future was settled."""
 
 
 class Result:

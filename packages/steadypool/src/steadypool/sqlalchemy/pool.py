@@ -199,6 +199,8 @@ class SteadyPool(pool.Pool):
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
     _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
+    before_waiting: Callable[[], None] | None = None
+    """Called when a session is about to wait for a connection: the shared ones go back."""
 
     def __init__(
         self,
@@ -311,6 +313,12 @@ class SteadyPool(pool.Pool):
         return await self.core.acquire(name=ended.name, workload=ended.workload, places=ended.places)
 
     async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
+        if (
+            self.before_waiting is not None
+            and not self.core.count(SlotState.IDLE)
+            and self.core.count() >= self.options.limit
+        ):
+            self.before_waiting()
         workload = current_workload.get()
         acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
         if not self.observers.wanted(WaitEnded):
