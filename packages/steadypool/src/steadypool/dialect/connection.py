@@ -172,8 +172,8 @@ class Connection(AdaptedConnection):
         Raises:
             psycopg.Error: what the server said, or why the connection ended.
         """
-        if self.autocommit and self._unproven and not self.read_only:
-            await self._prove()
+        if self.autocommit and not self.read_only:
+            await self.prove()
         first = not self._begun and (not self.autocommit or bool(self.read_only))
         try:
             return await self._fly(statements)
@@ -223,8 +223,10 @@ class Connection(AdaptedConnection):
         self._schema = other._schema
         self._begun = self._failed = False
 
-    async def _prove(self) -> None:
-        """A statement of its own cannot be sent twice, so a Sync is sent before it."""
+    async def prove(self) -> None:
+        """Send a Sync before what cannot be sent twice, if the connection has been idle for long."""
+        if not self._unproven:
+            return
         self._unproven = False
         try:
             await self._connection.run(Segment([]))

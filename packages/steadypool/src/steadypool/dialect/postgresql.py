@@ -121,6 +121,10 @@ class SteadypoolDialect(PsycopgDialect):
         """Whether the server has a transaction open on it; one whose ROLLBACK is on its way is over."""
         return driver_connection.transaction_status in _OPEN
 
+    async def prove_before_use(self, fairy: Any) -> None:
+        """One round trip where it has been idle for long; a dead one is exchanged for another."""
+        await fairy.dbapi_connection.prove()
+
     async def prove(self, driver_connection: Any, *, select: bool) -> None:
         """One round trip."""
         await driver_connection.run(Segment([Statement("SELECT 1")] if select else []))

@@ -331,6 +331,9 @@ class GuardedDialect:
         """Whether the server has a transaction open on it."""
         raise NotImplementedError
 
+    async def prove_before_use(self, fairy: Any) -> None:
+        """Where the first use is the proof: prove a connection that was just leased and is used without SQLAlchemy."""
+
     async def prove(self, driver_connection: Any, *, select: bool) -> None:
         """One round trip, or an exception."""
         raise NotImplementedError
