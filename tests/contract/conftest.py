@@ -19,7 +19,8 @@ from sqlalchemy.util import greenlet_spawn
 import steadypool.sqlalchemy as ours
 from steadypool.lab import EmbeddedPostgres
 
-collect_ignore = ["dropin"]  # its tests are run by test_dropin.py, once for each pool
+# Run by test_compliance.py and test_dropin.py, in processes of their own.
+collect_ignore = ["compliance", "dropin"]
 
 _numbers = itertools.count(1)
 

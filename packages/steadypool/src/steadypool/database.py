@@ -403,8 +403,9 @@ class Database(Sharing, Notifying):
         engine = self._engine(declared, read_only=False).sync_engine
         timeout = statement_timeout or (None if declared is None else declared.statement_timeout)
         fairy: Any = await greenlet_spawn(engine.raw_connection)
-        driver_connection = fairy.driver_connection
         dialect = self.pool.dialect
+        await dialect.prove_before_use(fairy)
+        driver_connection = fairy.driver_connection
         core = self.pool.core
         dialogue = _DIALOGUES[dialect.driver](driver_connection)
         pooler = dialect.pooler_watch

@@ -94,7 +94,9 @@ class PipelinedDialogue:
     async def _run(self, sql: str, args: tuple[Any, ...]) -> Any:
         from steadypool.pipeline import Segment, Statement
 
-        return (await self._connection.run(Segment([Statement(sql, args)])))[0]
+        # What begins a transaction may bring along its limits: a segment of several statements.
+        parts = sql.split("; ") if sql.startswith("BEGIN; ") else [sql]
+        return (await self._connection.run(Segment([Statement(part, args) for part in parts])))[-1]
 
     async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
         """Run one statement and return its rows."""

@@ -42,6 +42,7 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
     supports_statement_cache = True
     execution_ctx_cls = AsyncpgContext
+    library = ASYNCPG
 
     adapter_names = frozenset(SQLALCHEMY_OPTIONS[ASYNCPG])
 
@@ -154,6 +155,7 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     supports_statement_cache = True
     execution_ctx_cls = PsycopgContext
     has_terminate = True
+    library = PSYCOPG
     connection_characteristics = PGDialectAsync_psycopg.connection_characteristics.union(
         {"postgresql_readonly": _ReadOnly()}  # pyright: ignore[reportArgumentType] - typed too narrowly
     )
@@ -194,6 +196,12 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
             network=self.guards.network,
             **changed,
         )
+
+    def adopted(self, opened: Any, *, prepares: bool | None) -> Any:
+        """Behind a pooler that may hand the next transaction to another backend nothing is prepared."""
+        if prepares is None and not self.pooler_watch.keeps_statements:
+            opened.prepare_threshold = None
+        return opened
 
     @classmethod
     def get_async_dialect_cls(cls, url: Any) -> Any:
@@ -261,13 +269,16 @@ def _readable(driver_connection: Any) -> bool:
     return bool(poll.poll(0))
 
 
+PIPELINED = "postgresql+steadypool"
 OURS = {
     "postgresql": "postgresql+steadypool_asyncpg",
     "postgresql+asyncpg": "postgresql+steadypool_asyncpg",
     "postgresql+psycopg": "postgresql+steadypool_psycopg",
     "postgresql+psycopg_async": "postgresql+steadypool_psycopg",
+    PIPELINED: PIPELINED,
 }
 """SQLAlchemy's names of the drivers, and ours for the same with bounds."""
 
 registry.register("postgresql.steadypool_asyncpg", __name__, "AsyncpgDialect")
 registry.register("postgresql.steadypool_psycopg", __name__, "PsycopgDialect")
+registry.register("postgresql.steadypool", "steadypool.dialect", "SteadypoolDialect")

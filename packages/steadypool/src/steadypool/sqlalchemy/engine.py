@@ -17,7 +17,7 @@ from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
 from steadypool.settings import Password, Pooler
-from steadypool.sqlalchemy.dialects import OURS
+from steadypool.sqlalchemy.dialects import OURS, PIPELINED
 from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
@@ -103,7 +103,9 @@ def create_async_engine(
             leak_after=leak_after,
             idle_timeout=idle_timeout,
         )
-        arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False)) | {
+        pre_ping = arguments.pop("pool_pre_ping", False)
+        arguments |= _pool_arguments(options, pre_ping) | {
+            "first_use_proves": given.drivername == PIPELINED and pre_ping != "select1",
             "steady_name": pool_name,
             "steady_events": events,
             "steady_ceilings": ceilings,

@@ -29,6 +29,7 @@ from steadypool.events import Events, WaitEnded
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
 from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
+from steadypool.sqlalchemy.renewal import renew_when_lost
 from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
 from steadypool.whereabouts import Place, current_request, whereabouts
@@ -72,12 +73,12 @@ class Record(_ConnectionRecord):
     """Whether its last user forgot to give it back, and the garbage collector did."""
     _fairy_ref: weakref.ref[Any] | None = None
 
-    def __init__(self, owner: SteadyPool) -> None:
+    def __init__(self, owner: SteadyPool, connect: bool = True) -> None:
         self._owner = owner
         # SQLAlchemy makes it last, and 2.0.40 needs it where connecting fails.
         self.finalize_callback = deque()
         try:
-            super().__init__(owner)
+            super().__init__(owner, connect)
         except BaseException:
             # SQLAlchemy 2.0 leaves the connection behind when an event handler fails or is cancelled.
             self.cut()
@@ -221,7 +222,12 @@ class SteadyPool(pool.Pool):
     before_waiting: Callable[[], None] | None = None
     """Called when a session is about to wait for a connection: the shared ones go back."""
 
+    done = False
+    """Whether `close` has ended."""
+
     _drained_at = -math.inf
+    _home_thread: int | None = None
+    _home_loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
         self,
@@ -236,6 +242,7 @@ class SteadyPool(pool.Pool):
         steady_ceilings: dict[str, int] | None = None,
         steady_breaker: bool = True,
         ping_by_select: bool = False,
+        first_use_proves: bool = False,
         recycle: float = -1,
         pre_ping: bool = False,
         **kw: Any,
@@ -243,16 +250,19 @@ class SteadyPool(pool.Pool):
         # The core recycles and pings, in the background; SQLAlchemy would do it in the caller.
         super().__init__(creator, recycle=-1, pre_ping=False, **kw)
         base = steady_options or PoolOptions()
+        pings = pre_ping and not first_use_proves
         options = replace(
             base,
             size=pool_size or UNLIMITED,
             max_overflow=None if pool_size == 0 or max_overflow == -1 else max_overflow,
             pool_timeout=math.inf if timeout is None else timeout,
             recycle=recycle if recycle >= 0 else None,
-            ping_after_idle=base.ping_after_idle if pre_ping else None,
+            ping_after_idle=base.ping_after_idle if pings else None,
             use_lifo=use_lifo,
         )
         self.ping_by_select = ping_by_select
+        self.unproven_after = base.ping_after_idle if pre_ping and first_use_proves else None
+        """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
         self.ceilings = steady_ceilings if steady_ceilings is not None else {}
         self._arguments: dict[str, Any] = {
             **kw,
@@ -265,6 +275,7 @@ class SteadyPool(pool.Pool):
             "steady_ceilings": self.ceilings,
             "steady_breaker": steady_breaker,
             "ping_by_select": ping_by_select,
+            "first_use_proves": first_use_proves,
             "recycle": recycle,
             "pre_ping": pre_ping,
         }
@@ -278,9 +289,6 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
-        self.done = False  # whether `close` has ended
-        self._home_thread: int | None = None
-        self._home_loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def options(self) -> PoolOptions:
@@ -308,6 +316,9 @@ class SteadyPool(pool.Pool):
         try:
             lease = await_only(self._acquire(places))
         except errors.SteadypoolError as error:
+            mistake = _mistake_in(error)
+            if mistake is not None:
+                raise mistake from None
             raise as_sqlalchemy(error) from error.__cause__
         if self._home_loop is None:
             self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
@@ -315,7 +326,14 @@ class SteadyPool(pool.Pool):
         record.lease = lease
         # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
         record.fairy_ref = None
+        if self.unproven_after is not None:
+            age = self.core.clock.monotonic() - lease.slot.proven_at
+            renew_when_lost(self, record, unproven=age >= self.unproven_after)
         return record
+
+    async def acquire_again(self, ended: Lease[Record]) -> Lease[Record]:
+        """Another lease for whoever had this one, whose connection was dead."""
+        return await self.core.acquire(name=ended.name, workload=ended.workload, places=ended.places)
 
     async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
         if (
@@ -483,3 +501,11 @@ class SteadyPool(pool.Pool):
     def overflow(self) -> int:
         """Open connections beyond `size`; negative while there are fewer."""
         return 0 if self.size() == 0 else self.checkedin() + self.checkedout() - self.size()
+
+
+def _mistake_in(error: BaseException) -> exc.ArgumentError | None:
+    """An argument of the engine that makes no sense fails each connect, but says nothing of the server."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, exc.ArgumentError):
+        seen = seen.__cause__
+    return seen
