@@ -142,8 +142,10 @@ class Database(Sharing, Notifying):
             raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
             self._listen_to_connects(on_connect)
-        clock = self.pool.core.clock
-        self.watch = Watch(name, self.settings, observers=self.events, look=self._look, clock=clock)
+        clock, lag = self.pool.core.clock, self._standard.lag
+        self.watch = Watch(
+            name, self.settings, observers=self.events, look=self._look, lag=lag.take_most, clock=clock
+        )
         self.recorder = self.watch.recorder
 
     def _look(self) -> View:

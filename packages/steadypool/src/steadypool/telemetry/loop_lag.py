@@ -26,7 +26,7 @@ class LoopLag:
         self._clock = clock
         self._interval = interval
         self._due: float | None = None
-        self._late = 0.0
+        self._late = self._most = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._recent = [0.0] * REMEMBERED
         self._looks = 0
@@ -53,6 +53,11 @@ class LoopLag:
         """The most it was late in the last quarter of a minute."""
         return max(self.seconds, *self._recent)
 
+    def take_most(self) -> float:
+        """The most it was late since this was last asked: for whoever writes it down, once a second."""
+        most, self._most = max(self._most, self.seconds), 0.0
+        return most
+
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         self._due = self._clock.monotonic() + self._interval
         # The loop must not keep alive what nobody else knows any more.
@@ -64,6 +69,7 @@ class LoopLag:
         late = 0.0 if self._due is None else self._clock.monotonic() - self._due
         self._late = self._recent[self._looks % REMEMBERED] = max(0.0, late)
         self._looks += 1
+        self._most = max(self._most, self._late)
         self._next(loop)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from opentelemetry import metrics as otel_metrics
 from opentelemetry import trace
@@ -26,7 +25,6 @@ from steadypool.clock import wall_time
 from steadypool.events import Event, StatementFinished, WaitEnded
 from steadypool.telemetry import metrics
 from steadypool.telemetry.metrics import Kind, Metric
-from steadypool.telemetry.summary import summary
 from steadypool.telemetry.tally import Attributes, Tally
 from steadypool.telemetry.upstream import draws
 
@@ -39,7 +37,7 @@ SCOPE = "steadypool"
 WAITING_SPAN = "steadypool waiting"
 CONNECTING_SPAN = "steadypool connecting"
 
-_NOISE = 0.0005
+_NOISE = 0.001
 """Seconds of waiting around a connect that are not worth a span of their own."""
 
 
@@ -129,14 +127,16 @@ def _histogram(meter: Meter, metric: Metric) -> Histogram:
     )
 
 
-_known: WeakKeyDictionary[MeterProvider, _Instruments] = WeakKeyDictionary()
+_known: list[tuple[MeterProvider, _Instruments]] = []
+"""Providers last as long as the process, and some cannot be hashed."""
 
 
 def _instruments_of(provider: MeterProvider) -> _Instruments:
-    found = _known.get(provider)
-    if found is None:
-        found = _known[provider] = _Instruments(provider)
-    return found
+    for known, instruments in _known:
+        if known is provider:
+            return instruments
+    _known.append((provider, _Instruments(provider)))
+    return _known[-1][1]
 
 
 class _Spans:
@@ -155,17 +155,16 @@ class _Spans:
             self._wait(event)
 
     def _statement(self, event: StatementFinished) -> None:
-        operation, what = summary(event.fingerprint)
         self._draw(
-            what,
+            event.summary,
             SpanKind.CLIENT,
             _ns(wall_time()),
             event.seconds,
             event.error_type,
             {
                 metrics.SYSTEM: "postgresql",
-                metrics.OPERATION: operation,
-                metrics.SUMMARY: what,
+                metrics.OPERATION: event.summary.partition(" ")[0],
+                metrics.SUMMARY: event.summary,
                 metrics.TEXT: event.fingerprint.partition("] ")[2],
                 metrics.ROWS: event.rows,
                 metrics.STATUS_CODE: event.sqlstate,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 from steadypool import errors, events
 from steadypool.telemetry import metrics
+from steadypool.telemetry.bounded import Bounded
 from steadypool.telemetry.causes import connect_cause
 from steadypool.telemetry.metrics import Metric
 from steadypool.telemetry.source import Source
-from steadypool.telemetry.summary import Bounded, summary
 
 Attributes = tuple[tuple[str, str], ...]
 """Names and values, the pool's name first."""
@@ -158,14 +158,13 @@ class Tally:
         self._count(metrics.BREAKER_CHANGES, (metrics.CAUSE, event.after))
 
     def _statement(self, event: events.StatementFinished) -> None:
-        operation, what = summary(event.fingerprint)
         self._observe(
             metrics.DURATION,
             event.seconds,
             self._with(
                 (metrics.SYSTEM, "postgresql"),
-                (metrics.OPERATION, operation),
-                (metrics.SUMMARY, what),
+                (metrics.OPERATION, event.summary.partition(" ")[0]),
+                (metrics.SUMMARY, event.summary),
                 (metrics.STATUS_CODE, event.sqlstate),
                 (metrics.ERROR_TYPE, event.error_type),
                 (metrics.WAY, event.way),
