@@ -421,6 +421,7 @@ class Database(Sharing, Notifying):
             is_open=lambda: dialect.is_open(driver_connection),
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
+            judge=lambda fate, said: self.pool.judge(fate, driver_connection, said),
             begin=pooler.beginning(timeout),
             wraps=timeout is not None and not pooler.keeps_statements,
             in_transaction=lambda: dialect.in_transaction(driver_connection),
