@@ -491,7 +491,7 @@ class Database(Sharing, Notifying):
             name=self.name,
             closed=core.closed,
             pool=snapshot,
-            utilization=snapshot.leased / snapshot.size,
+            utilization=snapshot.utilization,
             breaker=core.breaker.state,
             last_connect_failure=snapshot.last_connect_failure,
             totals=self._standard.totals(),

@@ -221,6 +221,8 @@ class SteadyPool(pool.Pool):
     before_waiting: Callable[[], None] | None = None
     """Called when a session is about to wait for a connection: the shared ones go back."""
 
+    _drained_at = -math.inf
+
     def __init__(
         self,
         creator: Any,
@@ -241,11 +243,10 @@ class SteadyPool(pool.Pool):
         # The core recycles and pings, in the background; SQLAlchemy would do it in the caller.
         super().__init__(creator, recycle=-1, pre_ping=False, **kw)
         base = steady_options or PoolOptions()
-        unlimited = pool_size == 0
         options = replace(
             base,
-            size=UNLIMITED if unlimited else pool_size,
-            max_overflow=None if unlimited or max_overflow == -1 else max_overflow,
+            size=pool_size or UNLIMITED,
+            max_overflow=None if pool_size == 0 or max_overflow == -1 else max_overflow,
             pool_timeout=math.inf if timeout is None else timeout,
             recycle=recycle if recycle >= 0 else None,
             ping_after_idle=base.ping_after_idle if pre_ping else None,
@@ -280,7 +281,6 @@ class SteadyPool(pool.Pool):
         self.done = False  # whether `close` has ended
         self._home_thread: int | None = None
         self._home_loop: asyncio.AbstractEventLoop | None = None
-        self._drained_at = -math.inf
 
     @property
     def options(self) -> PoolOptions:
