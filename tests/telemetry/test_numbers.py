@@ -301,6 +301,7 @@ async def test_nothing_is_counted_after_the_stop(
     stop()
     await ask(db)
     assert seen.value("db.client.connection.count") == 0
+    assert b'pool_name="main"' not in seen.collector.render()
     assert not db.events.wanted(metrics_event())
     assert len(seen.spans("SELECT")) == 1
 
