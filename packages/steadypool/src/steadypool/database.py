@@ -474,7 +474,12 @@ class Database(Sharing, Notifying):
     @property
     def source(self) -> Source:
         """What `steadypool.telemetry` asks: `otel.instrument(database.source)`."""
-        return source_of(self.engine, loop_lag=lambda: self._standard.lag.seconds, listener=self._hears)
+        return source_of(
+            self.engine,
+            loop_lag=lambda: self._standard.lag.seconds,
+            listener=self._hears,
+            collateral=lambda: 0 if (stats := self._shared_stats()) is None else stats.collateral,
+        )
 
     def _hears(self) -> ListenerFacts | None:
         stats = None if self._listener is None else self._listener.stats()
