@@ -170,6 +170,14 @@ class PipelinedConnection(Wire):
         """
         return await self.send(segment)
 
+    async def execute(self, sql: str, *parameters: Any) -> Result:
+        """One statement by itself, with `$1` placeholders; for hooks and other plain uses.
+
+        Example:
+            >>> await connection.execute("set search_path to tenant, public")
+        """
+        return (await self.run(Segment([Statement(sql, parameters)])))[0]
+
     def send(self, segment: Segment) -> asyncio.Future[list[Result]]:
         """Send it in this turn of the loop; the future is settled at its Sync.
 
