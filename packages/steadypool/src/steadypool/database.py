@@ -31,11 +31,11 @@ from steadypool.dedicated import (
     Surroundings,
 )
 from steadypool.errors import ConfigurationError, HookFailed, PoolSnapshot, words_of
-from steadypool.events import Events, LeakSuspected
+from steadypool.events import Events
 from steadypool.lease import Lease
-from steadypool.listener import Listener, ListenerOptions, ListenerStats
+from steadypool.listener import Listener, ListenerOptions, ListenerState, ListenerStats
 from steadypool.notifying import Notifying
-from steadypool.overview import view_of
+from steadypool.overview import Workload, view_of
 from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
@@ -44,10 +44,12 @@ from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
 from steadypool.sqlalchemy.local import set_local
 from steadypool.sqlalchemy.pool import SteadyPool
+from steadypool.sqlalchemy.source import source_of
 from steadypool.sqlalchemy.telling import lease_of
-from steadypool.telemetry.counters import COUNTED, Counters, Totals
-from steadypool.telemetry.log import log_notable
-from steadypool.telemetry.recorder import Recorder, View
+from steadypool.telemetry.counters import Totals
+from steadypool.telemetry.recorder import View
+from steadypool.telemetry.source import ListenerFacts, Source
+from steadypool.telemetry.standard import Standard
 from steadypool.telemetry.watch import Watch
 
 if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
@@ -72,19 +74,11 @@ OnConnect = Callable[[Any], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
-    """A class of work: how long its statements may run (seconds), and how many connections it may hold."""
-
-    name: str
-    statement_timeout: float | None = None
-    max_connections: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class DatabaseStats:
     """What a person wants to know, at one moment.
 
-    `utilization` is connections in use over `pool_size`: above 1 the overflow is in use.
+    `utilization` is connections in use over `pool_size`: above 1 the overflow is in use. `loop_lag` is by how many
+    seconds the event loop is late: where that is much, it is not the pool that is slow.
     """
 
     name: str
@@ -97,6 +91,7 @@ class DatabaseStats:
     workloads: tuple[Workload, ...]
     listener: ListenerStats | None
     shared: SharedStats | None
+    loop_lag: float = 0.0
 
 
 class Database(Sharing, Notifying):
@@ -134,9 +129,7 @@ class Database(Sharing, Notifying):
         self.settings = settings or DatabaseSettings()
         self.name = name
         self.events = Events()
-        self._counters = Counters()
-        self.events.subscribe(self._counters, *COUNTED)
-        self.events.subscribe(log_notable, LeakSuspected)
+        self._standard = Standard(self.events, self.settings.slow_query_after)
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
@@ -149,8 +142,14 @@ class Database(Sharing, Notifying):
             raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
             self._listen_to_connects(on_connect)
-        clock = self.pool.core.clock
-        self.watch = Watch(name, self.settings, observers=self.events, look=self._look, clock=clock)
+        clock, lag = self.pool.core.clock, self._standard.lag
+        self.watch = Watch(
+            name, self.settings, observers=self.events, look=self._look, lag=lag.take_most, clock=clock
+        )
+        self.recorder = self.watch.recorder
+
+    def _look(self) -> View:
+        return view_of(self.pool, self._workloads.values(), self._listener)
 
     def _listen_to_connects(self, on_connect: OnConnect) -> None:
         dialect = self.pool.dialect
@@ -164,14 +163,6 @@ class Database(Sharing, Notifying):
                 raise HookFailed(f"on_connect: {hook_failed(error)}") from error
 
         event.listen(self.engine.sync_engine, "connect", run_on_connect)
-
-    def _look(self) -> View:
-        return view_of(self.pool, self._workloads.values(), self._listener)
-
-    @property
-    def recorder(self) -> Recorder:
-        """What the pool did: the last hour by the second, the last day by the minute."""
-        return self.watch.recorder
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
@@ -221,6 +212,7 @@ class Database(Sharing, Notifying):
         """Bind to the running event loop. Connects to nothing."""
         self.pool.core.bind()
         self.watch.start()
+        self._standard.start()
         return self
 
     async def close(self, grace: float | None = None) -> None:
@@ -232,6 +224,7 @@ class Database(Sharing, Notifying):
             await self.pool.close(grace)
         finally:
             await self.watch.close()
+            self._standard.stop()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -477,6 +470,15 @@ class Database(Sharing, Notifying):
 
     # -- what can be seen --------------------------------------------------------------------------------------
 
+    @property
+    def source(self) -> Source:
+        """What `steadypool.telemetry` asks: `otel.instrument(database.source)`."""
+        return source_of(self.engine, loop_lag=lambda: self._standard.lag.seconds, listener=self._hears)
+
+    def _hears(self) -> ListenerFacts | None:
+        stats = None if self._listener is None else self._listener.stats()
+        return None if stats is None else ListenerFacts(stats.state is ListenerState.CONNECTED, stats.gaps)
+
     def stats(self) -> DatabaseStats:
         """What is going on, as frozen facts."""
         core = self.pool.core
@@ -485,10 +487,11 @@ class Database(Sharing, Notifying):
             name=self.name,
             closed=core.closed,
             pool=snapshot,
-            utilization=snapshot.leased / snapshot.size,
+            utilization=snapshot.utilization,
             breaker=core.breaker.state,
             last_connect_failure=snapshot.last_connect_failure,
-            totals=self._counters.totals(),
+            totals=self._standard.totals(),
+            loop_lag=self._standard.lag.seconds,
             workloads=tuple(self._workloads.values()),
             listener=None if self._listener is None else self._listener.stats(),
             shared=self._shared_stats(),

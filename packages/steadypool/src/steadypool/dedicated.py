@@ -19,10 +19,10 @@ from steadypool.clock import Clock
 from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
 from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost, Events, StatementFinished, StatementTimedOut
-from steadypool.fingerprint import fingerprint
+from steadypool.fingerprint import fingerprint, name_of
 from steadypool.lease import Lease
 from steadypool.rows import Row, named_rows, row_type
-from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
+from steadypool.sqlstate import QUERY_CANCELED, THE_DRIVERS_OWN, Fate, cause_of_loss, fate_of
 from steadypool.whereabouts import endpoint
 
 _BEGUN = ("BEGIN", "START TRANSACTION")
@@ -248,6 +248,7 @@ class Dedicated:
     def _tell(self, sql: str, started: float, rows: int | None, error: BaseException | None) -> None:
         around, now = self._around, self._around.clock.monotonic()
         waiting, connecting = around.lease.take_cost()
+        name = name_of(sql)
         state = getattr(error, "sqlstate", None) or getattr(
             getattr(error, "__cause__", None), "sqlstate", None
         )
@@ -255,7 +256,7 @@ class Dedicated:
             StatementFinished(
                 around.pool,
                 now,
-                fingerprint(sql),
+                name.fingerprint,
                 "dedicated",
                 now - started,
                 rows,
@@ -263,9 +264,10 @@ class Dedicated:
                 connecting,
                 around.workload,
                 around.lease.slot.number,
-                state,
+                None if state in THE_DRIVERS_OWN else state,
                 None if error is None else type(error).__name__,
                 endpoint(),
+                name.summary,
             )
         )
 

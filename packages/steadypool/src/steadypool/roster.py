@@ -46,6 +46,10 @@ class Roster(Generic[T]):
             total += self._counts[state]
         return total
 
+    def by_state(self) -> dict[SlotState, int]:
+        """How many slots are in each state; may be called from another thread, since copying cannot be interrupted."""
+        return self._counts.copy()
+
     def trusted(self) -> int:
         """How many connections are live and not under suspicion."""
         return sum(slot.state in LIVE and not slot.suspect for slot in self._slots.values())
@@ -69,7 +73,12 @@ class Roster(Generic[T]):
             self._counts[state] += 1
 
     def snapshot(
-        self, options: PoolOptions, now: float, waiting: int, failure: BaseException | None
+        self,
+        options: PoolOptions,
+        now: float,
+        waiting: int,
+        failure: BaseException | None,
+        expected_wait: float | None = None,
     ) -> errors.PoolSnapshot:
         """Counts, and who holds what for how long."""
         leases = [slot.lease for slot in self._slots.values() if slot.lease is not None]
@@ -83,6 +92,7 @@ class Roster(Generic[T]):
             waiting=waiting,
             holders=tuple(errors.Holder(x.name, now - x.acquired_at, x.workload) for x in leases),
             last_connect_failure=None if failure is None else errors.words_of(failure),
+            expected_wait=expected_wait,
         )
 
     def facts(self, now: float) -> tuple[ConnectionFacts, ...]:

@@ -46,6 +46,18 @@ UNLIMITED = 2**31
 DRAIN_EVERY = 5.0
 """Seconds: where there is no primary to go to, connections are not replaced at every write that is refused."""
 
+_WORDS = {
+    SlotState.OPENING: "opening",
+    SlotState.STUCK: "opening",
+    SlotState.IDLE: "idle",
+    SlotState.PROVING: "idle",
+    SlotState.SILENT: "idle",
+    SlotState.LEASED: "used",
+    SlotState.RESETTING: "idle",
+    SlotState.CLOSING: "closing",
+}
+"""The states of connections in the words of OpenTelemetry's `db.client.connection.state`, and two of our own."""
+
 current_workload: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "steadypool_workload", default=None
 )
@@ -98,16 +110,20 @@ class Record(_ConnectionRecord):
         driver_connection = self.driver_connection
         if not soft and driver_connection is not None:
             # SQLAlchemy connects a record anew when a handler of `checkout` rejects its connection.
-            self._owner.stop_watching(self)
-            if not self._owner.done:  # nobody would wait for the server any more
-                self.farewell = take_farewell(driver_connection)
-            if self.farewell is not None:
-                self._owner.watched.add(self)
+            self.watch_end()
         try:
             super().invalidate(e, soft)
         finally:
             if not soft and self.dbapi_connection is not None and driver_connection is not None:
                 self._owner.dialect.cut(driver_connection)  # an event handler failed, and hindered SQLAlchemy
+
+    def watch_end(self) -> None:
+        """Keep what tells when the server has let go of the connection, unless nobody is going to wait for that."""
+        self._owner.stop_watching(self)
+        if not self._owner.done and self.driver_connection is not None:
+            self.farewell = take_farewell(self.driver_connection)
+        if self.farewell is not None:
+            self._owner.watched.add(self)
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """As SQLAlchemy's; the place is given back even if an event handler fails."""
@@ -181,6 +197,8 @@ class RecordDriver:
     async def close(self, connection: Record) -> None:
         """Close it politely, or, where it was cut off, wait until the server has let go."""
         if connection.dbapi_connection is not None:
+            if not self._owner.core.closed:  # whose place nobody needs again
+                connection.watch_end()
             await greenlet_spawn(connection.close)
         if connection.farewell is not None:
             try:
@@ -199,8 +217,12 @@ class SteadyPool(pool.Pool):
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
     _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
+    predecessors: tuple[SteadyPool, ...] = ()
+    """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs."""
     before_waiting: Callable[[], None] | None = None
     """Called when a session is about to wait for a connection: the shared ones go back."""
+
+    _drained_at = -math.inf
 
     def __init__(
         self,
@@ -265,7 +287,6 @@ class SteadyPool(pool.Pool):
         self.done = False  # whether `close` has ended
         self._home_thread: int | None = None
         self._home_loop: asyncio.AbstractEventLoop | None = None
-        self._drained_at = -math.inf
 
     @property
     def options(self) -> PoolOptions:
@@ -398,7 +419,13 @@ class SteadyPool(pool.Pool):
             "dialect": self._dialect,
             "events": None,
         }
-        return type(self)(self._creator, **{**self._arguments, **changed})
+        successor = type(self)(self._creator, **{**self._arguments, **changed})
+        successor.predecessors = self.still_in_use()
+        return successor
+
+    def still_in_use(self) -> tuple[SteadyPool, ...]:
+        """This pool and those before it, as far as they have connections."""
+        return tuple(pool for pool in (*self.predecessors, self) if pool.core.count())
 
     def dispose(self) -> None:
         """Close all idle connections at once; those in use are closed when they come back."""
@@ -441,6 +468,17 @@ class SteadyPool(pool.Pool):
             f"Pool size: {self.size()}  Connections in pool: {self.checkedin()} "
             f"Current Overflow: {self.overflow()} Current Checked out connections: {self.checkedout()}"
         )
+
+    def connections(self) -> dict[str, int]:
+        """How many connections the engine has, in the words of OpenTelemetry; may be called from another thread.
+
+        Those that were in use when the engine was disposed of are among them until they come back.
+        """
+        counts: dict[str, int] = dict.fromkeys(_WORDS.values(), 0)
+        for one in (*self.predecessors, self):
+            for state, word in _WORDS.items():
+                counts[word] += one.core.by_state()[state]
+        return counts
 
     def size(self) -> int:
         """Connections that are kept open; 0 for no limit."""

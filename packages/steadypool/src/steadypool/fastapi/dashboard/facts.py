@@ -26,6 +26,8 @@ def now_facts(watch: Watch) -> dict[str, Any]:
     recent = tuple(recorder.seconds.since(at - RECENT))
     latest = recent[-5:]
     moment = recorder.moment_of(view, at)
+    if not moment["waiters"]:
+        moment = recorder.moments.worst(at - len(latest), at) or moment
     notes = recorder.notes(at - len(latest), at)
     return {
         "at": round(at, 2),
@@ -165,6 +167,7 @@ def past_facts(recorder: Recorder, since: float, until: float) -> dict[str, Any]
         "failures": [{"cause": cause, "count": int(row[cause])} for cause in (*FAILURES, "connect_failures")],
         "breaker": "open" if row["breaker"] else "closed",
         "journal": [note.as_json() for note in notes],
+        "statements": recorder.tops.between(since, until),
     }
 
 

@@ -20,7 +20,7 @@ const PLOTS = [
   {
     title: "95th percentiles, ms",
     series: [["waiting", milliseconds("p95_waiting")], ["connecting", milliseconds("p95_connecting")], ["executing", milliseconds("p95_executing")]],
-    low: 10, unit: " ms",
+    low: 100, unit: " ms", logarithmic: true,
   },
   {
     title: "Failures", steps: true,
@@ -122,10 +122,14 @@ class Plots {
     return {
       width: Math.max(200, box.clientWidth), height: 130, legend: { show: false },
       cursor: { sync: { key: "pool" }, drag: { x: false, y: false }, points: { size: 6 } },
-      scales: { y: { range: (_u, _low, high) => [0, Math.max(plot.low, (high ?? 0) * 1.08)] } },
+      scales: {
+        y: plot.logarithmic
+          ? { distr: 3, range: (_u, _low, high) => [0.1, 10 ** Math.ceil(Math.log10(Math.max(plot.low, high ?? 0)))] }
+          : { range: (_u, _low, high) => [0, Math.max(plot.low, (high ?? 0) * 1.08)] },
+      },
       axes: [{ ...axis, values: (_u, ticks) => ticks.map((at, i) => clock(at, ticks[1] - ticks[0] < 60)) }, { ...axis, size: 52 }],
       series: [{}, ...plot.series.map(([label, make], i) => ({
-        label, width: make ? 2 : 1, dash: make ? undefined : [6, 4], points: { show: false }, spanGaps: false,
+        label, width: make ? 2 : 1, dash: make ? undefined : [6, 4], points: { size: 4 }, spanGaps: false,
         stroke: this.colour(make ? `--plot-${i + 1}` : "--plot-4"),
         fill: plot.fill && make ? this.colour("--fill") : undefined,
         paths: plot.steps ? uPlot.paths.stepped({ align: 1 }) : undefined,
