@@ -213,8 +213,8 @@ class PipelinedConnection(Wire):
         self._flights.append(flight)
         if len(self._flights) == 1:
             self._new_head()
-            if not self._flushing:
-                self._flush()  # nobody is before it: the server can begin at once
+            if not self._flushing and not self._crowded:
+                self._flush()  # nobody is before it, and last time nobody came after: the server can begin at once
                 return
         self._flush_soon()
 
@@ -271,6 +271,9 @@ class PipelinedConnection(Wire):
         flight.steps.append((Step.RUN, known, index))
 
     # -- answers -----------------------------------------------------------------------------------------------
+
+    def _on_their_way(self) -> int:
+        return len(self._flights)
 
     def _collect(self) -> None:
         """Take the answers that are there, as far as they are complete."""
