@@ -229,17 +229,20 @@ class Connection(AdaptedConnection):
             return
         self._unproven = False
         try:
-            await self._connection.run(Segment([]))
+            await self._connection.run(Segment([], limit=self._surroundings.leave_timeout))
         except ConnectionGone as gone:
-            if not await self._renewed(gone):
+            if gone.answered or not await self._exchanged():
                 raise
 
     async def _renewed(self, gone: ConnectionGone) -> bool:
         """Whether there is another connection now; at most once a lease."""
-        renew, self._renew = self._renew, None
-        if renew is None or gone.answered or isinstance(gone, Overdue | Unclean):
+        if gone.answered or isinstance(gone, Overdue | Unclean):
             return False
-        return await renew()
+        return await self._exchanged()
+
+    async def _exchanged(self) -> bool:
+        renew, self._renew = self._renew, None
+        return renew is not None and await renew()
 
     def _schema_changed(self) -> None:
         """Seen here at once, by others after the commit, and here again after a rollback."""

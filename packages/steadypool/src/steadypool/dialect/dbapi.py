@@ -31,7 +31,7 @@ class SteadypoolDBAPI:
         self,
         *args: Any,
         async_creator_fn: Callable[..., Awaitable[Any]],
-        surroundings: Surroundings,
+        surroundings: Surroundings | None = None,
         **arguments: Any,
     ) -> Connection:
         """Open a connection; `async_creator_fn` gives the pipelined connection to be adapted."""
@@ -41,4 +41,4 @@ class SteadypoolDBAPI:
                 f"async_creator gave a {type(opened).__name__}; postgresql+steadypool:// needs a "
                 "steadypool.pipeline.PipelinedConnection"
             )
-        return Connection(self, opened, surroundings)
+        return Connection(self, opened, surroundings or Surroundings())

@@ -123,7 +123,11 @@ class SteadypoolDialect(PsycopgDialect):
 
     async def prove_before_use(self, fairy: Any) -> None:
         """One round trip where it has been idle for long; a dead one is exchanged for another."""
-        await fairy.dbapi_connection.prove()
+        try:
+            await fairy.dbapi_connection.prove()
+        except BaseException:
+            fairy.invalidate()  # nobody else knows that it was leased
+            raise
 
     async def prove(self, driver_connection: Any, *, select: bool) -> None:
         """One round trip."""

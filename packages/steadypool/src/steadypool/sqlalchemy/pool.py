@@ -253,19 +253,16 @@ class SteadyPool(pool.Pool):
         # The core recycles and pings, in the background; SQLAlchemy would do it in the caller.
         super().__init__(creator, recycle=-1, pre_ping=False, **kw)
         base = steady_options or PoolOptions()
-        pings = pre_ping and not first_use_proves
         options = replace(
             base,
             size=pool_size or UNLIMITED,
             max_overflow=None if pool_size == 0 or max_overflow == -1 else max_overflow,
             pool_timeout=math.inf if timeout is None else timeout,
             recycle=recycle if recycle >= 0 else None,
-            ping_after_idle=base.ping_after_idle if pings else None,
+            ping_after_idle=base.ping_after_idle if pre_ping and not first_use_proves else None,
             use_lifo=use_lifo,
         )
         self.ping_by_select = ping_by_select
-        self.unproven_after = base.ping_after_idle if pre_ping and first_use_proves else None
-        """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
         self.ceilings = steady_ceilings if steady_ceilings is not None else {}
         self._arguments: dict[str, Any] = {
             **kw,
@@ -292,6 +289,14 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
+
+    @property
+    def unproven_after(self) -> float | None:
+        """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
+        given = self._arguments
+        if not (given["pre_ping"] and given["first_use_proves"]):
+            return None
+        return (given["steady_options"] or PoolOptions()).ping_after_idle
 
     @property
     def options(self) -> PoolOptions:
@@ -329,22 +334,28 @@ class SteadyPool(pool.Pool):
         record.lease = lease
         # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
         record.fairy_ref = None
-        if self.unproven_after is not None:
+        unproven_after = self.unproven_after
+        if unproven_after is not None:
             age = self.core.clock.monotonic() - lease.slot.proven_at
-            renew_when_lost(self, record, unproven=age >= self.unproven_after)
+            renew_when_lost(self, record, unproven=age >= unproven_after)
         return record
 
     async def acquire_again(self, ended: Lease[Record]) -> Lease[Record]:
         """Another lease for whoever had this one, whose connection was dead."""
+        self._make_room()
         return await self.core.acquire(name=ended.name, workload=ended.workload, places=ended.places)
 
-    async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
+    def _make_room(self) -> None:
+        """Whoever is about to wait comes before the shared connections."""
         if (
             self.before_waiting is not None
             and not self.core.count(SlotState.IDLE)
             and self.core.count() >= self.options.limit
         ):
             self.before_waiting()
+
+    async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
+        self._make_room()
         workload = current_workload.get()
         acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
         if not self.observers.wanted(WaitEnded):
