@@ -165,16 +165,25 @@ class Troubled:
             self.ask(f"GET /tracks/{number}")
 
     def trickle(self, seconds: float) -> None:
-        """Quick requests, one after the other, for so long."""
+        """Quick requests, twenty a second, for so long; returns when they were made."""
+        self.do(self._trickle(seconds))
 
-        async def requests() -> None:
-            loop = asyncio.get_running_loop()
-            end = loop.time() + seconds
-            while loop.time() < end:
-                self._begin("GET /tracks/1", QUICK, None, 0.0, {})
-                await asyncio.sleep(0.05)
+    def keep_trickling(self, seconds: float) -> None:
+        """The same, in the background."""
 
-        self.do(requests())
+        async def begin() -> None:
+            task = asyncio.get_running_loop().create_task(self._trickle(seconds))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        self.do(begin())
+
+    async def _trickle(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while loop.time() < end:
+            self._begin("GET /tracks/1", QUICK, None, 0.0, {})
+            await asyncio.sleep(0.05)
 
 
 @contextmanager

@@ -171,4 +171,6 @@ def words(name: str) -> str:
 def _time(seconds: float | None) -> str:
     if seconds is None:
         return "no time"
+    if seconds < 0.001:
+        return "1 ms"
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
