@@ -9,15 +9,30 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from steadypool import DatabaseSettings
+from steadypool.values import check_numeric, check_switch
 
 MIB = 1024 * 1024
 DAY = 86_400.0
 
 _ENVIRONMENT = SettingsConfigDict(extra="ignore", frozen=True, validate_default=True)
+
+
+def _seconds(low: float, high: float) -> BeforeValidator:
+    return BeforeValidator(check_numeric(low, high, "s", whole=False, off=False, hint=""))
+
+
+def _whole(low: int, high: int, unit: str = "") -> BeforeValidator:
+    return BeforeValidator(check_numeric(low, high, unit, whole=True, off=False, hint=""))
+
+
+def _not_empty(value: object) -> object:
+    if not str(value).strip():
+        raise ValueError("it is empty; unset it for the default")
+    return value
 
 
 class ConfigError(ValueError):
@@ -29,7 +44,7 @@ class ObservabilitySettings(BaseSettings):
 
     model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="LOGFIRE_")
 
-    enabled: bool = Field(
+    enabled: Annotated[bool, BeforeValidator(check_switch)] = Field(
         default=False,
         description="Report traces and metrics by Logfire: on the console, and to Logfire if LOGFIRE_TOKEN is set.",
     )
@@ -40,7 +55,7 @@ class MetricsSettings(BaseSettings):
 
     model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="METRICS_")
 
-    enabled: bool = Field(
+    enabled: Annotated[bool, BeforeValidator(check_switch)] = Field(
         default=False,
         description="Serve the pool's metrics at /metrics, to everybody who reaches the service.",
     )
@@ -51,18 +66,14 @@ class QueueSettings(BaseSettings):
 
     model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="QUEUE_")
 
-    connect_timeout: float = Field(
-        default=15.0,
-        gt=0,
-        le=3600,
-        allow_inf_nan=False,
-        description="Seconds for the listener's connect, everything included.",
+    connect_timeout: Annotated[float, _seconds(0.001, 3600)] = Field(
+        default=15.0, description="Seconds for the listener's connect, everything included."
     )
-    heartbeat_interval: float = Field(
-        default=5.0, gt=0, le=DAY, allow_inf_nan=False, description="Seconds between two heartbeats."
+    heartbeat_interval: Annotated[float, _seconds(0.001, DAY)] = Field(
+        default=5.0, description="Seconds between two heartbeats."
     )
-    max_state_bytes: int = Field(
-        default=MIB // 4, ge=1024, le=16 * MIB, description="Largest queue that is kept, as JSON."
+    max_state_bytes: Annotated[int, _whole(1024, 16 * MIB, "bytes")] = Field(
+        default=MIB // 4, description="Largest queue that is kept, as JSON."
     )
 
 
@@ -72,8 +83,8 @@ class StorageSettings(BaseSettings):
     model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="STORAGE_")
 
     audio_dir: Path = Field(default=Path(".data/audio"), description="The folder of the audio files.")
-    max_upload_bytes: int = Field(
-        default=512 * MIB, ge=1, le=64 * 1024 * MIB, description="Largest audio file that is accepted."
+    max_upload_bytes: Annotated[int, _whole(1, 64 * 1024 * MIB, "bytes")] = Field(
+        default=512 * MIB, description="Largest audio file that is accepted."
     )
 
 
@@ -82,8 +93,10 @@ class ServerSettings(BaseSettings):
 
     model_config = SettingsConfigDict(_ENVIRONMENT, populate_by_name=True)
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="The address to listen on.")
-    port: int = Field(default=8000, ge=0, le=65535, description="The port; 0 takes a free one.")
+    host: Annotated[str, BeforeValidator(_not_empty)] = Field(
+        default="127.0.0.1", description="The address to listen on."
+    )
+    port: Annotated[int, _whole(0, 65_535)] = Field(default=8000, description="The port; 0 takes a free one.")
     data_dir: Path = Field(
         default=Path(".data"),
         description="The folder of the embedded Postgres and the demo token.",
@@ -108,12 +121,8 @@ class UploadSettings(BaseSettings):
 
     model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="UPLOAD_")
 
-    statement_timeout: float = Field(
-        default=30.0,
-        gt=0,
-        le=DAY,
-        allow_inf_nan=False,
-        description="Seconds that one SQL statement of an upload may run.",
+    statement_timeout: Annotated[float, _seconds(0.001, DAY)] = Field(
+        default=30.0, description="Seconds that one SQL statement of an upload may run."
     )
 
 
@@ -166,7 +175,7 @@ def _explain(error: ValidationError) -> list[str]:
     model = models.get(error.title)
     prefix = str(model.model_config.get("env_prefix", "")) if model is not None else ""
     return [
-        f"{_variable(prefix, detail['loc'])}={detail['input']!r}: {detail['msg']}"
+        f"{_variable(prefix, detail['loc'])}={detail['input']!r}: {detail.get('ctx', {}).get('error') or detail['msg']}"
         for detail in error.errors(include_url=False)
     ]
 

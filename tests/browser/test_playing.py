@@ -136,6 +136,12 @@ def test_space_and_arrows(visit: OpenVisit) -> None:
     guest.until(f"Math.abs(audio.currentTime - {at} - 5) < 0.01")
     keyboard.press("ArrowLeft")
     guest.until(f"Math.abs(audio.currentTime - {at}) < 0.01")
+    # On the slider, whose own step is far smaller.
+    guest.page.get_by_role("slider", name="Position in the track").focus()
+    keyboard.press("ArrowRight")
+    guest.until(f"Math.abs(audio.currentTime - {at} - 5) < 0.01")
+    keyboard.press("ArrowLeft")
+    guest.until(f"Math.abs(audio.currentTime - {at}) < 0.01")
     # Nowhere in particular: the same keys.
     guest.page.evaluate("document.activeElement.blur()")
     keyboard.press("Space")

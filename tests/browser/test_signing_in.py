@@ -37,6 +37,17 @@ def test_a_link_signs_in_and_does_not_stay_in_the_address(visit: OpenVisit, serv
     expect(account).to_have_text("Sign in")
 
 
+def test_a_link_signs_in_where_the_page_is_open_already(visit: OpenVisit, service: Service) -> None:
+    artist = visit().open()
+    account = artist.page.locator("#account")
+    expect(account).to_have_text("Sign in")
+    artist.page.evaluate("window.here = true")
+    artist.page.evaluate("token => { location.href = `#token=${token}` }", service.token)
+    expect(account).to_contain_text("@demo.plyr.local")
+    assert artist.page.url == f"{service.url}/"
+    assert artist.page.evaluate("window.here") is True  # nothing was loaded anew: a track that plays goes on
+
+
 def test_likes_survive_a_reload(visit: OpenVisit, service: Service) -> None:
     artist = visit().open(f"#token={service.token}")
     row = artist.row(DEMO)

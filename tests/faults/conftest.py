@@ -24,7 +24,7 @@ async def make_db(driver: str, anyio_backend: str) -> AsyncIterator[MakeDatabase
     """Makes databases with the scaled timeouts for a URL without a driver; all of them are closed afterwards."""
     made: list[Database] = []
 
-    def make(url: str, *, on_connect: Any = None, **settings: Any) -> Database:
+    def make(url: str, *, on_connect: Any = None, engine_arguments: Any = None, **settings: Any) -> Database:
         values = {
             "pool_size": 5,
             "max_overflow": 5,
@@ -37,7 +37,8 @@ async def make_db(driver: str, anyio_backend: str) -> AsyncIterator[MakeDatabase
         chosen = DatabaseSettings(
             url=url.replace("postgresql://", f"postgresql+{driver}://"), **(values | settings)
         )
-        made.append(Database(chosen, on_connect=on_connect, engine_arguments={"leave_timeout": T}))
+        arguments = {"leave_timeout": T} | (engine_arguments or {})
+        made.append(Database(chosen, on_connect=on_connect, engine_arguments=arguments))
         return made[-1]
 
     yield make

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from steadypool import Database, deadline, errors
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lease import SlotState
+from steadypool.sqlalchemy.guarded import GOODBYE
 from steadypool.testing import Observer
 
 from .conftest import MakeDatabase
@@ -320,6 +321,20 @@ async def test_the_end_of_idle_connections_on_a_silent_network(
     proxy.mode = Mode.PASS
     await pg.wait_until(pg.is_quiet)
     gc.collect()
+
+
+async def test_idle_connections_are_not_waited_for_at_the_end(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer
+) -> None:
+    """However long the busy may take, and leaving in general: a goodbye has been said, and nobody answers."""
+    db = make_db(proxied_url, pool_size=10, close_grace=20, engine_arguments={"leave_timeout": 20.0})
+    assert await db.warm_up(10) == 10
+    proxy.mode = Mode.SILENT
+    outcome = await timed(db.close())
+    assert outcome.error is None
+    assert outcome.seconds < GOODBYE + MARGIN
+    proxy.mode = Mode.PASS
+    await pg.wait_until(pg.is_quiet)
 
 
 @pytest.mark.parametrize("way", ["session", "connection"])

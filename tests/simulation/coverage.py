@@ -50,7 +50,7 @@ TABLE: dict[str, frozenset[SlotState]] = {
         ("refused ConnectTimeout", "refused DeadlineExceeded", "refused PoolQueueFull"), EVERYWHERE
     ),
     "refused PoolTimeout": THERE,
-    "refused HookFailed": EVERYWHERE - {IDLE},
+    "turned away early": THERE,
     "refused ConnectFailed": frozenset({CLOSING, GONE, LEASED, OPENING, STUCK}),
     "refused PoolClosed": AFTER_CLOSE | {GONE},
     "refused DatabaseUnavailable": frozenset({CLOSING, GONE}),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from steadypool import errors, events
+from steadypool.forecast import Forecast
 from steadypool.lease import Lease, PoolOptions, Slot, SlotState, Waiter
 from steadypool.pool import Pool
 from steadypool.sqlstate import Fate
@@ -449,6 +450,43 @@ class SaysTwiceThatItIsClosed(Pool[Any]):
     def _abort_all(self) -> None:
         self._said_closed = False
         super()._abort_all()
+
+
+# -- turning away early ------------------------------------------------------------------------------------------
+
+
+class _Pessimist(Forecast):
+    """Believes that every use takes ten times as long."""
+
+    def held(self, seconds: float) -> None:
+        super().held(10.0 * seconds)
+
+
+@breaks("S")
+class TurnsAwayWhoWouldMakeIt(Pool[Any]):
+    def __init__(self, *args: Any, **others: Any) -> None:
+        super().__init__(*args, **others)
+        self._forecast = _Pessimist()
+
+
+@breaks("S")
+class ForgetsThatThereIsMoreThanOnePlace(Pool[Any]):
+    def _line_of(self, workload: str | None) -> tuple[Forecast, int, float]:
+        forecast, ahead, _ = super()._line_of(workload)
+        return forecast, ahead, 1
+
+
+@breaks("S")
+class ForgetsHowManyPlacesAWorkloadHas(Pool[Any]):
+    def _line_of(self, workload: str | None) -> tuple[Forecast, int, float]:
+        forecast, ahead, places = super()._line_of(workload)
+        return forecast, ahead, places if workload is None else 1
+
+
+@breaks("S")
+class TurnsAwayByADeadlineThatIsFar(Pool[Any]):
+    def _cannot_finish(self, waiter: Waiter[Any], now: float) -> bool:
+        return waiter.deadline is not None and len(self._waiters) > 1
 
 
 # -- ceilings and events -----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ waits must have a reason. The numbers:
 - R1 never more connections than the limit, none lost · R2 first come, first served · R3 connecting is the pool's work
 - R4 woken by every change · R5 every wait ends, by the right name · R7 proven before it is handed over
 - R8 returned means clean · R9 lifetime with jitter, in the background · R11 leaving is bounded and counted
-- R12 eviction · R13 close
+- S turned away early only who would come too late · R12 eviction · R13 close
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Callable
 
 from steadypool import errors, events
+from steadypool.forecast import REMEMBERED
 from steadypool.lease import Lease, Slot, SlotState
 from steadypool.pool import Pool
 from steadypool.roster import CONNECTING, LIVE, Roster
@@ -120,6 +121,9 @@ class Rules:
         self.acquired = self.released = self.pool_closed_events = 0
         self._seen_version = (-1, -1)
         self.refusals = 0
+        self.enough = 3
+        self.held_for: dict[str | None, list[float]] = {None: []}
+        self.expectations: dict[BaseException, tuple[float, float]] = {}
         self.refused_errors: dict[BaseException, tuple[int, str, bool]] = {}
         self.passed_over: dict[Caller, tuple[int, str]] = {}
         self.pending_at = 0.0
@@ -130,6 +134,7 @@ class Rules:
     def attach(self, pool: Pool[Connection], server: Server, roster: RecordingRoster) -> None:
         """Begin to watch."""
         self.pool, self.server, self.roster = pool, server, roster
+        pool._forecast.enough = self.enough  # schedules are short
         pool.events.subscribe(self._observe)
 
     def blame(self, fault: str) -> None:
@@ -211,6 +216,9 @@ class Rules:
                 raise RuleBroken("R13: PoolClosed from an open pool")
             return
         self._check_refusal(caller, error, now)
+        if error.report.early:
+            self.seen("turned away early")
+            return
         if pending == "unreachable" and room and type(error) is errors.PoolTimeout:
             raise RuleBroken("R5: PoolTimeout though the database could not be reached")
         if pending and room and self._by_time(error) and now < caller.latest - NEAR:
@@ -221,8 +229,7 @@ class Rules:
 
     @staticmethod
     def _by_time(error: errors.SteadypoolError) -> bool:
-        at_once = errors.PoolQueueFull | errors.DatabaseUnavailable | errors.HookFailed
-        return not isinstance(error, at_once) and not (
+        return not isinstance(error, errors.PoolQueueFull | errors.DatabaseUnavailable) and not (
             isinstance(error, errors.ConnectFailed) and error.final
         )
 
@@ -249,8 +256,9 @@ class Rules:
         if isinstance(error, errors.DatabaseUnavailable):
             self._check_unavailable(caller, error, now)
             return
-        if isinstance(error, errors.HookFailed):
-            return  # that it was one is looked at where it is said
+        if error.report.early:
+            self._check_early(caller, error, now)
+            return
         if isinstance(error, errors.ConnectFailed) and error.final:
             if error.pool is not None and error.pool.leased and now < caller.busy_until - NEAR:
                 raise RuleBroken("R5: a final refusal though somebody may give a connection back")
@@ -330,9 +338,9 @@ class Rules:
             if self.server.last_open_failed:
                 pending = "unreachable"
             self.refused_errors[event.error] = (self.refusals, pending, self._has_room(event.workload))
-            for_good = isinstance(event.error, errors.HookFailed) or (
-                isinstance(event.error, errors.ConnectFailed) and event.error.final
-            )
+            if isinstance(event.error, errors.SteadypoolError) and event.error.report.early:
+                self.expectations[event.error] = self._expectation(event.workload)
+            for_good = isinstance(event.error, errors.ConnectFailed) and event.error.final
             if for_good and not self.server.last_open_final:
                 self.blame("R5: a final refusal though the last connect did not fail for good")
         elif isinstance(event, events.Closed):
@@ -347,6 +355,9 @@ class Rules:
             self.blame("R1: a connection was released that nobody had")
             return
         self.held_by[caller.workload] -= 1
+        self.held_for[None].append(event.seconds)
+        if caller.workload is not None:
+            self.held_for.setdefault(caller.workload, []).append(event.seconds)
         if caller in self.holding:  # not given back: the pool is closed and its patience is over
             self.holding.remove(caller)
             caller.ended = True
@@ -354,6 +365,28 @@ class Rules:
                 self.blame("R1: a connection was taken from its holder")
         if event.kept:
             self.seen("released kept")
+
+    def _expectation(self, workload: str | None) -> tuple[float, float]:
+        """Seconds until somebody's turn who comes now, on average, and the longest that one of late has held."""
+        own = self._has_room(workload)
+        held = self.held_for.get(None if own else workload, [])[-REMEMBERED:]
+        if len(held) < self.enough:
+            return 0.0, 0.0
+        waiting = sum(own or caller.workload == workload for caller in self.waiting.values())
+        places = self.options.limit if own else self.ceilings[workload or ""]
+        return waiting * sum(held) / len(held) / places, max(self.held_for[None][-REMEMBERED:])
+
+    def _check_early(self, caller: Caller, error: errors.SteadypoolError, now: float) -> None:
+        """Only who would come too late on average, too, is turned away early."""
+        expected, longest = self.expectations.pop(error)
+        deadline = isinstance(error, errors.DeadlineExceeded)
+        if not deadline and type(error) is not errors.PoolTimeout:
+            raise RuleBroken(f"S: {error!r} is no name for who is turned away early")
+        if caller.busy_until - now > expected + (longest if deadline else 0.0) + NEAR:
+            raise RuleBroken(
+                f"S: {caller.name} was turned away {caller.busy_until - now:.3f}s early, "
+                f"its turn was expected in {expected:.3f}s"
+            )
 
     def _acquired(self, event: events.Acquired) -> None:
         self.acquired += 1
@@ -539,7 +572,8 @@ class Rules:
     def _is_pending(self) -> bool:
         """Whether an answer of the server is awaited."""
         server = self.server
-        return bool(server.connecting or server.last_open_failed or self.roster.count(PROVING, SILENT))
+        asked = self.roster.count(*CONNECTING, PROVING, SILENT)
+        return bool(server.connecting or server.last_open_failed or asked)
 
     def _check_opening(self, takers: int, now: float) -> None:
         pool, roster = self.pool, self.roster

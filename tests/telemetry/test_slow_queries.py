@@ -63,7 +63,8 @@ async def test_the_default_is_half_a_second_and_off_means_off(database_url: str)
     from steadypool import DatabaseSettings
 
     assert DatabaseSettings(url=database_url).slow_query_after == 0.5
-    async with Database(DatabaseSettings(url=database_url, slow_query_after="off")) as db:
+    settings = DatabaseSettings(url=database_url, slow_query_after="off", recorder=False)
+    async with Database(settings) as db:
         assert not db.events.wanted(StatementFinished)
 
 

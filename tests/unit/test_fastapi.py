@@ -126,6 +126,8 @@ TABLE: list[tuple[SteadypoolError, str, int, str | None]] = [
     ),
     (errors.HeartbeatMissed("10.1.2.3 silent", EXECUTING), "connection-lost", 503, "1"),
     (errors.ListenerDeaf("10.1.2.3 swallows"), "internal", 500, None),
+    (errors.NotForSharing("secret statement refused"), "internal", 500, None),
+    (errors.ResultTooLarge("secret statement has more", EXECUTING), "internal", 500, None),
     (errors.CommitUnknown("10.1.2.3 reset", EXECUTING), "commit-unknown", 503, None),
     (errors.WrongEventLoop("another loop"), "internal", 500, None),
     (errors.ConfigurationError("password=hunter2"), "internal", 500, None),

@@ -63,24 +63,32 @@ def test_every_part_is_read_from_its_own_variables(no_environment: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "said"),
     [
-        ("QUEUE_CONNECT_TIMEOUT", "0"),
-        ("QUEUE_CONNECT_TIMEOUT", "nan"),
-        ("QUEUE_HEARTBEAT_INTERVAL", "-1"),
-        ("UPLOAD_STATEMENT_TIMEOUT", "inf"),
-        ("STORAGE_MAX_UPLOAD_BYTES", "0"),
-        ("PORT", "65536"),
-        ("PORT", ""),
-        ("LOGFIRE_ENABLED", "perhaps"),
+        ("QUEUE_CONNECT_TIMEOUT", "0", "allowed: 0.001 to 3,600 s"),
+        ("QUEUE_CONNECT_TIMEOUT", "nan", "not a number; allowed: 0.001 to 3,600 s"),
+        ("QUEUE_HEARTBEAT_INTERVAL", "-1", "allowed: 0.001 to 86,400 s"),
+        ("QUEUE_MAX_STATE_BYTES", "1", "allowed: 1,024 to 16,777,216 bytes, a whole number"),
+        (
+            "UPLOAD_STATEMENT_TIMEOUT",
+            "inf",
+            "allowed: 0.001 to 86,400 s; there has to be a limit",
+        ),
+        ("STORAGE_MAX_UPLOAD_BYTES", "0", "allowed: 1 to 68,719,476,736 bytes, a whole number"),
+        ("PORT", "65536", "allowed: 0 to 65,535, a whole number"),
+        ("PORT", "lots", "not a number; allowed: 0 to 65,535, a whole number"),
+        ("PORT", "", "it is empty; unset it for the default; allowed: 0 to 65,535, a whole number"),
+        ("HOST", "", "it is empty; unset it for the default"),
+        ("LOGFIRE_ENABLED", "perhaps", "allowed: on or off (true, false, yes, no, 1, 0)"),
     ],
 )
-def test_a_value_that_cannot_work_is_refused_by_name(
-    no_environment: pytest.MonkeyPatch, name: str, value: str
+def test_a_value_that_cannot_work_is_refused_by_name_with_what_is_allowed(
+    no_environment: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
     no_environment.setenv(name, value)
-    with pytest.raises(ConfigError, match=f"^{name}={value!r}: "):
+    with pytest.raises(ConfigError) as caught:
         load_settings()
+    assert str(caught.value) == f"{name}={value!r}: {said}"
 
 
 def test_what_steadypool_refuses_is_refused(no_environment: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,7 @@ def test_a_full_queue() -> None:
         (REFUSED, False),
         (errors.ConnectTimeout("silence"), False),
         (errors.ConnectFailed("password", final=True), True),
+        (OSError("a bug of a driver"), True),
     ],
 )
 def test_what_is_final(failure: BaseException, final: bool) -> None:
@@ -125,17 +126,19 @@ def test_what_is_final(failure: BaseException, final: bool) -> None:
     assert error.__cause__ is failure
 
 
-def test_a_bug_in_the_middle_of_a_connect_is_told_as_one() -> None:
-    bug = OSError()
-    assert refusal.is_final(bug)
-    for error in (refusal.connect_failed(bug, 0.5, None, EMPTY), out_of_time(EMPTY, cause=bug)):
-        assert type(error) is errors.HookFailed
-        assert "raised OSError: OSError." in str(error)
-        assert error.__cause__ is bug
+def test_a_bug_keeps_its_name_and_its_cause() -> None:
+    failure = errors.HookFailed("on_connect: …")
+    failure.__cause__ = TypeError()
+    error = refusal.connect_failed(failure, 0.5, None, EMPTY)
+    assert type(error) is errors.HookFailed
+    assert error is not failure  # each caller gets one of its own
+    assert error.__cause__ is failure.__cause__
+    assert error.elapsed.connecting == 0.5
 
 
 def test_a_failure_without_words_gets_a_name() -> None:
-    assert "said: ConnectFailed" in str(out_of_time(EMPTY, cause=errors.ConnectFailed("")))
+    assert refusal.connect_failed(OSError(), 0.5, None, EMPTY).message == "OSError"
+    assert "said: OSError" in str(out_of_time(EMPTY, cause=OSError()))
 
 
 def test_a_closed_pool() -> None:

@@ -181,9 +181,9 @@ async def queue_events(
                 pause = backoff.next_pause()
             else:
                 backoff.reset()
-            if live_queues.is_stale:
+            if (reason := live_queues.stale_because) is not None:
                 known = ""
-                yield ServerSentEvent(data={"reason": "the database may sleep"}, event="stale")
+                yield ServerSentEvent(data={"reason": reason}, event="stale")
             if not await watch.changed(pause):
                 return
 

@@ -116,9 +116,13 @@ class LiveQueues:
         return self._listener_state == ListenerState.DORMANT
 
     @property
-    def is_stale(self) -> bool:
-        """Whether whoever watches is not told of changes on other instances, and does not look for them either."""
-        return self.is_dormant or (self._listener_state == ListenerState.DEAF and not self._asks_when_deaf)
+    def stale_because(self) -> str | None:
+        """Why whoever watches is neither told of changes on other instances nor looks for them; None if they are."""
+        if self.is_dormant:
+            return "the database may sleep"
+        if self._listener_state == ListenerState.DEAF and not self._asks_when_deaf:
+            return "a transaction pooler swallows notifications, and the database may sleep"
+        return None
 
     def _look(self, event: Event) -> None:
         if isinstance(event, ListenerStateChanged):

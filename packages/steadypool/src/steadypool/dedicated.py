@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost, Events, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint, name_of
 from steadypool.lease import Lease
+from steadypool.rows import Row, named_rows, row_type
 from steadypool.sqlstate import QUERY_CANCELED, THE_DRIVERS_OWN, Fate, cause_of_loss, fate_of
 from steadypool.whereabouts import endpoint
 
@@ -29,34 +30,6 @@ _BEGUN = ("BEGIN", "START TRANSACTION")
 
 EARLY = 0.05
 """Seconds by which the server's clock may end a statement before ours says that it is time."""
-
-
-class Row(Protocol):
-    """A row: values by position or by column name."""
-
-    def __getitem__(self, key: Any) -> Any: ...
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Any]: ...
-    def keys(self) -> Any: ...  # noqa: D102
-
-
-class NamedRow(tuple[Any, ...]):
-    """A row of psycopg that can be read by position and by column name, like asyncpg's."""
-
-    _names: tuple[str, ...]
-
-    def __new__(cls, names: tuple[str, ...], values: Sequence[Any]) -> NamedRow:
-        """A row of `values` under `names`."""
-        row = super().__new__(cls, values)
-        row._names = names
-        return row
-
-    def __getitem__(self, key: Any) -> Any:
-        return super().__getitem__(self._names.index(key) if isinstance(key, str) else key)
-
-    def keys(self) -> tuple[str, ...]:
-        """The column names."""
-        return self._names
 
 
 class Dialogue(Protocol):
@@ -104,12 +77,33 @@ class PsycopgDialogue:
         cursor = await self._run(sql, args)
         if cursor.description is None:
             return []
-        names = tuple(column.name for column in cursor.description)
-        return [NamedRow(names, row) for row in await cursor.fetchall()]
+        names = [column.name for column in cursor.description]
+        return named_rows(names, await cursor.fetchall())
 
     async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
         """Run one statement and return its command tag."""
         return (await self._run(sql, args)).statusmessage or ""
+
+
+class PipelinedDialogue:
+    """Over a `pipeline.PipelinedConnection`: one flight a statement."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def _run(self, sql: str, args: tuple[Any, ...]) -> Any:
+        from steadypool.pipeline import Segment, Statement
+
+        return (await self._connection.run(Segment([Statement(sql, args)])))[0]
+
+    async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
+        """Run one statement and return its rows."""
+        result = await self._run(sql, args)
+        return result.rows(row_type(result.names))
+
+    async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
+        """Run one statement and return its command tag."""
+        return (await self._run(sql, args)).tag
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,13 @@ class ListenerStateChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ListenerHeartbeat(Event):
+    """A notification that the listener sent to itself came back after `seconds`: its lag."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ListenerGap(Event):
     """Notifications of a channel may have been missed since a moment."""
 

@@ -47,6 +47,8 @@ class PoolOptions:
     idle_timeout: float | None = None
     """An idle connection is closed after this time."""
     use_lifo: bool = True
+    shed: bool = True
+    """Callers who cannot be served in time are turned away early."""
 
     @property
     def limit(self) -> float:

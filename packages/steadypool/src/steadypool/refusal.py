@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeGuard
 
 from steadypool import errors
 from steadypool.deadline import Deadline
@@ -61,11 +62,11 @@ def out_of_time(
         error = errors.PoolTimeout(said, facts)
     elif cause is not None and is_bug(cause):
         return connect_failed(cause, waited, deadline, pool)
-    elif isinstance(cause, errors.ConnectFailed) and not isinstance(cause, errors.ConnectTimeout):
+    elif cause is not None and not isinstance(cause, errors.ConnectTimeout):
         error = errors.ConnectFailed(
             f"no connection to the database within {waited:.2f}s; the last attempt said: {words_of(cause)}",
             facts,
-            final=cause.final,
+            final=is_final(cause),
         )
     else:
         error = errors.ConnectTimeout(
@@ -75,6 +76,46 @@ def out_of_time(
         )
     error.__cause__ = cause
     return error
+
+
+def too_late(
+    *,
+    left: float,
+    limit: float,
+    deadline: Deadline | None,
+    waited: float,
+    pool: PoolSnapshot,
+    expected: float | None,
+    ceiling: str | None = None,
+) -> errors.SteadypoolError:
+    """The error for a caller who is turned away before its time is over, since that would not be enough.
+
+    Args:
+        left: seconds that it could still wait.
+        limit: seconds it was to wait in all.
+        deadline: its own, if that is what ends its time.
+        waited: seconds it has waited.
+        pool: the pool at this moment.
+        expected: seconds until its turn, on average; None if it is there.
+        ceiling: its workload, if that holds as many connections as it may.
+    """
+    facts = replace(
+        report(Phase.WAITING, waited, deadline, pool),
+        early=True,
+        retry_after=max(RETRY_AFTER, expected or 0.0),
+    )
+    turn = "its turn is now" if expected is None else f"the expected wait is {expected:.2f}s"
+    why = f"turned away early: {turn} and {left:.2f}s are left"
+    if deadline is not None:
+        return errors.DeadlineExceeded(
+            f"deadline of {deadline.seconds:.2f}s cannot be met, {why}, which is less than what uses of a connection "
+            f"take ({pool})"
+            if expected is None
+            else f"deadline of {deadline.seconds:.2f}s cannot be met, {why} ({pool})",
+            facts,
+        )
+    said = exhausted(limit, pool, why) if ceiling is None else at_ceiling(ceiling, limit, pool, why)
+    return errors.PoolTimeout(said, facts)
 
 
 def is_busy(pool: PoolSnapshot, cause: BaseException | None) -> bool:
@@ -88,19 +129,19 @@ def is_busy(pool: PoolSnapshot, cause: BaseException | None) -> bool:
     return (full and pool.leased >= pool.opening) or not (pool.opening or pool.idle)
 
 
-def at_ceiling(workload: str, timeout: float, pool: PoolSnapshot) -> str:
+def at_ceiling(workload: str, timeout: float, pool: PoolSnapshot, why: str = "") -> str:
     """What is said where the pool has room, but not for this workload."""
     return (
         f"the workload {workload!r} holds as many connections as it may, connection timed out, "
-        f"timeout {timeout:0.2f} ({pool}). Find out what holds them, or raise its max_connections"
+        f"timeout {timeout:0.2f}{why and '; '}{why} ({pool}). Find out what holds them, or raise its max_connections"
     )
 
 
-def exhausted(timeout: float, pool: PoolSnapshot) -> str:
+def exhausted(timeout: float, pool: PoolSnapshot, why: str = "") -> str:
     """What SQLAlchemy's QueuePool says, word for word, and then who holds what and what to do."""
     return (
         f"QueuePool limit of size {pool.size} overflow {pool.max_overflow} reached, "
-        f"connection timed out, timeout {timeout:0.2f} ({pool}). "
+        f"connection timed out, timeout {timeout:0.2f}{why and '; '}{why} ({pool}). "
         "Find out what holds the connections, or raise DATABASE_POOL_SIZE or DATABASE_MAX_OVERFLOW"
     )
 
@@ -120,14 +161,12 @@ def connect_failed(
     """The error for a caller whose connect cannot succeed until somebody changes something."""
     facts = report(Phase.CONNECTING, waited, deadline, pool)
     error: errors.SteadypoolError
-    if not is_bug(failure):
-        error = errors.ConnectFailed(words_of(failure), facts, final=is_final(failure))
-    elif isinstance(failure, errors.SteadypoolError):
+    if is_bug(failure):
         error = type(failure)(failure.message, facts)
-        failure = failure.__cause__ or failure
+        error.__cause__ = failure.__cause__ or failure
     else:
-        error = errors.HookFailed(hook_failed(failure), facts)
-    error.__cause__ = failure
+        error = errors.ConnectFailed(words_of(failure), facts, final=is_final(failure))
+        error.__cause__ = failure
     return error
 
 
@@ -139,9 +178,9 @@ def hook_failed(failure: BaseException) -> str:
     )
 
 
-def is_bug(failure: BaseException) -> bool:
-    """Whether it says nothing about the server: whatever is not a failed connect."""
-    return not isinstance(failure, errors.ConnectFailed)
+def is_bug(failure: BaseException) -> TypeGuard[errors.SteadypoolError]:
+    """Whether it has a name that says nothing about the server: a hook that failed, a setting that cannot work."""
+    return isinstance(failure, errors.SteadypoolError) and not isinstance(failure, errors.ConnectFailed)
 
 
 def is_final(failure: BaseException) -> bool:

@@ -73,7 +73,12 @@ class Roster(Generic[T]):
             self._counts[state] += 1
 
     def snapshot(
-        self, options: PoolOptions, now: float, waiting: int, failure: BaseException | None
+        self,
+        options: PoolOptions,
+        now: float,
+        waiting: int,
+        failure: BaseException | None,
+        expected_wait: float | None = None,
     ) -> errors.PoolSnapshot:
         """Counts, and who holds what for how long."""
         leases = [slot.lease for slot in self._slots.values() if slot.lease is not None]
@@ -87,6 +92,7 @@ class Roster(Generic[T]):
             waiting=waiting,
             holders=tuple(errors.Holder(x.name, now - x.acquired_at, x.workload) for x in leases),
             last_connect_failure=None if failure is None else errors.words_of(failure),
+            expected_wait=expected_wait,
         )
 
     def facts(self, now: float) -> tuple[ConnectionFacts, ...]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_INFINITE = re.compile(r"[+-]?inf(inity)?", re.I)
 _WITH_UNIT = re.compile(
     r"[+-]?[\d.]+\s*(ms|s|sec|seconds?|m|min|minutes?|h|hours?|d|k|kb|kib|mb|mib|g|gb|gib|b)", re.I
 )
@@ -38,13 +39,20 @@ def _number(value: object, allowed: str) -> float:
         raise ValueError(f"it is empty; unset it for the default; allowed: {allowed}")
     if _WITH_UNIT.fullmatch(text):
         raise ValueError(f"write the number alone, without a unit; allowed: {allowed}")
+    if _INFINITE.fullmatch(text):
+        return -math.inf if text.startswith("-") else math.inf
     if not _NUMBER.fullmatch(text):
         raise ValueError(f"not a number; allowed: {allowed}")
     return float(text)
 
 
 def _bounds(low: float, high: float, unit: str, off: bool) -> str:
-    return f"{low:,g} to {high:,g}" + (f" {unit}" if unit else "") + (", or off" if off else "")
+    return f"{_plain(low)} to {_plain(high)}" + (f" {unit}" if unit else "") + (", or off" if off else "")
+
+
+def _plain(number: float) -> str:
+    """A bound as people write it, whatever its size."""
+    return f"{number:,}" if number != int(number) else f"{int(number):,}"
 
 
 def check_numeric(
@@ -58,7 +66,9 @@ def check_numeric(
             return None
         number = _number(value, allowed)
         if not low <= number <= high:  # false for NaN as well
-            raise ValueError(f"allowed: {allowed}" + (f"; {hint}" if hint and number < low else ""))
+            endless = number == math.inf and not off
+            said = hint if number < low else "there has to be a limit" if endless else ""
+            raise ValueError(f"allowed: {allowed}" + (f"; {said}" if said else ""))
         if not whole:
             return number
         if number != int(number):

@@ -18,6 +18,7 @@ from steadypool import errors, events, refusal
 from steadypool.breaker import Breaker, BreakerState
 from steadypool.census import Census, WaiterFacts
 from steadypool.clock import Clock
+from steadypool.forecast import Forecast
 from steadypool.lease import Driver, PoolOptions, SlotState, Waiter
 from steadypool.lifecycle import Lifecycle
 from steadypool.roster import CONNECTING, LIVE
@@ -45,6 +46,9 @@ class Waiting(Lifecycle[T]):
         self.ceilings = ceilings
         self._waiters: dict[Waiter[T], None] = {}
         self._held: Counter[str] = Counter()
+        self._queued: Counter[str | None] = Counter()
+        self._forecast = Forecast()
+        self._forecasts: dict[str, Forecast] = {}
         self._suspended = False
 
     @property
@@ -55,7 +59,16 @@ class Waiting(Lifecycle[T]):
     def snapshot(self) -> errors.PoolSnapshot:
         """The pool at this moment: counts, and who holds what for how long."""
         now = self.clock.monotonic()
-        return self._slots.snapshot(self.options, now, self.waiting, self.last_connect_failure)
+        return self._slots.snapshot(
+            self.options, now, self.waiting, self.last_connect_failure, self._expected_wait()
+        )
+
+    def _expected_wait(self) -> float | None:
+        if self._connect_pending() or self._suspended:
+            return None
+        if not self._waiters and (self._idle or len(self._slots) < self.options.limit):
+            return 0.0
+        return self._forecast.expected(self.waiting, self.options.limit)
 
     def connections(self) -> Census:
         """Each connection and each waiting caller at this moment, for a status page. Costs something only here.
@@ -177,6 +190,73 @@ class Waiting(Lifecycle[T]):
             self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, waiter.workload))
             raise error
 
+    def _join(self, waiter: Waiter[T], now: float) -> None:
+        """Let a caller wait; or turn it away at once, where its turn would come too late even if all went well."""
+        forecast, ahead, places = self._line_of(waiter.workload)
+        turn = forecast.earliest(now, ahead, places)
+        left = self._latest(waiter) - now
+        if turn > 0 and self.options.shed and not self._suspended and turn + self._least(waiter) > left:
+            expected = forecast.expected(ahead, places)
+            error = self._too_late(waiter, now, expected)
+            self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, waiter.workload))
+            raise error
+        forecast.joins(now, turn, places)
+        self._waiters[waiter] = None
+        self._queued[waiter.workload] += 1
+        self._arm(waiter, waiter.busy_until - now)
+
+    def _line_of(self, workload: str | None) -> tuple[Forecast, int, float]:
+        """What a caller waits for: how long that is held, how many come first, and how many places there are.
+
+        Those who wait below the ceiling of their workload stand in nobody else's way.
+        """
+        if workload is not None and self._at_ceiling(workload):
+            forecast = self._forecasts.setdefault(workload, Forecast(self._forecast.enough))
+            return forecast, self._waiting_now(workload), self.ceilings[workload]
+        apart = sum(self._waiting_now(other) for other in self.ceilings if self._at_ceiling(other))
+        return self._forecast, self._remaining() - apart, self.options.limit
+
+    def _waiting_now(self, workload: str) -> int:
+        if not self._queued[workload]:
+            return 0
+        return sum(x.workload == workload and not x.future.done() for x in self._waiters)
+
+    def _least(self, waiter: Waiter[T]) -> float:
+        """Seconds, at least, that the caller needs a connection for, where its time ends with its deadline."""
+        if waiter.deadline is None or self._latest(waiter) < waiter.deadline.at:
+            return 0.0
+        own = self._forecasts.get(waiter.workload) if waiter.workload is not None else None
+        return self._forecast.quick if own is None or own.mean is None else own.quick
+
+    def _cannot_finish(self, waiter: Waiter[T], now: float) -> bool:
+        """Whether its deadline is so near that the connection is better given to the next who waits."""
+        if waiter.deadline is None or not self.options.shed or len(self._waiters) < 2:
+            return False
+        return waiter.deadline.at - now < self._least(waiter)
+
+    def _note_held(self, workload: str | None, seconds: float) -> None:
+        self._forecast.held(seconds)
+        if workload is not None:
+            if workload not in self._forecasts:
+                self._forecasts[workload] = Forecast(self._forecast.enough)
+            self._forecasts[workload].held(seconds)
+
+    def _turn_away_early(self, waiter: Waiter[T], now: float, expected: float | None) -> None:
+        self._forget(waiter)
+        self._fail(waiter, self._too_late(waiter, now, expected), now)
+
+    def _too_late(self, waiter: Waiter[T], now: float, expected: float | None) -> errors.SteadypoolError:
+        until, deadline = self._latest(waiter), waiter.deadline
+        return refusal.too_late(
+            left=until - now,
+            limit=until - waiter.since,
+            deadline=deadline if deadline is not None and deadline.at <= until else None,
+            waited=now - waiter.since,
+            pool=self.snapshot(),
+            expected=expected,
+            ceiling=waiter.workload if self._at_ceiling(waiter.workload) else None,
+        )
+
     def _turn_away(self, waiter: Waiter[T], now: float) -> None:
         self._forget(waiter)
         error = refusal.out_of_time(
@@ -195,7 +275,9 @@ class Waiting(Lifecycle[T]):
             self.events.emit(events.AcquireFailed(self.name, now, now - waiter.since, error, waiter.workload))
 
     def _forget(self, waiter: Waiter[T]) -> None:
-        self._waiters.pop(waiter, None)
+        if waiter in self._waiters:
+            del self._waiters[waiter]
+            self._queued[waiter.workload] -= 1
         if waiter.timer is not None:
             waiter.timer.cancel()
             waiter.timer = None

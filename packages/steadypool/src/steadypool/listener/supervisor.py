@@ -377,6 +377,9 @@ class Listener:
                 return
             if options.dormant_after is None or self._used_at >= beat_at:
                 await self._heartbeat.beat(wire)
+                self._events.emit(
+                    events.ListenerHeartbeat(self._name, self._clock.monotonic(), self._heartbeat.lag or 0.0)
+                )
 
     async def _ask_for_channels(self, wire: Wire) -> None:
         """LISTEN to all that is wanted in one flight, and let everybody catch up."""

@@ -30,6 +30,9 @@ from steadypool.sqlalchemy.cursors import BoundedCursor
 from steadypool.sqlalchemy.pooler import PoolerWatch
 from steadypool.sqlalchemy.telling import COMMIT, fairy_of, mark_commit, tell_statement
 
+GOODBYE = 0.25
+"""Seconds that asyncpg waits, after its goodbye was sent, for the server to close; then its end is cut off."""
+
 TIMEOUT_OPTION = "steadypool_statement_timeout"
 """Execution option: seconds that a statement may run; the engine's own limit if absent."""
 
@@ -188,7 +191,7 @@ class GuardedDialect:
     def do_close(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off, which ends it as well."""
         # Earlier than the pool's own bound on closing: SQLAlchemy would log that cancellation as an error.
-        limit = 0.8 * self.guards.leave_timeout
+        limit = min(GOODBYE, 0.8 * self.guards.leave_timeout)
         self._leave(super().do_close, dbapi_connection, limit)  # type: ignore[misc]
 
     def _leave(self, call: Callable[[Any], None], dbapi_connection: Any, limit: float) -> None:

@@ -44,6 +44,7 @@ UNLIMITED = 2**31
 
 DRAIN_EVERY = 5.0
 """Seconds: where there is no primary to go to, connections are not replaced at every write that is refused."""
+
 _WORDS = {
     SlotState.OPENING: "opening",
     SlotState.STUCK: "opening",
@@ -108,16 +109,20 @@ class Record(_ConnectionRecord):
         driver_connection = self.driver_connection
         if not soft and driver_connection is not None:
             # SQLAlchemy connects a record anew when a handler of `checkout` rejects its connection.
-            self._owner.stop_watching(self)
-            if not self._owner.done:  # nobody would wait for the server any more
-                self.farewell = take_farewell(driver_connection)
-            if self.farewell is not None:
-                self._owner.watched.add(self)
+            self.watch_end()
         try:
             super().invalidate(e, soft)
         finally:
             if not soft and self.dbapi_connection is not None and driver_connection is not None:
                 self._owner.dialect.cut(driver_connection)  # an event handler failed, and hindered SQLAlchemy
+
+    def watch_end(self) -> None:
+        """Keep what tells when the server has let go of the connection, unless nobody is going to wait for that."""
+        self._owner.stop_watching(self)
+        if not self._owner.done and self.driver_connection is not None:
+            self.farewell = take_farewell(self.driver_connection)
+        if self.farewell is not None:
+            self._owner.watched.add(self)
 
     def checkin(self, _fairy_was_created: bool = True) -> None:
         """As SQLAlchemy's; the place is given back even if an event handler fails."""
@@ -191,6 +196,8 @@ class RecordDriver:
     async def close(self, connection: Record) -> None:
         """Close it politely, or, where it was cut off, wait until the server has let go."""
         if connection.dbapi_connection is not None:
+            if not self._owner.core.closed:  # whose place nobody needs again
+                connection.watch_end()
             await greenlet_spawn(connection.close)
         if connection.farewell is not None:
             try:
@@ -211,6 +218,10 @@ class SteadyPool(pool.Pool):
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
     predecessors: tuple[SteadyPool, ...] = ()
     """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs."""
+    before_waiting: Callable[[], None] | None = None
+    """Called when a session is about to wait for a connection: the shared ones go back."""
+
+    _drained_at = -math.inf
 
     def __init__(
         self,
@@ -232,11 +243,10 @@ class SteadyPool(pool.Pool):
         # The core recycles and pings, in the background; SQLAlchemy would do it in the caller.
         super().__init__(creator, recycle=-1, pre_ping=False, **kw)
         base = steady_options or PoolOptions()
-        unlimited = pool_size == 0
         options = replace(
             base,
-            size=UNLIMITED if unlimited else pool_size,
-            max_overflow=None if unlimited or max_overflow == -1 else max_overflow,
+            size=pool_size or UNLIMITED,
+            max_overflow=None if pool_size == 0 or max_overflow == -1 else max_overflow,
             pool_timeout=math.inf if timeout is None else timeout,
             recycle=recycle if recycle >= 0 else None,
             ping_after_idle=base.ping_after_idle if pre_ping else None,
@@ -271,7 +281,6 @@ class SteadyPool(pool.Pool):
         self.done = False  # whether `close` has ended
         self._home_thread: int | None = None
         self._home_loop: asyncio.AbstractEventLoop | None = None
-        self._drained_at = -math.inf
 
     @property
     def options(self) -> PoolOptions:
@@ -309,6 +318,12 @@ class SteadyPool(pool.Pool):
         return record
 
     async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
+        if (
+            self.before_waiting is not None
+            and not self.core.count(SlotState.IDLE)
+            and self.core.count() >= self.options.limit
+        ):
+            self.before_waiting()
         workload = current_workload.get()
         acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
         if not self.observers.wanted(WaitEnded):
