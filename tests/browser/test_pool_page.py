@@ -125,6 +125,7 @@ def test_a_stranger_answers_why_it_was_slow(troubled: Troubled, see: See) -> Non
     expect(headline).to_contain_text("5 by GET /reports/…")
     expect(page.locator("#holders tbody tr")).to_have_count(6)
     expect(page.locator("#holders")).to_contain_text("exports")
+    expect(page.locator("#holders")).to_contain_text(re.compile(r"runs for .*pg_sleep\(\?\)"))
     expect(page.locator("#waiters")).to_contain_text("GET /tracks/")
     expect(page.locator("#latency")).to_contain_text(re.compile(r"waiting.*\d s"))
     expect(page.locator("#statements")).to_contain_text("pg_sleep(?)")
