@@ -283,6 +283,7 @@ class Dedicated:
         started = around.clock.monotonic()
         seconds, deadline = nearest_end(None if server is None else server + CLIENT_GRACE, started)
         limit = TimeLimit(seconds)
+        around.lease.running = sql, started
         try:
             with limit:
                 result = await run(sql, args)
@@ -299,6 +300,8 @@ class Dedicated:
             if named is None:
                 raise
             raise named from error
+        finally:
+            around.lease.running = None
         around.touch()
         return result
 

@@ -25,7 +25,7 @@ from steadypool.refusal import hook_failed
 from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor
 from steadypool.sqlalchemy.pooler import PoolerWatch
-from steadypool.sqlalchemy.telling import COMMIT, fairy_of, mark_commit, tell_statement
+from steadypool.sqlalchemy.telling import COMMIT, fairy_of, lease_of, mark_commit, tell_statement
 
 GOODBYE = 0.25
 """Seconds that asyncpg waits, after its goodbye was sent, for the server to close; then its end is cut off."""
@@ -105,7 +105,14 @@ class GuardedDialect:
         started = self.guards.clock.monotonic()
         if context is not None:
             context.steadypool_started, context.steadypool_told = started, False
-        self.bounded_statement(server, connection, call, cursor, *args, context)
+        lease = None if context is None else lease_of(fairy_of(context))
+        if lease is not None:
+            lease.running = args[0], started
+        try:
+            self.bounded_statement(server, connection, call, cursor, *args, context)
+        finally:
+            if lease is not None:
+                lease.running = None
         seconds = self.guards.clock.monotonic() - started
         if isinstance(cursor, BoundedCursor):
             cursor.executed(seconds)
