@@ -124,6 +124,8 @@ class Surroundings:
     """The server has answered."""
     cut: Callable[[], None]
     """Cut the connection off: a statement was given up half-way."""
+    judge: Callable[[Fate, str], None]
+    """Told of an error that says something about the server, and in which words."""
     begin: str = "BEGIN"
     """What begins a transaction; behind a pooler it brings along the limits that no session keeps there."""
     wraps: bool = False
@@ -322,7 +324,10 @@ class Dedicated:
         report = self._report(started)
         if state == QUERY_CANCELED and limit is not None and report.elapsed.total >= limit - EARLY:
             return self._timed_out(sql, self._report(started, maybe_executed=False), "")
-        gone = state is not None and fate_of(state) in (Fate.EVICT, Fate.EVICT_AND_PROVE)
+        fate = fate_of(state, words=str(error)) if state is not None else Fate.KEEP
+        if fate in (Fate.BACK_OFF, Fate.DRAIN_HOST):
+            self._around.judge(fate, f"the server said {state}")
+        gone = fate in (Fate.EVICT, Fate.EVICT_AND_PROVE)
         if self._around.is_open() and not gone:
             return None
         self._around.cut()

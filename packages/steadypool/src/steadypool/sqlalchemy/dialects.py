@@ -27,7 +27,7 @@ from steadypool.deadline import CLIENT_GRACE
 from steadypool.settings import Password
 from steadypool.sqlalchemy.cursors import BoundedCursors
 from steadypool.sqlalchemy.guarded import (
-    IN_HOT_STANDBY,
+    TAKES_NO_WRITES,
     GuardedDialect,
     driver_connection_of,
 )
@@ -97,9 +97,10 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
         return isinstance(error, InternalClientError)
 
-    def on_standby(self, driver_connection: Any) -> bool:
-        """Whether the server said last that it is a standby."""
-        return getattr(driver_connection.get_settings(), IN_HOT_STANDBY, None) == "on"
+    def takes_no_writes(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby, or read-only by default."""
+        settings = driver_connection.get_settings()
+        return any(getattr(settings, name, None) == "on" for name in TAKES_NO_WRITES)
 
     def is_open(self, driver_connection: Any) -> bool:
         """asyncpg always reads, so it knows of an end of file as soon as the event loop does."""
@@ -215,9 +216,9 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         else:  # a caller's own creator made it
             driver_connection.pgconn.finish()
 
-    def on_standby(self, driver_connection: Any) -> bool:
-        """Whether the server said last that it is a standby."""
-        return driver_connection.info.parameter_status(IN_HOT_STANDBY) == "on"
+    def takes_no_writes(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby, or read-only by default."""
+        return any(driver_connection.info.parameter_status(name) == "on" for name in TAKES_NO_WRITES)
 
     def is_open(self, driver_connection: Any) -> bool:
         """libpq reads only when asked: something to read on an idle connection is an end of file or a last word."""

@@ -33,7 +33,7 @@ GOODBYE = 0.25
 TIMEOUT_OPTION = "steadypool_statement_timeout"
 """Execution option: seconds that a statement may run; the engine's own limit if absent."""
 
-IN_HOT_STANDBY = "in_hot_standby"
+TAKES_NO_WRITES = ("in_hot_standby", "default_transaction_read_only")
 """Reported at the start and whenever it changes, since PostgreSQL 14 (manual: Asynchronous Operations)."""
 
 
@@ -316,8 +316,8 @@ class GuardedDialect:
         """Whether the driver says by this error that it has lost the thread of its talk with the server."""
         return False
 
-    def on_standby(self, driver_connection: Any) -> bool:
-        """Whether the server said last that it is a standby (PostgreSQL 14 and newer tell it unasked)."""
+    def takes_no_writes(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby, or read-only (PostgreSQL 14 and newer tell it unasked)."""
         raise NotImplementedError
 
     def is_open(self, driver_connection: Any) -> bool:

@@ -68,6 +68,8 @@ class Record(_ConnectionRecord):
     """SQLAlchemy's record of one connection, with the lease under which somebody has it."""
 
     lease: Lease[Record] | None = None
+    read_only: bool = False
+    """Whether the server took no writes, when it last said so."""
     farewell: Farewell | None = None
     collected: bool = False
     """Whether its last user forgot to give it back, and the garbage collector did."""
@@ -145,6 +147,7 @@ class RecordDriver:
         """Connect, in a greenlet of the pool's own task, with all of SQLAlchemy's connect events."""
         try:
             record: Record = await greenlet_spawn(Record, self._owner)
+            record.read_only = self._owner.dialect.takes_no_writes(record.driver_connection)
             self._owner.dialect.when_lost(record.driver_connection, self._owner.core.sweep)
             return record
         except errors.SteadypoolError:
@@ -222,7 +225,12 @@ class SteadyPool(pool.Pool):
     before_waiting: Callable[[], None] | None = None
     """Called when a session is about to wait for a connection: the shared ones go back."""
 
+    done = False
+    """Whether `close` has ended."""
+
     _drained_at = -math.inf
+    _home_thread: int | None = None
+    _home_loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
         self,
@@ -281,9 +289,6 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
-        self.done = False  # whether `close` has ended
-        self._home_thread: int | None = None
-        self._home_loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def unproven_after(self) -> float | None:
@@ -381,6 +386,8 @@ class SteadyPool(pool.Pool):
             # The garbage collector runs in whichever thread happens to allocate, and in the middle of anything.
             home.call_soon_threadsafe(lease.release, fate)
         else:
+            if not gone:
+                self._look_at_role(entry)
             proven_at = self.dialect.proven_at(entry.driver_connection)
             if proven_at is not None:
                 lease.touch(proven_at)
@@ -398,17 +405,43 @@ class SteadyPool(pool.Pool):
         be a standby they are alive, and lead to the wrong place: all are replaced, those in use when they come back.
         """
         if exception is not None and fate_of(sqlstate_of(exception)) is Fate.DRAIN_HOST:
-            self._drain()
+            self.drain(connection.driver_connection)
         else:
             self.core.suspect_all()
         if _checkin and connection.is_valid:
             connection.invalidate(exception)
 
-    def _drain(self) -> None:
-        now = self.core.clock.monotonic()
-        if now >= self._drained_at + DRAIN_EVERY:
-            self._drained_at = now
-            self.core.abort_idle()
+    def judge(self, fate: Fate, driver_connection: object, said: str) -> None:
+        """Act on an error of a statement that says something about the server, and nothing about the connection."""
+        if fate is Fate.BACK_OFF:
+            self.core.server_fails(said)
+        elif fate is Fate.DRAIN_HOST and self.dialect.takes_no_writes(driver_connection):
+            self.drain(driver_connection)
+
+    def drain(self, driver_connection: object) -> None:
+        """The server at the other end of a connection takes no writes: replace all that lead there.
+
+        Other hosts come first until a connect there succeeds again. Where it is not known which host it is, all
+        connections are replaced.
+        """
+        now, network = self.core.clock.monotonic(), self.dialect.guards.network
+        if now < self._drained_at + DRAIN_EVERY:
+            return
+        self._drained_at = now
+        place = network.place_of(driver_connection)
+        if place is not None:
+            network.doubt(place)
+        self.core.drain(
+            lambda record: place is None or network.place_of(record.driver_connection) in (place, None)
+        )
+
+    def _look_at_role(self, record: Record) -> None:
+        """A standby may have been promoted meanwhile; that is told unasked, with the answer to any statement."""
+        if record.read_only and not self.dialect.takes_no_writes(record.driver_connection):
+            record.read_only = False
+            place = self.dialect.guards.network.place_of(record.driver_connection)
+            if place is not None:
+                self.dialect.guards.network.trust(place)
 
     def _close_connection(self, connection: DBAPIConnection, *, terminate: bool = False) -> None:
         home = self._home_loop
