@@ -325,3 +325,14 @@ async def test_single_statements_of_the_database(database_url: str, anyio_backen
         assert {span.attributes["db.response.returned_rows"] for span in seen.spans("SELECT")[:20]} == {3}  # type: ignore[index]
         assert seen.value("steadypool.shared.collateral") == 0
         stop()
+
+
+async def test_watching_twice_counts_once(db: Database, seen: Seen) -> None:
+    again = seen.watch(db.source)
+    await ask(db)
+    assert seen.value("db.client.operation.duration") == 1
+    assert seen.value("db.client.connection.count", pool="main-2") == 0
+    assert len(seen.spans("SELECT")) == 1
+    again()
+    await ask(db)
+    assert len(seen.spans("SELECT")) == 1

@@ -80,6 +80,10 @@ class Tally:
             events.ListenerGap: self._one(metrics.GAPS),
         }
 
+    def counts_for(self, source: Source) -> bool:
+        """Whether this is the one that counts what happens there."""
+        return self._source.events is source.events
+
     def stop(self) -> None:
         """Count no more, and give the name back."""
         self._unsubscribe()
