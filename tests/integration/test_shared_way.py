@@ -63,18 +63,27 @@ class Pipes:
 class House:
     """A pool, and the shared way on it."""
 
-    def __init__(self, url: str, *, size: int = 4, holds: bool = False, **options: Any) -> None:
-        self.driver = Pipes(url)
+    def __init__(
+        self,
+        url: str,
+        *,
+        size: int = 4,
+        pooled: Callable[[], bool] = lambda: False,
+        keeps_statements: bool = True,
+        **options: Any,
+    ) -> None:
+        self.driver = Pipes(url, keeps_statements=keeps_statements)
         timeouts = {"pool_timeout": 5.0, "connect_timeout": 5.0}
         self.pool: Pool[PipelinedConnection] = Pool(
             self.driver, PoolOptions(size=size, max_overflow=0, **timeouts)
         )
-        self.holds = holds
+        self.holds = False
         self.way = SharedWay(
             self.pool,
             pipelined=lambda connection: connection,
             options=SharedOptions(**options),
             holds=lambda: self.holds,
+            pooled=pooled,
         )
 
     async def ask(self, text: str, *args: Any, **options: Any) -> list[tuple[Any, ...]]:

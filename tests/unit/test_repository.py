@@ -159,6 +159,11 @@ def test_the_tables_in_the_readmes_are_current(generator: ModuleType) -> None:
         assert text == generator.filled(text), f"{name_of(document)} is not current: make docs"
 
 
+def test_the_files_for_prometheus_and_grafana_are_current(generator: ModuleType) -> None:
+    for path, text in generator.deployed().items():
+        assert path.read_text() == text, f"{name_of(path)} is not current: make docs"
+
+
 def test_every_variable_and_every_error_is_in_the_tables(generator: ModuleType) -> None:
     settings, failures = generator.settings_markdown(), generator.failures_markdown()
     assert [row.variable for row in settings_table() if f"`{row.variable}`" not in settings] == []

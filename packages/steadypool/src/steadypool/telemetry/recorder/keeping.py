@@ -7,6 +7,7 @@ out. When the file has grown to its limit it is written anew beside itself and p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
@@ -46,6 +47,7 @@ class RecorderFile:
     def __init__(self, path: Path, *, largest: int = LARGEST) -> None:
         self._largest = largest
         self._complained = False
+        self._ended: Callable[[], None] = lambda: None
         for number in range(1, SIBLINGS + 1):
             self.path = path if number == 1 else path.with_name(f"{path.name}.{number}")
             descriptor = _open(self.path)
@@ -85,10 +87,11 @@ class RecorderFile:
         """Write what is pending, for at most `LEAVE` seconds."""
         loop, written = asyncio.get_running_loop(), asyncio.Event()
 
-        def done() -> None:
-            loop.call_soon_threadsafe(written.set)
+        def ended() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waited so long
+                loop.call_soon_threadsafe(written.set)
 
-        self._work.put(done)
+        self._ended = ended
         self._work.put(None)
         try:
             async with asyncio.timeout(LEAVE):
@@ -119,7 +122,8 @@ class RecorderFile:
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             work()
-        os.close(self._descriptor)
+        os.close(self._descriptor)  # and with it the lock: whoever is told may open it again
+        self._ended()
 
     def _append(self, lines: Iterable[dict[str, Any]]) -> None:
         _write_all(self._descriptor, _encoded(lines))
