@@ -108,7 +108,7 @@ def seen() -> Iterator[Seen]:
     tracers.shutdown()
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 def driver(request: pytest.FixtureRequest) -> str:
     return request.param
 
