@@ -43,7 +43,10 @@ TABLE: dict[str, frozenset[SlotState]] = {
         ("close ok", "close instant", "close raises", "close timeout", "close after abort"), THERE
     ),
     # how connections end
-    **dict.fromkeys(("gone connect failed", "gone disposed", "gone evicted", "gone found dead"), EVERYWHERE),
+    **dict.fromkeys(
+        ("gone connect failed", "gone disposed", "gone drained", "gone evicted", "gone found dead"),
+        EVERYWHERE,
+    ),
     **dict.fromkeys(("gone not clean", "gone overflow", "gone recycled"), EVERYWHERE),
     # what callers are told
     **dict.fromkeys(

@@ -6,6 +6,7 @@ Each is named after what it does wrong and carries the rule that it breaks. Seve
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -405,6 +406,16 @@ class ClosesWithoutLimit(Pool[Any]):
 class KeepsTheEvictedThatWereBeingProven(Pool[Any]):
     def _outdated(self, slot: Slot[Any]) -> bool:
         return self._closed or (slot.generation != self._generation and slot.state is not SlotState.PROVING)
+
+
+@breaks("R12")
+class DrainsOnlyWhatIsIdle(Pool[Any]):
+    def drain(self, same: Callable[[Any], bool]) -> None:
+        in_use = [slot for slot in self._slots if slot.state is not SlotState.IDLE]
+        generations = [slot.generation for slot in in_use]
+        super().drain(same)
+        for slot, generation in zip(in_use, generations, strict=True):
+            slot.generation = generation
 
 
 # -- rule 13: close ----------------------------------------------------------------------------------------------

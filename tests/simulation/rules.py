@@ -295,6 +295,19 @@ class Rules:
         if self.roster.count(PROVING) > most:
             self.blame(f"R7: {self.roster.count(PROVING)} connections are asked at once, {most} allowed")
 
+    def drains(self, same: Callable[[Connection], bool]) -> None:
+        """Somebody wants these connections replaced."""
+        drained = [slot.connection for slot in self.roster if slot.connection is not None]
+        for connection in drained:
+            connection.drained = connection.drained or same(connection)
+        self.pool.drain(same)
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        for slot in self.roster:
+            if slot.state is IDLE and slot.connection is not None and slot.connection.drained:
+                self.blame("R12: a drained connection is idle")
+
     def leaves_idle(self, number: int) -> None:
         """A connection is not idle any more: it is asked, or used, or closed."""
         self._to_prove.discard(number)
@@ -404,6 +417,8 @@ class Rules:
         if workload in self.ceilings and self.held_by[workload] > self.ceilings[workload]:
             self.blame(f"ceiling: {workload} holds {self.held_by[workload]}")
         connection.asked = 0
+        if connection.drained:
+            self.blame("R12: a drained connection was handed over")
         if connection.dirty:
             self.blame("R8: a connection was handed over unclean")
         if not connection.open:
@@ -531,7 +546,7 @@ class Rules:
         connection, life = slot.connection, self.options.recycle
         if connection is None or connection.dirty:
             raise RuleBroken("R8: an idle connection is not clean")
-        if slot.generation != self.pool._generation:
+        if slot.generation != self.pool._generation or connection.drained:
             raise RuleBroken("R12: an evicted connection is idle again")
         if life is None:
             return

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from steadypool import Database, deadline, errors
+from steadypool import Database, DatabaseSettings, deadline, errors
 from steadypool.lab import FaultProxy
 from steadypool.lab.proxy import Mode
 from steadypool.sqlalchemy import create_async_engine, source_of
@@ -301,6 +301,7 @@ async def test_nothing_is_counted_after_the_stop(
     stop()
     await ask(db)
     assert seen.value("db.client.connection.count") == 0
+    assert b'pool_name="main"' not in seen.collector.render()
     assert not db.events.wanted(metrics_event())
     assert len(seen.spans("SELECT")) == 1
 
@@ -309,3 +310,18 @@ def metrics_event() -> Any:
     from steadypool.events import WaitEnded
 
     return WaitEnded
+
+
+async def test_single_statements_of_the_database(database_url: str, anyio_backend: str, seen: Seen) -> None:
+    settings = DatabaseSettings(url=database_url.replace("postgresql://", "postgresql+psycopg://"))
+    async with Database(settings) as db:
+        stop = seen.watch(db.source)
+        rows = await asyncio.gather(*(db.fetch("select generate_series(1, $1::int)", 3) for _ in range(20)))
+        assert [len(row) for row in rows] == [3] * 20
+        with pytest.raises(Exception, match="division by zero"):
+            await db.fetch("select 1 / $1::int", 0)
+        assert seen.value("db.client.operation.duration") == 21
+        assert seen.value("db.client.operation.duration", db__response__status_code="22012") == 1
+        assert {span.attributes["db.response.returned_rows"] for span in seen.spans("SELECT")[:20]} == {3}  # type: ignore[index]
+        assert seen.value("steadypool.shared.collateral") == 0
+        stop()

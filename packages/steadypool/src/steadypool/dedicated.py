@@ -94,7 +94,9 @@ class PipelinedDialogue:
     async def _run(self, sql: str, args: tuple[Any, ...]) -> Any:
         from steadypool.pipeline import Segment, Statement
 
-        return (await self._connection.run(Segment([Statement(sql, args)])))[0]
+        # What begins a transaction may bring along its limits: a segment of several statements.
+        parts = sql.split("; ") if sql.startswith("BEGIN; ") else [sql]
+        return (await self._connection.run(Segment([Statement(part, args) for part in parts])))[-1]
 
     async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
         """Run one statement and return its rows."""
@@ -122,6 +124,8 @@ class Surroundings:
     """The server has answered."""
     cut: Callable[[], None]
     """Cut the connection off: a statement was given up half-way."""
+    judge: Callable[[Fate, str], None]
+    """Told of an error that says something about the server, and in which words."""
     begin: str = "BEGIN"
     """What begins a transaction; behind a pooler it brings along the limits that no session keeps there."""
     wraps: bool = False
@@ -323,7 +327,10 @@ class Dedicated:
         report = self._report(started)
         if state == QUERY_CANCELED and limit is not None and report.elapsed.total >= limit - EARLY:
             return self._timed_out(sql, self._report(started, maybe_executed=False), "")
-        gone = state is not None and fate_of(state) in (Fate.EVICT, Fate.EVICT_AND_PROVE)
+        fate = fate_of(state, words=str(error)) if state is not None else Fate.KEEP
+        if fate in (Fate.BACK_OFF, Fate.DRAIN_HOST):
+            self._around.judge(fate, f"the server said {state}")
+        gone = fate in (Fate.EVICT, Fate.EVICT_AND_PROVE)
         if self._around.is_open() and not gone:
             return None
         self._around.cut()

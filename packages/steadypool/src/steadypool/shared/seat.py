@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
 from steadypool.lease import Lease
 from steadypool.pipeline import PipelinedConnection, Segment, Statement
@@ -17,6 +17,7 @@ _WATCHED = (
     b"search_path", b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding", b"session_authorization",
     b"default_transaction_read_only", b"standard_conforming_strings",
 )  # fmt: skip
+_IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 _SET = "select set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false)"
 
 
@@ -90,9 +91,9 @@ class Seat:
     def is_clean(self) -> bool:
         """Whether the last statements left the session as it was, as far as the server tells."""
         connection = self.connection
-        if connection.closed:
-            return True
-        if not connection.pending and connection.transaction_status != TransactionStatus.IDLE:
+        if connection.closed or connection.pgconn.status != ConnStatus.OK:
+            return True  # it is ending, which is nobody's fault here
+        if not connection.pending and connection.transaction_status in _IN_TRANSACTION:
             return False
         told = connection.pgconn.parameter_status
         return all(told(name) == value for name, value in zip(_WATCHED, self._told, strict=True))

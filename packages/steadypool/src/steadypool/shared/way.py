@@ -40,6 +40,7 @@ from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions, SharedStats
 from steadypool.shared.pace import Paces
 from steadypool.shared.seat import Seat
+from steadypool.shared.telling import told
 from steadypool.sqlstate import Fate, fate_of
 
 _log = logging.getLogger("steadypool.shared")
@@ -120,9 +121,12 @@ class SharedWay:
             raise naming.refused(sql, why)
         now, deadline = self._clock.monotonic(), current_deadline()
         call = Call(sql, args, self.options, timeout=timeout, harmless=harmless, since=now, deadline=deadline)
-        if deadline is None:
+        return await told(self.pool, call, self._within_deadline)
+
+    async def _within_deadline(self, call: Call) -> Result:
+        if call.deadline is None:
             return await self._attempts(call)
-        limit = TimeLimit(deadline.remaining(now))
+        limit = TimeLimit(call.deadline.remaining(call.since))
         try:
             with limit:
                 return await self._attempts(call)

@@ -54,6 +54,9 @@ class PoolCollector(Collector):
         def stop() -> None:
             if tally in self._tallies:
                 self._tallies.remove(tally)
+                pool = (metrics.POOL, tally.name)
+                for key in [key for key in self._histograms if pool in key[1]]:
+                    del self._histograms[key]  # the next pool of this name begins anew
                 tally.stop()
 
         return stop

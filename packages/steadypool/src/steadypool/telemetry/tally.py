@@ -21,6 +21,9 @@ Observe = Callable[[Metric, float, Attributes], None]
 _IDLE_DEATH = "found dead"
 """The reason of `Closed` for a connection whose end was noticed while nobody used it."""
 
+MOST_KINDS = 1_000
+"""Kinds of statements whose attributes are remembered: most statements are of a kind that was there before."""
+
 TALLIED: tuple[type[events.Event], ...] = (
     events.ConnectSucceeded,
     events.ConnectAttemptFailed,
@@ -60,6 +63,7 @@ class Tally:
         self.name = _take_name(exporter, source.name)
         self._pool: Attributes = ((metrics.POOL, self.name),)
         self._counts: dict[tuple[Metric, Attributes], int] = {}
+        self._kinds: dict[tuple[str | None, ...], Attributes] = {}
         self._unsubscribe = source.events.subscribe(self._tell, *TALLIED)
         self._tellers: dict[type[events.Event], Callable[..., None]] = {
             events.ConnectSucceeded: self._time(metrics.CREATE_TIME),
@@ -86,6 +90,8 @@ class Tally:
         """Every counter so far; may be called from another thread."""
         for (metric, attributes), value in self._counts.copy().items():
             yield metric, attributes, value
+        if self._source.collateral is not None:
+            yield metrics.COLLATERAL, self._pool, self._source.collateral()
 
     def levels(self) -> Iterator[tuple[Metric, Attributes, float]]:
         """Every level and gauge at this moment; may be called from another thread."""
@@ -158,18 +164,23 @@ class Tally:
         self._count(metrics.BREAKER_CHANGES, (metrics.CAUSE, event.after))
 
     def _statement(self, event: events.StatementFinished) -> None:
-        self._observe(
-            metrics.DURATION,
-            event.seconds,
-            self._with(
-                (metrics.SYSTEM, "postgresql"),
-                (metrics.OPERATION, event.summary.partition(" ")[0]),
-                (metrics.SUMMARY, event.summary),
-                (metrics.STATUS_CODE, event.sqlstate),
-                (metrics.ERROR_TYPE, event.error_type),
-                (metrics.WAY, event.way),
-                (metrics.WORKLOAD, event.workload),
-            ),
+        kind = (event.summary, event.sqlstate, event.error_type, event.way, event.workload)
+        attributes = self._kinds.get(kind)
+        if attributes is None:
+            attributes = self._attributes_of(event)
+            if len(self._kinds) < MOST_KINDS:
+                self._kinds[kind] = attributes
+        self._observe(metrics.DURATION, event.seconds, attributes)
+
+    def _attributes_of(self, event: events.StatementFinished) -> Attributes:
+        return self._with(
+            (metrics.SYSTEM, "postgresql"),
+            (metrics.OPERATION, event.summary.partition(" ")[0]),
+            (metrics.SUMMARY, event.summary),
+            (metrics.STATUS_CODE, event.sqlstate),
+            (metrics.ERROR_TYPE, event.error_type),
+            (metrics.WAY, event.way),
+            (metrics.WORKLOAD, event.workload),
         )
 
 
