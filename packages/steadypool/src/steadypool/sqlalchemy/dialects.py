@@ -218,7 +218,8 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
 
     def takes_no_writes(self, driver_connection: Any) -> bool:
         """Whether the server said last that it is a standby, or read-only by default."""
-        return any(driver_connection.info.parameter_status(name) == "on" for name in TAKES_NO_WRITES)
+        said = driver_connection.pgconn.parameter_status
+        return any(said(name.encode()) == b"on" for name in TAKES_NO_WRITES)
 
     def is_open(self, driver_connection: Any) -> bool:
         """libpq reads only when asked: something to read on an idle connection is an end of file or a last word."""

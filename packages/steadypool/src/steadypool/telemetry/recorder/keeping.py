@@ -45,7 +45,7 @@ class RecorderFile:
     """
 
     def __init__(self, path: Path, *, largest: int = LARGEST) -> None:
-        self._largest = largest
+        self._limit = self._largest = largest
         self._complained = False
         self._ended: Callable[[], None] = lambda: None
         for number in range(1, SIBLINGS + 1):
@@ -56,7 +56,8 @@ class RecorderFile:
             os.close(descriptor)
         else:
             raise OSError(f"{path} and {SIBLINGS - 1} others like it are in use by other processes")
-        self._descriptor = descriptor
+        self._descriptor = descriptor  # from here on the thread's alone
+        self._size = os.fstat(descriptor).st_size
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._pending = threading.Semaphore(4)  # what a disk that hangs may leave behind
         self._thread = threading.Thread(target=self._run, name="steadypool-recorder", daemon=True)
@@ -72,7 +73,7 @@ class RecorderFile:
     @property
     def is_full(self) -> bool:
         """Whether it is time for `rewrite`."""
-        return os.fstat(self._descriptor).st_size > self._largest
+        return self._size > self._limit
 
     def append(self, lines: Iterable[dict[str, Any]]) -> bool:
         """Append lines soon; False where the disk is so far behind that they are left out."""
@@ -127,6 +128,7 @@ class RecorderFile:
 
     def _append(self, lines: Iterable[dict[str, Any]]) -> None:
         _write_all(self._descriptor, _encoded(lines))
+        self._size = os.fstat(self._descriptor).st_size
 
     def _rewrite(self, recording: Recording) -> None:
         beside = self.path.with_name(f"{self.path.name}.new")
@@ -141,6 +143,9 @@ class RecorderFile:
         except BaseException:
             os.close(descriptor)
             raise
+        # What is in memory may be nearly that much; it must not be written anew every second.
+        self._size = os.fstat(descriptor).st_size
+        self._limit = max(self._largest, 2 * self._size)
         os.close(self._descriptor)
         self._descriptor = descriptor
 

@@ -167,7 +167,11 @@ def _holders(moment: Mapping[str, Any] | None) -> str:
         bool(each.get("in_transaction")) and each.get("quiet", 0.0) >= IDLE and not each.get("running")
         for each in moment["connections"]
     )
-    return f"Held: {held}." + (f" {idle} of them were idle in a transaction." if idle else "")
+    return f"Held: {held}." + (f" {idle} of them {_was(idle)} idle in a transaction." if idle else "")
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def words(name: str) -> str:

@@ -130,9 +130,9 @@ class Plots {
       axes: [
         { ...axis, space: 80, values: (_u, ticks) => ticks.map((at) => clock(at, ticks[1] - ticks[0] < 60)) },
         plot.logarithmic
-          ? { ...axis, size: 52, grid: { ...axis.grid, filter: decades }, ticks: { ...axis.ticks, filter: decades },
+          ? { ...axis, size: 62, grid: { ...axis.grid, filter: decades }, ticks: { ...axis.ticks, filter: decades },
               filter: decades, values: (_u, ticks) => ticks.map((value) => (value === null ? null : value < 1000 ? `${round(value)} ms` : `${value / 1000} s`)) }
-          : { ...axis, size: 52 },
+          : { ...axis, size: 62 },
       ],
       series: [{}, ...plot.series.map(([label, make], i) => ({
         label, width: make ? 2 : 1, dash: make ? undefined : [6, 4], points: make ? { size: 4 } : { show: false }, spanGaps: false,
