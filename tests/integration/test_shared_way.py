@@ -14,6 +14,7 @@ from psycopg import errors as sql
 from steadypool import deadline, errors
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.psycopg_driver import open_psycopg
+from steadypool.events import StatementFinished
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lease import PoolOptions, SlotState
 from steadypool.pipeline import PipelinedConnection, Segment
@@ -411,6 +412,31 @@ async def test_a_statement_is_one_round_trip(make: MakeHouse, proxied_url: str, 
     for number in range(5):
         assert await house.ask("select $1::int", number) == [(number,)]
     assert proxy.round_trips - before == 5
+
+
+# -- what is told ------------------------------------------------------------------------------------------------
+
+
+async def test_every_statement_is_told_once(make: MakeHouse) -> None:
+    house = make(connections=1)
+    told: list[StatementFinished] = []
+    house.pool.events.subscribe(told.append, StatementFinished)  # type: ignore[arg-type]
+    await house.ask("select generate_series(1, 3) -- a secret")
+    with pytest.raises(sql.DivisionByZero):
+        await house.ask("select 1 / $1::int", 0)
+    good, bad = told
+    assert (good.way, good.rows, good.error_type) == ("shared", 3, None)
+    assert "secret" not in good.fingerprint
+    assert (bad.sqlstate, bad.error_type) == ("22012", "DivisionByZero")
+    assert good.connection == bad.connection is not None
+
+
+async def test_a_shared_connection_goes_back_now_and_then(make: MakeHouse) -> None:
+    house = make(connections=1, rotate_after=0.1)
+    await house.ask("select 1")
+    await _until(lambda: house.pool.count(SlotState.LEASED) == 0)
+    assert await house.ask("select 2") == [(2,)]
+    assert len(house.driver.opened) == 1
 
 
 async def _until(condition: Callable[[], bool]) -> None:
