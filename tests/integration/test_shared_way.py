@@ -414,6 +414,14 @@ async def test_a_statement_is_one_round_trip(make: MakeHouse, proxied_url: str, 
     assert proxy.round_trips - before == 5
 
 
+async def test_a_shared_connection_goes_back_now_and_then(make: MakeHouse) -> None:
+    house = make(connections=1, rotate_after=0.1)
+    await house.ask("select 1")
+    await _until(lambda: house.pool.count(SlotState.LEASED) == 0)
+    assert await house.ask("select 2") == [(2,)]
+    assert len(house.driver.opened) == 1
+
+
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():

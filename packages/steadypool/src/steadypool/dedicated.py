@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from steadypool import errors
 from steadypool.clock import Clock
-from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
+from steadypool.deadline import CLIENT_GRACE, EARLY, Deadline, TimeLimit, nearest_end
 from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost, Events, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint, name_of
@@ -27,9 +27,6 @@ from steadypool.whereabouts import endpoint
 
 _BEGUN = ("BEGIN", "START TRANSACTION")
 """The tags of commands that begin a transaction."""
-
-EARLY = 0.05
-"""Seconds by which the server's clock may end a statement before ours says that it is time."""
 
 
 class Dialogue(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ class Seat:
         self.fate = Fate.KEEP
         self.offence: str | None = None
         """Why it was ended, where that was one statement's fault."""
+        self._timer: asyncio.TimerHandle | None = None
         self._told = [connection.pgconn.parameter_status(name) for name in _WATCHED]
 
     async def begin(self, limit: float) -> None:
@@ -61,6 +63,10 @@ class Seat:
             statements.append(Statement(_SET, limits, prepare=False))
         await connection.run(Segment(statements, limit=limit))
         connection.refused_tags = REFUSED_TAGS
+
+    def until(self, seconds: float, then: Callable[[], None]) -> None:
+        """Call `then` after so many seconds, unless it has gone before."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, then)
 
     @property
     def load(self) -> int:
@@ -103,6 +109,8 @@ class Seat:
         if self.left:
             return
         self.left = True
+        if self._timer is not None:
+            self._timer.cancel()
         connection = self.connection
         connection.refused_tags, connection.after_answers = frozenset(), None
         fate = Fate.EVICT if connection.closed else self.fate

@@ -40,6 +40,7 @@ def _tell(pool: Pool[Any], call: Call, rows: int | None, error: BaseException | 
             seconds,
             rows,
             waiting=elapsed - seconds,
+            connection=call.connection,
             sqlstate=state,
             error_type=None if error is None else type(error).__name__,
             request=endpoint(),
