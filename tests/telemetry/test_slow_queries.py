@@ -44,7 +44,8 @@ async def test_a_slow_query_is_one_line_that_says_where_the_time_went(
             await session.execute(
                 text("select generate_series(1, 3), pg_sleep(0.2), :secret"), {"secret": "anna"}
             )
-    (record,) = slow_lines(caplog)
+    # On a busy machine the first one may be slow as well.
+    (record,) = (record for record in slow_lines(caplog) if "generate_series" in record.getMessage())
     line = record.getMessage()
     assert "\n" not in line
     assert line.startswith("slow query [")
