@@ -38,6 +38,7 @@ _CHANGES_SCHEMA = frozenset(
 )
 """Command tags after which a prepared statement may mean something else."""
 
+_OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _COMMIT = Statement("COMMIT", prepare=False)
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
 
@@ -278,7 +279,7 @@ class Connection(AdaptedConnection):
             errors.TransactionRolledBack: the server rolled back instead: a statement had failed.
         """
         self._local.clear()
-        if self._begun:
+        if self._is_open():
             tag = await_only(self._end(_COMMIT))
             if tag == "ROLLBACK":
                 raise TransactionRolledBack(
@@ -290,7 +291,7 @@ class Connection(AdaptedConnection):
     def rollback(self) -> None:
         """Roll back what has begun; waited for only where something had failed."""
         self._local.clear()
-        if not self._begun:
+        if not self._is_open():
             return
         connection = self._connection
         if self._failed or connection.pending or connection.transaction_status != TransactionStatus.INTRANS:
@@ -300,6 +301,10 @@ class Connection(AdaptedConnection):
             if self._changes_schema:
                 self._schema_changed()
             roll_back_soon(connection, self._surroundings.leave_timeout)
+
+    def _is_open(self) -> bool:
+        """Whether there is a transaction to end: one of ours, or one that was begun by hand."""
+        return self._begun or self._connection.transaction_status in _OPEN
 
     async def _end(self, statement: Statement) -> str:
         self._begun = False

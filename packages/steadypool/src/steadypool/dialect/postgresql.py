@@ -16,6 +16,7 @@ from steadypool.dialect.dbapi import SteadypoolDBAPI
 from steadypool.pipeline import PipelinedConnection, Segment, Statement
 from steadypool.settings import Password
 from steadypool.sqlalchemy.dialects import PsycopgDialect
+from steadypool.sqlalchemy.guarded import TAKES_NO_WRITES
 
 _OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _LEVELS = ("READ COMMITTED", "READ UNCOMMITTED", "REPEATABLE READ", "SERIALIZABLE")
@@ -105,6 +106,10 @@ class SteadypoolDialect(PsycopgDialect):
     def is_open(self, driver_connection: Any) -> bool:
         """The event loop always looks at the socket, so an end is known as soon as it arrives."""
         return not driver_connection.closed
+
+    def takes_no_writes(self, driver_connection: Any) -> bool:
+        """Whether the server said last that it is a standby, or read-only by default."""
+        return any(driver_connection.parameter(name) == "on" for name in TAKES_NO_WRITES)
 
     def when_lost(self, driver_connection: Any, tell: Callable[[], None]) -> None:
         """Tell when the connection ends."""

@@ -40,6 +40,20 @@ TALLIED: tuple[type[events.Event], ...] = (
 )
 """The events that a `Tally` looks at."""
 
+_ERRORS = ("PoolTimeout", "ConnectTimeout", "DeadlineExceeded")
+_FROM_THE_START: tuple[tuple[Metric, tuple[tuple[str, str], ...]], ...] = (
+    (metrics.LEAKS, ()),
+    (metrics.GAPS, ()),
+    (metrics.STATEMENT_TIMEOUTS, ()),
+    *((metrics.TIMEOUTS, ((metrics.ERROR_TYPE, name),)) for name in _ERRORS),
+    *(
+        (metrics.ACQUIRE_FAILURES, ((metrics.ERROR_TYPE, name),))
+        for name in (*_ERRORS, "PoolQueueFull", "ConnectFailed", "DatabaseUnavailable")
+    ),
+    *((metrics.CONNECT_FAILURES, ((metrics.CAUSE, cause),)) for cause in ("refused", "timeout")),
+)
+"""Counters that are there before they count: a rate cannot see the first of a series that was not there before."""
+
 _names_lock = threading.Lock()
 _names_in_use: dict[str, set[str]] = {}
 
@@ -64,6 +78,8 @@ class Tally:
         self._pool: Attributes = ((metrics.POOL, self.name),)
         self._counts: dict[tuple[Metric, Attributes], int] = {}
         self._kinds: dict[tuple[str | None, ...], Attributes] = {}
+        for metric, attributes in _FROM_THE_START:
+            self._counts[metric, self._with(*attributes)] = 0
         self._unsubscribe = source.events.subscribe(self._tell, *TALLIED)
         self._tellers: dict[type[events.Event], Callable[..., None]] = {
             events.ConnectSucceeded: self._time(metrics.CREATE_TIME),
@@ -79,6 +95,10 @@ class Tally:
             events.BreakerChanged: self._breaker,
             events.ListenerGap: self._one(metrics.GAPS),
         }
+
+    def counts_for(self, source: Source) -> bool:
+        """Whether this is the one that counts what happens there."""
+        return self._source.events is source.events
 
     def stop(self) -> None:
         """Count no more, and give the name back."""
