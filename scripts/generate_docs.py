@@ -1,4 +1,5 @@
-"""Writes the tables of settings and of failures into the READMEs, and what Prometheus and Grafana read: `make docs`.
+"""Writes the tables of settings and of failures into the READMEs, and what is made from code as a whole: the files for
+Prometheus and Grafana, and the runbooks, which are the pages of `steadypool why`: `make docs`.
 
 A test checks that the tables are current, and that a setting is marked as not in effect exactly as long as no code
 reads it.
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from steadypool import errors
+from steadypool.cli.why.topics import topics
 from steadypool.settings import DatabaseSettings, settings_table
 from steadypool.telemetry.deploy import grafana_dashboard, prometheus_rules
 
@@ -77,12 +79,13 @@ def deployed() -> dict[Path, str]:
     return {
         ROOT / "deploy/alerts.yml": prometheus_rules(),
         ROOT / "deploy/grafana-dashboard.json": grafana_dashboard(),
-    }
+    } | {ROOT / f"docs/runbooks/{topic.key}.md": f"# {topic.title}\n\n{topic.body}\n" for topic in topics()}
 
 
 def main() -> int:
     """Write."""
     for path, text in deployed().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     for document in DOCUMENTS:
         document.write_text(filled(document.read_text()))
