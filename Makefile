@@ -1,19 +1,25 @@
 # Everything here works on a machine with Python >= 3.11 and make; the rest is fetched by `make setup`.
-.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate lint format docs lock
+.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate bench lint format docs lock
 .NOTPARALLEL:
 
 # Schedules of the pool's simulation: `make simulate N=1000000`, `make simulate SEED=12345` repeats one.
 N ?= 100000
 LONG_N ?= 50000
 SEED ?=
+# Files of tests that run at a time; most of their time they wait for clocks and servers.
+WORKERS ?= 2
+# Options of the comparison, see `python -m speed --help` in bench/.
+BENCH ?=
 
 python := .venv/bin/python
+at_once := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo 'make run       set up, start Postgres and the service on http://127.0.0.1:8000 (HOST, PORT, DATABASE_URL)'
 	@echo 'make test      set up and run all tests on the newest SQLAlchemy'
 	@echo 'make test-all  the same, then again on SQLAlchemy 2.0, then the long simulation'
 	@echo 'make simulate  the simulation of the pool: N=100000 schedules, or SEED=… to repeat one'
+	@echo 'make bench     compare the speed of everything in one run (about an hour; BENCH=--quick for a look)'
 	@echo 'make lint      ruff, pyright, import-linter, deptry'
 	@echo 'make format    let ruff format and repair'
 
@@ -25,14 +31,14 @@ run: setup
 
 test: setup
 	@sh scripts/system-packages.sh
-	$(python) -m pytest
+	$(python) -m pytest $(at_once)
 
 test-all: test test-sqlalchemy20 test-long
 
 test-sqlalchemy20:
 	@sh scripts/setup.sh sqlalchemy20
 	@sh scripts/system-packages.sh
-	.venv-sqlalchemy20/bin/python -m pytest
+	.venv-sqlalchemy20/bin/python -m pytest $(at_once)
 
 # Other seeds than the ones that `make test` has run already.
 test-long: setup
@@ -40,6 +46,9 @@ test-long: setup
 
 simulate: setup
 	cd tests && ../$(python) -m simulation $(if $(SEED),--seed $(SEED),$(N))
+
+bench: setup
+	cd bench && ../$(python) -m speed $(BENCH)
 
 lint: setup
 	.venv/bin/ruff check

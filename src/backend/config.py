@@ -45,7 +45,19 @@ class ObservabilitySettings(BaseSettings):
     model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="LOGFIRE_")
 
     enabled: Annotated[bool, BeforeValidator(check_switch)] = Field(
-        default=False, description="Send traces and metrics to Logfire."
+        default=False,
+        description="Report traces and metrics by Logfire: on the console, and to Logfire if LOGFIRE_TOKEN is set.",
+    )
+
+
+class MetricsSettings(BaseSettings):
+    """What is served for Prometheus."""
+
+    model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="METRICS_")
+
+    enabled: Annotated[bool, BeforeValidator(check_switch)] = Field(
+        default=False,
+        description="Serve the pool's metrics at /metrics, to everybody who reaches the service.",
     )
 
 
@@ -121,6 +133,7 @@ class Settings(BaseModel):
 
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     observability: ObservabilitySettings = Field(default_factory=ObservabilitySettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     uploads: UploadSettings = Field(default_factory=UploadSettings)
@@ -150,7 +163,14 @@ def _explain(error: ValidationError) -> list[str]:
     """One line for each variable; pydantic knows the model by its title and the field by its place."""
     models: dict[str, type[BaseSettings]] = {
         model.__name__: model
-        for model in (ObservabilitySettings, QueueSettings, StorageSettings, UploadSettings, ServerSettings)
+        for model in (
+            ObservabilitySettings,
+            MetricsSettings,
+            QueueSettings,
+            StorageSettings,
+            UploadSettings,
+            ServerSettings,
+        )
     }
     model = models.get(error.title)
     prefix = str(model.model_config.get("env_prefix", "")) if model is not None else ""

@@ -139,7 +139,6 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    _warn(settings)
     async with AsyncExitStack() as stack:
         settings = _with_pool_page(await _with_database(settings, stack))
         await _migrate(settings)
@@ -147,11 +146,6 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
         server = Server(settings, grace=SHUTDOWN_GRACE, on_ready=lambda: _tell(listener, settings, token))
         await server.serve([listener])
         _say("stopped")
-
-
-def _warn(settings: Settings) -> None:
-    if settings.observability.enabled:
-        print("plyr: LOGFIRE_ENABLED is on, but this version sends nothing to Logfire yet", file=sys.stderr)
 
 
 async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 import wave
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -19,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, Response
 
+from processes import Plyr, running_plyr
 from steadypool.lab.server import PostgresServer
 
 
@@ -38,9 +36,18 @@ def wav(seconds: float, pitch: int = 100, rate: int = 8000) -> bytes:
 class Service:
     """A running service, its database, and the demo artist's token."""
 
-    url: str
-    token: str = field(repr=False)
+    plyr: Plyr
+    home: Path
+    database_url: str = field(repr=False)
     postgres: PostgresServer
+
+    @property
+    def url(self) -> str:
+        return self.plyr.url
+
+    @property
+    def token(self) -> str:
+        return self.plyr.token
 
     def upload(self, title: str, audio: bytes, **fields: str) -> int:
         """Publish a track as the demo artist; returns its id when it is there."""
@@ -66,43 +73,11 @@ class Service:
 
 @contextmanager
 def running_service(postgres: PostgresServer, home: Path) -> Generator[Service]:
-    """`python -m backend` on a free port, with its data in `home`; ended with a signal, which must end it cleanly."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")}
-    environment |= {
-        "DATABASE_URL": postgres.create_database("plyr"),
-        # An outage in these tests lasts as long as a test takes, so what waits for the database waits briefly.
-        "DATABASE_REQUEST_DEADLINE": "5",
-        "PLYR_DATA_DIR": str(home / "data"),
-        "STORAGE_AUDIO_DIR": str(home / "audio"),
-        "HOST": "127.0.0.1",
-        "PORT": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "backend"],
-        cwd=home,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    said: list[str] = []
-    with process:
-        try:
-            for line in process.stdout:
-                said.append(line)
-                if "Ctrl-C" in line:
-                    break
-            text = "".join(said)
-            url, token = re.search(r"plays at (http\S+)/", text), re.search(r"^PLYR_TOKEN=(\S+)", text, re.M)
-            assert url is not None, text
-            assert token is not None, text
-            yield Service(url[1], token[1], postgres)
-        finally:
-            process.terminate()
-            said.append(process.stdout.read())
-    assert process.returncode == 0, "".join(said)
+    """One instance with a database of its own."""
+    # An outage in these tests lasts as long as a test takes, so what waits for the database waits briefly.
+    url = postgres.create_database("plyr")
+    with running_plyr(home, DATABASE_URL=url, DATABASE_REQUEST_DEADLINE="5") as plyr:
+        yield Service(plyr, home, url, postgres)
 
 
 @dataclass

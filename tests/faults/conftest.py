@@ -22,7 +22,7 @@ def live_rules(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LiveRules]]:
         yield watched
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 def driver(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -17,6 +17,7 @@ from steadypool.testing import Observer
 pytestmark = pytest.mark.anyio
 
 QUICK = ListenerOptions(connect_timeout=5.0, heartbeat_interval=0.3, heartbeat_timeout=1.5)
+"""What is heard is looked at here; how soon silence is noticed, in tests/faults. The timeout is for busy machines."""
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -44,6 +45,11 @@ def reaches(db: Database, state: ListenerState) -> asyncio.Event:
 
     db.events.subscribe(look)
     return there
+
+
+async def soon(event: asyncio.Event) -> None:
+    async with asyncio.timeout(8.0):
+        await event.wait()
 
 
 async def take(notifications: Subscription, seconds: float = 8.0) -> Notification | Gap:
@@ -103,7 +109,7 @@ async def test_silence_is_noticed_and_said(db: Database, proxy: FaultProxy) -> N
         noticed = reaches(db, ListenerState.RECONNECTING)
         proxy.mode = Mode.SILENT
         await db.notify("changes", "lost")
-        await noticed.wait()
+        await soon(noticed)
         proxy.drop_all()
         proxy.mode = Mode.PASS
         gap = await take(notifications)
@@ -118,6 +124,24 @@ async def test_silence_is_noticed_and_said(db: Database, proxy: FaultProxy) -> N
         stats = db.stats().listener
         assert stats is not None
         assert (stats.connects, stats.gaps) == (2, 1)
+
+
+async def test_every_heartbeat_tells_its_lag(db: Database) -> None:
+    told: list[events.ListenerHeartbeat] = []
+    heard = asyncio.Event()
+
+    def look(event: events.Event) -> None:
+        if isinstance(event, events.ListenerHeartbeat):
+            told.append(event)
+            heard.set()
+
+    db.events.subscribe(look, events.ListenerHeartbeat)
+    async with db.listen("changes"):
+        await soon(heard)
+        assert told[0].seconds > 0
+        assert (db.listener.stats().lag or 0.0) >= told[
+            -1
+        ].seconds  # more if the next one is on its way already
 
 
 async def test_a_killed_backend_is_replaced(db: Database, pg: Observer) -> None:
@@ -174,7 +198,7 @@ async def test_dormant_until_somebody_comes(driver: str, database_url: str, pg: 
     async with Database(DatabaseSettings(url=url), listener=options) as db:
         dormant = reaches(db, ListenerState.DORMANT)
         async with db.listen("changes") as notifications:
-            await dormant.wait()
+            await soon(dormant)
             assert not [backend for backend in await pg.backends() if "NOTIFY" in backend.query]
             async with db.session() as session:
                 await session.execute(text("select 1"))

@@ -6,9 +6,8 @@ import asyncio
 import json
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -16,13 +15,14 @@ import psycopg
 import pytest
 
 from backend.config import QueueSettings, Settings
-from backend.services.live_queues import CHANNEL, LiveQueues
+from backend.services.live_queues import CHANNEL
 from backend.utilities.database import build_database
 from steadypool.lab import EmbeddedPostgres, FaultProxy
 from steadypool.lab.proxy import Mode
 from steadypool.listener import ListenerState
 
 from .conftest import Plyr, serving, tone
+from .devices import Instance, events_of, next_of, until
 
 pytestmark = pytest.mark.anyio
 
@@ -36,18 +36,6 @@ QUICK = QueueSettings(connect_timeout=2.0, heartbeat_interval=0.2)
 @pytest.fixture
 def plyr_settings(plyr_settings: Settings) -> Settings:
     return plyr_settings.model_copy(update={"queue": QUICK})
-
-
-@dataclass
-class Instance:
-    client: httpx.AsyncClient
-    live: LiveQueues
-
-    async def put(self, state: dict[str, Any], revision: int) -> httpx.Response:
-        return await self.client.put("/queue/", json={"state": state}, headers={"If-Match": f'"{revision}"'})
-
-    async def revision(self) -> int:
-        return (await self.client.get("/queue/")).json()["revision"]
 
 
 @asynccontextmanager
@@ -70,45 +58,6 @@ async def b(plyr: Plyr, plyr_settings: Settings) -> AsyncIterator[Instance]:
     async with another(plyr, plyr_settings) as instance:
         await until(lambda: instance.live.is_live)
         yield instance
-
-
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-@dataclass
-class Event:
-    id: str = ""
-    data: Any = None
-    name: str = ""
-
-
-async def events_of(instance: Instance, known: str | None = None) -> AsyncIterator[Event]:
-    """What a device hears."""
-    headers = {} if known is None else {"Last-Event-ID": known}
-    async with instance.client.stream("GET", "/queue/events", headers=headers) as answer:
-        assert answer.status_code == 200, await answer.aread()
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        event = Event()
-        async for line in answer.aiter_lines():
-            field, _, value = line.partition(": ")
-            if line == "":
-                if event.name:
-                    yield event
-                event = Event()
-            elif field == "id":
-                event.id = value
-            elif field == "event":
-                event.name = value
-            elif field == "data":
-                event.data = json.loads(value)
-
-
-async def next_of(events: AsyncIterator[Event], seconds: float = 10.0) -> Event:
-    async with asyncio.timeout(seconds):
-        return await anext(events)
 
 
 # -- two instances -------------------------------------------------------------------------------------------
@@ -206,7 +155,7 @@ async def test_what_was_missed_in_silence_is_seen_when_the_listener_hears_again(
         database = plyr_settings.database.replace(direct_url=direct)
         async with another(plyr, plyr_settings.model_copy(update={"database": database})) as b:
             await until(lambda: b.live.is_live)
-            device = events_of(b)
+            device = events_of(b.client)
             async with aclosing(device):
                 assert (await next_of(device)).id == "0"
                 assert await b.revision() == 0
@@ -267,7 +216,7 @@ def test_the_listener_has_the_times_of_the_settings(plyr_settings: Settings) -> 
 
 async def test_other_devices_are_told_of_changes(a: Instance, b: Instance, plyr: Plyr) -> None:
     track = (await plyr.client.get(f"/tracks/{await plyr.upload(tone())}")).json()
-    async with aclosing(events_of(a)) as here, aclosing(events_of(b)) as there:
+    async with aclosing(events_of(a.client)) as here, aclosing(events_of(b.client)) as there:
         for device in (here, there):
             first = await next_of(device)
             assert (first.id, first.name, first.data["revision"]) == ("0", "queue", 0)
@@ -284,10 +233,10 @@ async def test_who_comes_back_hears_at_once_what_changed_and_nothing_twice(a: In
     for revision in range(3):
         await a.put({"track_ids": [], "n": revision}, revision)
     for known in ("1", "0", "99", "nonsense", ""):
-        async with aclosing(events_of(a, known)) as device:
+        async with aclosing(events_of(a.client, known)) as device:
             told = await next_of(device)
             assert (told.id, told.data["state"]["n"]) == ("3", 2)
-    async with aclosing(events_of(a, "3")) as device:
+    async with aclosing(events_of(a.client, "3")) as device:
         await until(lambda: a.live._watches)
         await a.put({"track_ids": [], "n": 3}, 3)
         assert (await next_of(device)).id == "4"
@@ -296,7 +245,7 @@ async def test_who_comes_back_hears_at_once_what_changed_and_nothing_twice(a: In
 async def test_events_are_ones_own(a: Instance, plyr: Plyr) -> None:
     assert (await plyr.anonymous.get("/queue/events")).status_code == 401
     bob = {"Authorization": f"Bearer {await plyr.add_artist('bob')}"}
-    async with aclosing(events_of(a)) as device:
+    async with aclosing(events_of(a.client)) as device:
         await next_of(device)
         await plyr.client.put("/queue/", json={"state": {"x": "bob"}}, headers={"If-Match": '"0"'} | bob)
         await a.put({"x": "alice"}, 0)
@@ -304,7 +253,7 @@ async def test_events_are_ones_own(a: Instance, plyr: Plyr) -> None:
 
 
 async def test_a_device_that_was_signed_out_hears_nothing_more(a: Instance, plyr_url: str) -> None:
-    async with aclosing(events_of(a)) as device:
+    async with aclosing(events_of(a.client)) as device:
         await next_of(device)
         with psycopg.connect(plyr_url) as connection:
             connection.execute("UPDATE developer_tokens SET expires_at = now()")
@@ -314,7 +263,7 @@ async def test_a_device_that_was_signed_out_hears_nothing_more(a: Instance, plyr
 
 
 async def test_devices_hold_no_connection_and_leave_nothing_behind(a: Instance, plyr: Plyr) -> None:
-    devices = [events_of(a) for _ in range(30)]  # more than there are connections
+    devices = [events_of(a.client) for _ in range(30)]  # more than there are connections
     await asyncio.gather(*(next_of(device) for device in devices))
     await until(lambda: plyr.database.stats().pool.leased == 0)
     assert len(a.live._watches["did:plc:alice"]) == 30
@@ -328,9 +277,9 @@ async def test_devices_hold_no_connection_and_leave_nothing_behind(a: Instance, 
 async def test_devices_do_not_keep_the_service_from_ending(plyr: Plyr, plyr_settings: Settings) -> None:
     headers = {"Authorization": f"Bearer {plyr.token}"}
     async with httpx.AsyncClient(headers=headers) as client:
-        async with serving(plyr_settings) as (url, app):
+        async with serving(plyr_settings) as (url, _):
             client.base_url = httpx.URL(url)
-            device = events_of(Instance(client, app.state.live_queues))
+            device = events_of(client)
             await next_of(device)
             began = time.monotonic()
         assert time.monotonic() - began < 3.0  # and not after the 5 s that requests in flight may take

@@ -237,7 +237,8 @@ async def test_the_request_is_named_by_its_route(db: Database, told: list[Any]) 
 
 
 async def test_nothing_is_made_where_nobody_wants_it(database_url: str) -> None:
-    async with Database(DatabaseSettings(url=database_url, slow_query_after="off")) as db:
+    settings = DatabaseSettings(url=database_url, slow_query_after="off", recorder=False)
+    async with Database(settings) as db:
         assert not db.events.wanted(StatementFinished)
         assert not db.events.wanted(WaitEnded)
         unsubscribe = db.events.subscribe(print, StatementFinished)

@@ -43,13 +43,17 @@ TABLE: dict[str, frozenset[SlotState]] = {
         ("close ok", "close instant", "close raises", "close timeout", "close after abort"), THERE
     ),
     # how connections end
-    **dict.fromkeys(("gone connect failed", "gone disposed", "gone evicted", "gone found dead"), EVERYWHERE),
+    **dict.fromkeys(
+        ("gone connect failed", "gone disposed", "gone drained", "gone evicted", "gone found dead"),
+        EVERYWHERE,
+    ),
     **dict.fromkeys(("gone not clean", "gone overflow", "gone recycled"), EVERYWHERE),
     # what callers are told
     **dict.fromkeys(
         ("refused ConnectTimeout", "refused DeadlineExceeded", "refused PoolQueueFull"), EVERYWHERE
     ),
     "refused PoolTimeout": THERE,
+    "turned away early": THERE,
     "refused ConnectFailed": frozenset({CLOSING, GONE, LEASED, OPENING, STUCK}),
     "refused PoolClosed": AFTER_CLOSE | {GONE},
     "refused DatabaseUnavailable": frozenset({CLOSING, GONE}),

@@ -6,10 +6,12 @@ Each is named after what it does wrong and carries the rule that it breaks. Seve
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from steadypool import errors, events
+from steadypool.forecast import Forecast
 from steadypool.lease import Lease, PoolOptions, Slot, SlotState, Waiter
 from steadypool.pool import Pool
 from steadypool.sqlstate import Fate
@@ -241,15 +243,19 @@ class FailsAtPoolTimeoutWhileConnecting(Pool[Any]):
 
 @breaks("R5")
 class WaitsThoughNothingIsOpened(Pool[Any]):
-    def _count_anew(self, now: float) -> None: ...
+    def _time_is_up(self, waiter: Waiter[Any]) -> None:
+        waiter.busy_until = max(waiter.busy_until, waiter.connect_until)
+        super()._time_is_up(waiter)
 
 
 @breaks("R5")
-class CountsAnewWithoutEnd(Pool[Any]):
-    def _count_anew(self, now: float) -> None:
-        for waiter in self._overtime:
-            waiter.connect_until = max(waiter.connect_until, now + waiter.limit)
-        super()._count_anew(now)
+class RefusesAllWhenTheServerRefusesForGood(Pool[Any]):
+    def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
+        count, self.count = self.count, lambda *states: 0  # type: ignore[method-assign]
+        try:
+            super()._connect_failed(failure, now, final=final)
+        finally:
+            self.count = count  # type: ignore[method-assign]
 
 
 @breaks("R5")
@@ -402,6 +408,16 @@ class KeepsTheEvictedThatWereBeingProven(Pool[Any]):
         return self._closed or (slot.generation != self._generation and slot.state is not SlotState.PROVING)
 
 
+@breaks("R12")
+class DrainsOnlyWhatIsIdle(Pool[Any]):
+    def drain(self, same: Callable[[Any], bool]) -> None:
+        in_use = [slot for slot in self._slots if slot.state is not SlotState.IDLE]
+        generations = [slot.generation for slot in in_use]
+        super().drain(same)
+        for slot, generation in zip(in_use, generations, strict=True):
+            slot.generation = generation
+
+
 # -- rule 13: close ----------------------------------------------------------------------------------------------
 
 
@@ -445,6 +461,43 @@ class SaysTwiceThatItIsClosed(Pool[Any]):
     def _abort_all(self) -> None:
         self._said_closed = False
         super()._abort_all()
+
+
+# -- turning away early ------------------------------------------------------------------------------------------
+
+
+class _Pessimist(Forecast):
+    """Believes that every use takes ten times as long."""
+
+    def held(self, seconds: float) -> None:
+        super().held(10.0 * seconds)
+
+
+@breaks("S")
+class TurnsAwayWhoWouldMakeIt(Pool[Any]):
+    def __init__(self, *args: Any, **others: Any) -> None:
+        super().__init__(*args, **others)
+        self._forecast = _Pessimist()
+
+
+@breaks("S")
+class ForgetsThatThereIsMoreThanOnePlace(Pool[Any]):
+    def _line_of(self, workload: str | None) -> tuple[Forecast, int, float]:
+        forecast, ahead, _ = super()._line_of(workload)
+        return forecast, ahead, 1
+
+
+@breaks("S")
+class ForgetsHowManyPlacesAWorkloadHas(Pool[Any]):
+    def _line_of(self, workload: str | None) -> tuple[Forecast, int, float]:
+        forecast, ahead, places = super()._line_of(workload)
+        return forecast, ahead, places if workload is None else 1
+
+
+@breaks("S")
+class TurnsAwayByADeadlineThatIsFar(Pool[Any]):
+    def _cannot_finish(self, waiter: Waiter[Any], now: float) -> bool:
+        return waiter.deadline is not None and len(self._waiters) > 1
 
 
 # -- ceilings and events -----------------------------------------------------------------------------------------

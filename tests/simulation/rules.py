@@ -7,7 +7,7 @@ waits must have a reason. The numbers:
 - R1 never more connections than the limit, none lost · R2 first come, first served · R3 connecting is the pool's work
 - R4 woken by every change · R5 every wait ends, by the right name · R7 proven before it is handed over
 - R8 returned means clean · R9 lifetime with jitter, in the background · R11 leaving is bounded and counted
-- R12 eviction · R13 close
+- S turned away early only who would come too late · R12 eviction · R13 close
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Callable
 
 from steadypool import errors, events
+from steadypool.forecast import REMEMBERED
 from steadypool.lease import Lease, Slot, SlotState
 from steadypool.pool import Pool
 from steadypool.roster import CONNECTING, LIVE, Roster
@@ -36,7 +37,7 @@ class Caller:
     """One who asks for a connection, and what we know of it."""
 
     __slots__ = (
-        "busy_until", "cancel_asked", "deadline_at", "ended", "latest", "lease", "limit", "name", "patience",
+        "busy_until", "cancel_asked", "deadline_at", "ended", "kept", "latest", "lease", "limit", "name",
         "settled", "since", "task", "timeout", "workload"
     )  # fmt: skip
 
@@ -45,7 +46,8 @@ class Caller:
         self.workload = workload
         self.timeout = timeout
         self.limit = limit
-        self.since = self.busy_until = self.latest = self.patience = 0.0
+        self.since = self.busy_until = self.latest = 0.0
+        self.kept = False
         self.deadline_at: float | None = None
         self.lease: Lease[Connection] | None = None
         self.task: asyncio.Task[None] | None = None
@@ -119,9 +121,12 @@ class Rules:
         self.acquired = self.released = self.pool_closed_events = 0
         self._seen_version = (-1, -1)
         self.refusals = 0
+        self.enough = 3
+        self.held_for: dict[str | None, list[float]] = {None: []}
+        self.expectations: dict[BaseException, tuple[float, float]] = {}
         self.refused_errors: dict[BaseException, tuple[int, str, bool]] = {}
         self.passed_over: dict[Caller, tuple[int, str]] = {}
-        self.answered_at = 0.0
+        self.pending_at = 0.0
         self._was_pending = False
         self._fault: str | None = None
         self._to_prove = set[int]()
@@ -129,6 +134,7 @@ class Rules:
     def attach(self, pool: Pool[Connection], server: Server, roster: RecordingRoster) -> None:
         """Begin to watch."""
         self.pool, self.server, self.roster = pool, server, roster
+        pool._forecast.enough = self.enough  # schedules are short
         pool.events.subscribe(self._observe)
 
     def blame(self, fault: str) -> None:
@@ -162,7 +168,6 @@ class Rules:
         else:
             caller.busy_until = min(now + timeout, deadline_at)
             caller.latest = deadline_at
-        caller.patience = caller.busy_until - now
         self.callers[caller.name] = caller
         self.waiting[caller.name] = caller
 
@@ -211,6 +216,9 @@ class Rules:
                 raise RuleBroken("R13: PoolClosed from an open pool")
             return
         self._check_refusal(caller, error, now)
+        if error.report.early:
+            self.seen("turned away early")
+            return
         if pending == "unreachable" and room and type(error) is errors.PoolTimeout:
             raise RuleBroken("R5: PoolTimeout though the database could not be reached")
         if pending and room and self._by_time(error) and now < caller.latest - NEAR:
@@ -248,7 +256,12 @@ class Rules:
         if isinstance(error, errors.DatabaseUnavailable):
             self._check_unavailable(caller, error, now)
             return
+        if error.report.early:
+            self._check_early(caller, error, now)
+            return
         if isinstance(error, errors.ConnectFailed) and error.final:
+            if error.pool is not None and error.pool.leased and now < caller.busy_until - NEAR:
+                raise RuleBroken("R5: a final refusal though somebody may give a connection back")
             return
         if now < caller.busy_until - NEAR:
             raise RuleBroken(f"R5: {name} {caller.busy_until - now:.3f}s too early")
@@ -281,6 +294,19 @@ class Rules:
         ask()
         if self.roster.count(PROVING) > most:
             self.blame(f"R7: {self.roster.count(PROVING)} connections are asked at once, {most} allowed")
+
+    def drains(self, same: Callable[[Connection], bool]) -> None:
+        """Somebody wants these connections replaced."""
+        drained = [slot.connection for slot in self.roster if slot.connection is not None]
+        for connection in drained:
+            connection.drained = connection.drained or same(connection)
+        self.pool.drain(same)
+        self._check_drained()
+
+    def _check_drained(self) -> None:
+        for slot in self.roster:
+            if slot.state is IDLE and slot.connection is not None and slot.connection.drained:
+                self.blame("R12: a drained connection is idle")
 
     def leaves_idle(self, number: int) -> None:
         """A connection is not idle any more: it is asked, or used, or closed."""
@@ -325,6 +351,8 @@ class Rules:
             if self.server.last_open_failed:
                 pending = "unreachable"
             self.refused_errors[event.error] = (self.refusals, pending, self._has_room(event.workload))
+            if isinstance(event.error, errors.SteadypoolError) and event.error.report.early:
+                self.expectations[event.error] = self._expectation(event.workload)
             for_good = isinstance(event.error, errors.ConnectFailed) and event.error.final
             if for_good and not self.server.last_open_final:
                 self.blame("R5: a final refusal though the last connect did not fail for good")
@@ -340,6 +368,9 @@ class Rules:
             self.blame("R1: a connection was released that nobody had")
             return
         self.held_by[caller.workload] -= 1
+        self.held_for[None].append(event.seconds)
+        if caller.workload is not None:
+            self.held_for.setdefault(caller.workload, []).append(event.seconds)
         if caller in self.holding:  # not given back: the pool is closed and its patience is over
             self.holding.remove(caller)
             caller.ended = True
@@ -347,6 +378,28 @@ class Rules:
                 self.blame("R1: a connection was taken from its holder")
         if event.kept:
             self.seen("released kept")
+
+    def _expectation(self, workload: str | None) -> tuple[float, float]:
+        """Seconds until somebody's turn who comes now, on average, and the longest that one of late has held."""
+        own = self._has_room(workload)
+        held = self.held_for.get(None if own else workload, [])[-REMEMBERED:]
+        if len(held) < self.enough:
+            return 0.0, 0.0
+        waiting = sum(own or caller.workload == workload for caller in self.waiting.values())
+        places = self.options.limit if own else self.ceilings[workload or ""]
+        return waiting * sum(held) / len(held) / places, max(self.held_for[None][-REMEMBERED:])
+
+    def _check_early(self, caller: Caller, error: errors.SteadypoolError, now: float) -> None:
+        """Only who would come too late on average, too, is turned away early."""
+        expected, longest = self.expectations.pop(error)
+        deadline = isinstance(error, errors.DeadlineExceeded)
+        if not deadline and type(error) is not errors.PoolTimeout:
+            raise RuleBroken(f"S: {error!r} is no name for who is turned away early")
+        if caller.busy_until - now > expected + (longest if deadline else 0.0) + NEAR:
+            raise RuleBroken(
+                f"S: {caller.name} was turned away {caller.busy_until - now:.3f}s early, "
+                f"its turn was expected in {expected:.3f}s"
+            )
 
     def _acquired(self, event: events.Acquired) -> None:
         self.acquired += 1
@@ -364,6 +417,8 @@ class Rules:
         if workload in self.ceilings and self.held_by[workload] > self.ceilings[workload]:
             self.blame(f"ceiling: {workload} holds {self.held_by[workload]}")
         connection.asked = 0
+        if connection.drained:
+            self.blame("R12: a drained connection was handed over")
         if connection.dirty:
             self.blame("R8: a connection was handed over unclean")
         if not connection.open:
@@ -422,6 +477,9 @@ class Rules:
         if version == self._seen_version:
             return
         self._seen_version = version
+        if self._was_pending or self._is_pending():  # also for less than a moment
+            self.pending_at = self.loop.now
+        self._was_pending = self._is_pending()
         pool, server, roster = self.pool, self.server, self.roster
         limit = self.options.limit
         if server.connecting + server.counted > limit or len(roster) > limit:
@@ -488,7 +546,7 @@ class Rules:
         connection, life = slot.connection, self.options.recycle
         if connection is None or connection.dirty:
             raise RuleBroken("R8: an idle connection is not clean")
-        if slot.generation != self.pool._generation:
+        if slot.generation != self.pool._generation or connection.drained:
             raise RuleBroken("R12: an evicted connection is idle again")
         if life is None:
             return
@@ -504,17 +562,19 @@ class Rules:
 
     def _check_waiting(self, now: float) -> None:
         """Rules 4 and 5: whoever waits has a reason to, and a time left to do it."""
-        pool, server, roster = self.pool, self.server, self.roster
-        pending = bool(server.connecting or server.last_open_failed or roster.count(PROVING, SILENT))
-        if self._was_pending and not pending:
-            self.answered_at = now
-        self._was_pending = pending
+        pool, roster = self.pool, self.roster
+        if self._is_pending():
+            self.pending_at = now
         for caller in self.waiting.values():
             if now > caller.latest + NEAR:
                 raise RuleBroken(f"R5: caller {caller.name} waits {now - caller.latest:.3f}s too long")
-            anew = min(self.answered_at + caller.patience, caller.latest)
-            if now > max(caller.busy_until, anew) + NEAR and not pending:
-                raise RuleBroken(f"R5: caller {caller.name} waits on, and nothing is being opened")
+            if now < caller.busy_until - NEAR or caller.kept:
+                continue
+            caller.kept = (
+                self.pending_at >= caller.busy_until - NEAR
+            )  # it was the server that kept it until now
+            if now > caller.busy_until + NEAR and not caller.kept:
+                raise RuleBroken(f"R5: caller {caller.name} waits on, and nothing was being opened")
         takers = self._takers()
         if not takers:
             return
@@ -523,6 +583,12 @@ class Rules:
             if usable or roster.count(PROVING) < min(takers, roster.count(IDLE, PROVING)):
                 raise RuleBroken(f"R4: {takers} wait, {roster.count(IDLE)} are idle, {usable} of them usable")
         self._check_opening(takers, now)
+
+    def _is_pending(self) -> bool:
+        """Whether an answer of the server is awaited."""
+        server = self.server
+        asked = self.roster.count(*CONNECTING, PROVING, SILENT)
+        return bool(server.connecting or server.last_open_failed or asked)
 
     def _check_opening(self, takers: int, now: float) -> None:
         pool, roster = self.pool, self.roster

@@ -37,7 +37,15 @@ WEATHERS: tuple[tuple[str, tuple[object, ...]], ...] = (
 # How often each step comes, in three tempers: a busy pool, a bad server, an operator who fiddles.
 _CALM = {"acquire": 30, "release": 24, "use": 10, "cancel": 8, "release twice": 2, "wait": 6}
 _BAD = {"weather": 12, "fair": 4, "cut": 4, "cut all": 1, "silence": 3, "silence all": 3}
-_FIDDLE = {"evict": 4, "suspect all": 2, "prove idle": 2, "warm up": 3, "abort idle": 1, "cancel evict": 1}
+_FIDDLE = {
+    "evict": 4,
+    "drain": 2,
+    "suspect all": 2,
+    "prove idle": 2,
+    "warm up": 3,
+    "abort idle": 1,
+    "cancel evict": 1,
+}
 _END = {"close": 3, "cancel close": 1}
 _TEMPERS: tuple[dict[str, int], ...] = (
     {**_CALM, **dict.fromkeys(_FIDDLE, 1), "weather": 2, "fair": 1},

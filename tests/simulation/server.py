@@ -55,8 +55,8 @@ class Connection:
     """One connection, seen from both ends."""
 
     __slots__ = (
-        "aborted_at", "answered_at", "asked", "dirty", "doubted", "end", "excused", "gone", "lost", "number", "open",
-        "opened_at", "silent"
+        "aborted_at", "answered_at", "asked", "dirty", "doubted", "drained", "end", "excused", "gone", "lost",
+        "number", "open", "opened_at", "silent"
     )  # fmt: skip
 
     def __init__(self, number: int, now: float, gone: asyncio.Future[None]) -> None:
@@ -69,6 +69,7 @@ class Connection:
         self.silent = False
         """The network swallows everything on it."""
         self.dirty = False
+        self.drained = False
         self.doubted = False
         self.excused = True
         """The pool need not count it: not its own yet, or it has waited for its end as long as it has to."""

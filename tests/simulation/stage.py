@@ -23,10 +23,17 @@ class Stage:
 
     Args:
         ceilings: of workloads.
+        pool_class: the pool; the mutants are others.
         options: those of `PoolOptions`; connections are 2 + 1, times one second, unless given.
     """
 
-    def __init__(self, *, ceilings: dict[str, int] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        ceilings: dict[str, int] | None = None,
+        pool_class: type[Pool[Any]] = Pool,
+        **options: Any,
+    ) -> None:
         given = {
             "size": 2,
             "max_overflow": 1,
@@ -47,7 +54,7 @@ class Stage:
             self.loop, rng, limits, lambda: self.pool.closed, lambda event: None, self.faults.append
         )
         self.clock = LoopClock(self.loop)
-        self.pool: Pool[Connection] = Pool(
+        self.pool: Pool[Connection] = pool_class(
             self.server,
             self.options,
             clock=self.clock,

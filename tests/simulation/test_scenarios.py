@@ -328,6 +328,51 @@ async def test_a_final_failure_is_told_at_once(stage: Stage) -> None:
     assert stage.loop.now - began < 0.05
 
 
+@on_stage(pool_timeout=0.5, connect_timeout=2.0)
+async def test_a_final_failure_leaves_those_who_wait_what_is_given_back(stage: Stage) -> None:
+    """The password was changed: connections that are open go on serving, and new ones never come."""
+    lease = await stage.pool.acquire()
+    stage.server.change(Weather(open="final"))
+    served, refused = ask(stage), ask(stage)
+    await asyncio.sleep(0.3)
+    began = stage.loop.now
+    lease.release()
+    held = await served
+    assert stage.loop.now - began < 0.01
+    with pytest.raises(errors.ConnectFailed, match="password authentication failed") as caught:
+        await refused
+    assert caught.value.final
+    assert caught.value.elapsed.total == pytest.approx(0.5, abs=0.01)  # as for a busy pool, and no longer
+    held.release(Fate.EVICT)
+    with pytest.raises(errors.ConnectFailed) as caught:
+        await stage.pool.acquire()
+    assert caught.value.elapsed.total < 0.1  # nobody has one to give back
+
+
+@on_stage(size=1, max_overflow=0, pool_timeout=1.0, connect_timeout=2.0)
+async def test_whom_a_sleeping_database_has_kept_waits_until_the_deadline_and_no_longer(stage: Stage) -> None:
+    """Rule "never both in a row": one limit, from one start, though the wait was for two things in turn."""
+    stage.server.change(Weather(open="asleep"))
+    served = ask(stage)
+    with deadline(3.0, clock=stage.clock):
+        patient = ask(stage)
+    plain = ask(stage)
+    await asyncio.sleep(1.5)
+    stage.server.change(Weather())
+    lease = await served
+    with pytest.raises(errors.PoolTimeout, match=r"timeout 2\.00") as caught:
+        await plain
+    assert caught.value.elapsed.total == pytest.approx(2.0, abs=0.01)
+    with pytest.raises(errors.DeadlineExceeded):
+        await patient
+    assert stage.loop.now - lease.acquired_at == pytest.approx(1.5, abs=0.01)
+    began = stage.loop.now
+    with pytest.raises(errors.PoolTimeout):
+        await stage.pool.acquire()  # who comes now waits for the busy pool alone
+    assert stage.loop.now - began == pytest.approx(1.0, abs=0.01)
+    lease.release()
+
+
 @on_stage()
 async def test_a_bug_of_a_driver_has_a_name_and_a_message(stage: Stage) -> None:
     stage.server.change(Weather(open="bug"))

@@ -281,6 +281,9 @@ class World:
     async def _evict(self) -> None:
         await self.pool.evict()
 
+    def _do_drain(self, a: int, b: int) -> None:
+        self.rules.drains(lambda connection: connection.number % 2 == a % 2)
+
     def _do_cancel_evict(self, a: int, b: int) -> None:
         if self.evicting:
             self.evicting[a % len(self.evicting)].cancel()

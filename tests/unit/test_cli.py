@@ -17,6 +17,7 @@ from steadypool.cli.output import Output
 
 COMMANDS = (
     ["doctor"],
+    ["advise"],
     ["why"],
     ["lab", "serve"],
     ["lab", "proxy"],

@@ -94,7 +94,9 @@ def test_a_snapshot_fits_on_one_line_and_names_the_three_longest_holders() -> No
     holders = tuple(Holder(f"GET /{number}", float(number)) for number in range(5))
     line = str(PoolSnapshot(10, 5, leased=5, idle=1, opening=2, closing=3, waiting=4, holders=holders))
     assert line == (
-        "5 in use, 1 idle, 2 opening, 3 closing, 4 waiting, limit 10+5; "
+        "5 in use, 1 idle, 2 opening, 3 closing, 4 waiting, limit 10+5, utilization 50%; "
         "held longest: GET /4 4.0s, GET /3 3.0s, GET /2 2.0s"
     )
-    assert str(PoolSnapshot(1, 0)) == "0 in use, 0 idle, 0 opening, 0 closing, 0 waiting, limit 1+0"
+    assert str(PoolSnapshot(2, 1, leased=3, waiting=9, expected_wait=1.234)) == (
+        "3 in use, 0 idle, 0 opening, 0 closing, 9 waiting, limit 2+1, utilization 150%, expected wait 1.23s"
+    )

@@ -19,6 +19,7 @@ from steadypool.deadline import Deadline, current_deadline
 from steadypool.errors import Elapsed, Holder, Phase, PoolSnapshot, Report, SteadypoolError
 from steadypool.fastapi import install, lifespan, route_deadline, session_dependency
 from steadypool.listener import ListenerState, ListenerStats
+from steadypool.telemetry.counters import Totals
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +36,7 @@ class Stats:
     pool: PoolSnapshot
     closed: bool = False
     listener: ListenerStats | None = None
+    totals: Totals = field(default_factory=Totals)
 
 
 @dataclass
@@ -45,6 +47,7 @@ class FakeDatabase:
     snapshot: PoolSnapshot = field(default_factory=lambda: PoolSnapshot(size=10, max_overflow=5))
     closed: bool = False
     listener: ListenerStats | None = None
+    totals: Totals = field(default_factory=Totals)
     probe: Callable[[], Awaitable[None]] | None = None
     log: list[str] = field(default_factory=list)
 
@@ -70,7 +73,7 @@ class FakeDatabase:
         yield
 
     def stats(self) -> Stats:
-        return Stats(self.snapshot, self.closed, self.listener)
+        return Stats(self.snapshot, self.closed, self.listener, self.totals)
 
 
 def client_of(app: Any) -> httpx.AsyncClient:
@@ -123,6 +126,8 @@ TABLE: list[tuple[SteadypoolError, str, int, str | None]] = [
     ),
     (errors.HeartbeatMissed("10.1.2.3 silent", EXECUTING), "connection-lost", 503, "1"),
     (errors.ListenerDeaf("10.1.2.3 swallows"), "internal", 500, None),
+    (errors.NotForSharing("secret statement refused"), "internal", 500, None),
+    (errors.ResultTooLarge("secret statement has more", EXECUTING), "internal", 500, None),
     (errors.CommitUnknown("10.1.2.3 reset", EXECUTING), "commit-unknown", 503, None),
     (errors.WrongEventLoop("another loop"), "internal", 500, None),
     (errors.ConfigurationError("password=hunter2"), "internal", 500, None),
@@ -451,9 +456,14 @@ async def test_livez_never_asks_the_database() -> None:
     assert (response.status_code, response.json(), database.log) == (200, {"status": "live"}, [])
 
 
-@pytest.mark.parametrize(("leased", "idle"), [(0, 1), (15, 0)], ids=["idle", "exhausted"])
+@pytest.mark.parametrize(
+    ("leased", "idle"),
+    [(0, 1), (15, 0), (0, 0)],
+    ids=["idle", "exhausted", "all let go, so that it may sleep"],
+)
 async def test_readyz_answers_from_the_state_of_the_pool(leased: int, idle: int) -> None:
-    database = FakeDatabase(snapshot=PoolSnapshot(10, 5, leased=leased, idle=idle, waiting=leased))
+    snapshot = PoolSnapshot(10, 5, leased=leased, idle=idle, waiting=leased)
+    database = FakeDatabase(snapshot=snapshot, totals=Totals(connects=15))
     response = await get(healthy_app(database), "/readyz")
     assert (response.status_code, response.json(), database.log) == (200, {"status": "ready"}, [])
 
@@ -474,7 +484,7 @@ async def test_readyz_shows_the_listener_and_is_ready_without_it() -> None:
     )
     shown = {"state": "reconnecting", "lag": 0.25, "silent_for": 9.0, "behind": 1, "connects": 3, "gaps": 2}
     for closed, status in ((False, 200), (True, 503)):
-        database = FakeDatabase(snapshot=PoolSnapshot(10, 5, idle=1), listener=deaf, closed=closed)
+        database = FakeDatabase(totals=Totals(connects=1), listener=deaf, closed=closed)
         response = await get(healthy_app(database), "/readyz")
         assert (response.status_code, response.json()["listener"]) == (status, shown)
         assert "10.1.2.3" not in response.text

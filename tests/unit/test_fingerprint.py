@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from steadypool.fingerprint import LONGEST, fingerprint
+from steadypool.fingerprint import LONGEST, fingerprint, name_of
 
 SECRET = "anna@example.org"
 
@@ -101,3 +101,28 @@ def test_where_a_huge_statement_is_cut_makes_no_difference() -> None:
         for width in range(20)
     }
     assert len(names) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "summary"),
+    [
+        ("select * from tracks where id = 7", "SELECT tracks"),
+        (f"select {', '.join(f'tracks.column_{i}' for i in range(99))}\nfrom tracks", "SELECT tracks"),
+        ("INSERT INTO public.tracks (a) values ('x')", "INSERT public.tracks"),
+        ('update only "Track" set a = 1', 'UPDATE "Track"'),
+        ("delete from t", "DELETE t"),
+        ("create temporary table if not exists t (a int)", "CREATE t"),
+        ("with x as (select 1 from a) select * from x", "WITH x"),
+        (
+            "select (select count(*) from likes where (a = 1)), extract(year from b) from tracks",
+            "SELECT tracks",
+        ),
+        ("select * from (select * from tracks) as x", "SELECT tracks"),
+        ("(select 1) union (select 2)", "SELECT"),
+        ("COMMIT", "COMMIT"),
+        ("anna@example.org", "other"),
+        ("", "other"),
+    ],
+)
+def test_a_summary_is_an_operation_and_a_table(statement: str, summary: str) -> None:
+    assert name_of(statement).summary == summary

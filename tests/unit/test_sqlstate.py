@@ -35,6 +35,13 @@ def test_the_fate_of_a_connection(code: str | None, fate: Fate) -> None:
     assert code is None or fate is Fate.KEEP or code in (sqlstate.__doc__ or "")
 
 
+def test_a_pooler_that_asks_for_patience_is_known_by_its_words() -> None:
+    assert fate_of("08P01", words="query_wait_timeout") is Fate.BACK_OFF
+    assert fate_of("08P01", words="FATAL: query_wait_timeout\nserver closed the connection") is Fate.BACK_OFF
+    assert fate_of("08P01", words="no such prepared statement") is Fate.KEEP
+    assert fate_of("23505", words="query_wait_timeout") is Fate.KEEP
+
+
 def test_read_only_is_no_surprise_where_we_asked_for_it() -> None:
     assert fate_of("25006", read_only=True) is Fate.KEEP
     assert fate_of("57P01", read_only=True) is Fate.EVICT_AND_PROVE

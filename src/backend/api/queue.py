@@ -158,6 +158,9 @@ async def queue_events(
 
     Who comes back with `Last-Event-ID` gets the queue at once if it is another one by now. Nothing is held from the
     pool while nothing happens.
+
+    `stale` says that changes made elsewhere are not heard any more: the database may sleep. Any request to this
+    instance ends that, and then the queue is told in any case.
     """
     known = request.headers.get("last-event-id", "").strip()
     backoff = Backoff(first=0.1, ceiling=10.0)
@@ -166,7 +169,11 @@ async def queue_events(
         while True:
             pause: float | None = None
             try:
-                event = await _event(request, live_queues, artist.did, known)
+                if not live_queues.is_dormant:
+                    event = await _event(request, live_queues, artist.did, known)
+                    if event is not None:
+                        known = event.id or ""
+                        yield event
             except (HTTPException, DeadlineExceeded):
                 return  # signed out meanwhile, or the time that the client gave is over
             except _AWAY as error:
@@ -174,9 +181,9 @@ async def queue_events(
                 pause = backoff.next_pause()
             else:
                 backoff.reset()
-                if event is not None:
-                    known = event.id or ""
-                    yield event
+            if (reason := live_queues.stale_because) is not None:
+                known = ""
+                yield ServerSentEvent(data={"reason": reason}, event="stale")
             if not await watch.changed(pause):
                 return
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,8 @@ from backend.services import queue
 from backend.services.queue_cache import Queue, QueueCache
 from steadypool import Database
 from steadypool.errors import ConfigurationError, ListenerDeaf
-from steadypool.listener import Gap, Overflow, Subscription
+from steadypool.events import Event, ListenerStateChanged
+from steadypool.listener import Gap, ListenerState, Overflow, Subscription
 from steadypool.settings import IdlePolicy
 
 log = logging.getLogger(__name__)
@@ -74,10 +75,13 @@ class LiveQueues:
         self._watches: dict[str, set[Watch]] = {}
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
+        self._listener_state: str = ListenerState.IDLE
+        self._unsubscribe: Callable[[], None] | None = None
         # A database that may sleep is not woken by pages that nobody looks at.
         self._asks_when_deaf = database.settings.idle_policy is IdlePolicy.KEEP_AWAKE
 
     async def __aenter__(self) -> Self:
+        self._unsubscribe = self._database.events.subscribe(self._look, ListenerStateChanged)
         self._task = asyncio.create_task(self._follow(), name="follow queues")
         return self
 
@@ -88,6 +92,8 @@ class LiveQueues:
         assert self._task is not None
         self._task.cancel()
         await asyncio.wait({self._task})
+        assert self._unsubscribe is not None
+        self._unsubscribe()
 
     def end_watches(self) -> None:
         """Let everybody who watches go; nobody waits from now on."""
@@ -103,6 +109,25 @@ class LiveQueues:
     def has_to_ask(self) -> bool:
         """Whether whoever wants to know of changes has to look at the database."""
         return self._asks_when_deaf and not self.is_live
+
+    @property
+    def is_dormant(self) -> bool:
+        """Whether the database is left to sleep: whoever watches must not read it, or it never would."""
+        return self._listener_state == ListenerState.DORMANT
+
+    @property
+    def stale_because(self) -> str | None:
+        """Why whoever watches is neither told of changes on other instances nor looks for them; None if they are."""
+        if self.is_dormant:
+            return "the database may sleep"
+        if self._listener_state == ListenerState.DEAF and not self._asks_when_deaf:
+            return "a transaction pooler swallows notifications, and the database may sleep"
+        return None
+
+    def _look(self, event: Event) -> None:
+        if isinstance(event, ListenerStateChanged):
+            self._listener_state = event.after
+            self._tell_all()
 
     # -- reading and writing -----------------------------------------------------------------------------------
 

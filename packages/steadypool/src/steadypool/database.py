@@ -1,7 +1,7 @@
 """`Database`: the one place that sees all parts.
 
-Two ways to run SQL are here: `session()` for SQLAlchemy's AsyncSession, and `connection()` for a connection of
-one's own with the server's placeholders.
+Three ways to run SQL are here: `fetch` and its kin for single statements (`sharing`), `session()` for SQLAlchemy's
+AsyncSession, and `connection()` for a connection of one's own with the server's placeholders.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from sqlalchemy import event, text
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
@@ -22,44 +22,44 @@ from steadypool.breaker import BreakerState
 from steadypool.clock import Backoff
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
 from steadypool.deadline import TimeLimit, nearest_end
-from steadypool.dedicated import AsyncpgDialogue, Dedicated, Dialogue, PsycopgDialogue, Surroundings
-from steadypool.errors import (
-    ConfigurationError,
-    HeartbeatMissed,
-    HookFailed,
-    Phase,
-    PoolClosed,
-    PoolSnapshot,
-    Report,
-    words_of,
+from steadypool.dedicated import (
+    AsyncpgDialogue,
+    Dedicated,
+    Dialogue,
+    PipelinedDialogue,
+    PsycopgDialogue,
+    Surroundings,
 )
-from steadypool.events import Acquired, ConnectSucceeded, Event, Events, LeakSuspected
+from steadypool.errors import ConfigurationError, HookFailed, PoolSnapshot, words_of
+from steadypool.events import Events
 from steadypool.lease import Lease
-from steadypool.listener import (
-    CatchUp,
-    Listener,
-    ListenerOptions,
-    ListenerStats,
-    Overflow,
-    Subscription,
-    check_channel,
-)
-from steadypool.listener.opening import connector_for, options_for
-from steadypool.overview import view_of
+from steadypool.listener import Listener, ListenerOptions, ListenerState, ListenerStats
+from steadypool.notifying import Notifying
+from steadypool.overview import Workload, view_of
 from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
+from steadypool.sharing import Sharing, holding_a_connection
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
 from steadypool.sqlalchemy.local import set_local
 from steadypool.sqlalchemy.pool import SteadyPool
+from steadypool.sqlalchemy.source import source_of
 from steadypool.sqlalchemy.telling import lease_of
-from steadypool.telemetry.counters import COUNTED, Counters, Totals
-from steadypool.telemetry.log import log_notable
-from steadypool.telemetry.recorder import Recorder, View
+from steadypool.telemetry.counters import Totals
+from steadypool.telemetry.recorder import View
+from steadypool.telemetry.source import ListenerFacts, Source
+from steadypool.telemetry.standard import Standard
 from steadypool.telemetry.watch import Watch
 
-_DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {"asyncpg": AsyncpgDialogue, "psycopg": PsycopgDialogue}
+if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
+    from steadypool.shared import SharedStats
+
+_DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {
+    "asyncpg": AsyncpgDialogue,
+    "psycopg": PsycopgDialogue,
+    "steadypool": PipelinedDialogue,
+}
 
 SAFE_BEHIND_POOLERS: dict[str, Any] = {
     "prepared_statement_name_func": lambda: f"__asyncpg_{uuid.uuid4()}__",
@@ -69,27 +69,16 @@ SAFE_BEHIND_POOLERS: dict[str, Any] = {
 """For asyncpg: a pooler may hand each transaction to another backend, where a statement that was prepared earlier
 is unknown, or is somebody else's. A name is never used twice and no statement is kept."""
 
-LONGEST_PAYLOAD = 7999
-"""Bytes that a notification may carry (PostgreSQL manual, NOTIFY: "less than 8000 bytes")."""
-
 OnConnect = Callable[[Any], Awaitable[None]]
 """Called with the driver's own connection each time one was opened."""
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """A class of work: how long its statements may run (seconds), and how many connections it may hold."""
-
-    name: str
-    statement_timeout: float | None = None
-    max_connections: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseStats:
     """What a person wants to know, at one moment.
 
-    `utilization` is connections in use over `pool_size`: above 1 the overflow is in use.
+    `utilization` is connections in use over `pool_size`: above 1 the overflow is in use. `loop_lag` is by how many
+    seconds the event loop is late: where that is much, it is not the pool that is slow.
     """
 
     name: str
@@ -101,9 +90,11 @@ class DatabaseStats:
     totals: Totals
     workloads: tuple[Workload, ...]
     listener: ListenerStats | None
+    shared: SharedStats | None
+    loop_lag: float = 0.0
 
 
-class Database:
+class Database(Sharing, Notifying):
     """A Postgres database as a service uses it.
 
     Making one connects to nothing, and neither does `open()`: a service may start before its database.
@@ -138,22 +129,27 @@ class Database:
         self.settings = settings or DatabaseSettings()
         self.name = name
         self.events = Events()
-        self._counters = Counters()
-        self.events.subscribe(self._counters, *COUNTED)
-        self.events.subscribe(log_notable, LeakSuspected)
+        self._standard = Standard(self.events, self.settings.slow_query_after)
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
         self._listener_options = listener
         self._listener: Listener | None = None
+        self._way = None
         try:
             self.engine = self._make_engine(engine_arguments or {})
         except ConfigurationError as error:
             raise ConfigurationError(f"DATABASE_URL: {words_of(error)}") from None
         if on_connect is not None:
             self._listen_to_connects(on_connect)
-        clock = self.pool.core.clock
-        self.watch = Watch(name, self.settings, observers=self.events, look=self._look, clock=clock)
+        clock, lag = self.pool.core.clock, self._standard.lag
+        self.watch = Watch(
+            name, self.settings, observers=self.events, look=self._look, lag=lag.take_most, clock=clock
+        )
+        self.recorder = self.watch.recorder
+
+    def _look(self) -> View:
+        return view_of(self.pool, self._workloads.values(), self._listener)
 
     def _listen_to_connects(self, on_connect: OnConnect) -> None:
         dialect = self.pool.dialect
@@ -167,14 +163,6 @@ class Database:
                 raise HookFailed(f"on_connect: {hook_failed(error)}") from error
 
         event.listen(self.engine.sync_engine, "connect", run_on_connect)
-
-    def _look(self) -> View:
-        return view_of(self.pool, self._workloads.values(), self._listener)
-
-    @property
-    def recorder(self) -> Recorder:
-        """What the pool did: the last hour by the second, the last day by the minute."""
-        return self.watch.recorder
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
@@ -224,16 +212,19 @@ class Database:
         """Bind to the running event loop. Connects to nothing."""
         self.pool.core.bind()
         self.watch.start()
+        self._standard.start()
         return self
 
     async def close(self, grace: float | None = None) -> None:
         """Refuse new callers, let those inside finish for `grace` seconds (DATABASE_CLOSE_GRACE), cut off the rest."""
         if self._listener is not None:
             await self._listener.close()
+        await self._close_shared(grace)
         try:
             await self.pool.close(grace)
         finally:
             await self.watch.close()
+            self._standard.stop()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -350,8 +341,9 @@ class Database:
         session = AsyncSession(self._engine(declared, read_only), expire_on_commit=False)
         if settings:
             set_local(session, settings)
-        async with session:
-            yield session
+        with holding_a_connection():
+            async with session:
+                yield session
 
     async def transaction(
         self,
@@ -387,12 +379,19 @@ class Database:
         )
 
     @asynccontextmanager
-    async def connection(self, *, workload: str | None = None) -> AsyncGenerator[Dedicated]:
+    async def connection(
+        self, *, workload: str | None = None, statement_timeout: float | None = None
+    ) -> AsyncGenerator[Dedicated]:
         """A connection of one's own until the block ends.
 
         A workload's statement timeout is told to the session, and taken back at the end. Behind a transaction
         pooler there is no session: there it travels with each transaction, and a statement outside of one gets one
         of its own, which statements such as VACUUM refuse.
+
+        Args:
+            workload: the class of work.
+            statement_timeout: seconds that its statements may run; the workload's, or DATABASE_STATEMENT_TIMEOUT, if
+                not given.
 
         Raises what `Pool.acquire` raises.
 
@@ -402,10 +401,11 @@ class Database:
         """
         declared = self._declared(workload)
         engine = self._engine(declared, read_only=False).sync_engine
-        timeout = declared.statement_timeout if declared is not None else None
+        timeout = statement_timeout or (None if declared is None else declared.statement_timeout)
         fairy: Any = await greenlet_spawn(engine.raw_connection)
-        driver_connection = fairy.driver_connection
         dialect = self.pool.dialect
+        await dialect.prove_before_use(fairy)
+        driver_connection = fairy.driver_connection
         core = self.pool.core
         dialogue = _DIALOGUES[dialect.driver](driver_connection)
         pooler = dialect.pooler_watch
@@ -421,6 +421,7 @@ class Database:
             is_open=lambda: dialect.is_open(driver_connection),
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
+            judge=lambda fate, said: self.pool.judge(fate, driver_connection, said),
             begin=pooler.beginning(timeout),
             wraps=timeout is not None and not pooler.keeps_statements,
             in_transaction=lambda: dialect.in_transaction(driver_connection),
@@ -430,7 +431,7 @@ class Database:
             await dialect.set_autocommit(driver_connection, True)
             if told is not None:
                 await dedicated.set_up(f"SET statement_timeout = {milliseconds(told)}")
-            with dialect.driver_limit(driver_connection, timeout):
+            with dialect.driver_limit(driver_connection, timeout), holding_a_connection():
                 yield dedicated
         except BaseException as error:
             if not isinstance(error, Exception):
@@ -468,101 +469,21 @@ class Database:
             if not isinstance(error, Exception):
                 raise
 
-    # -- notifications -----------------------------------------------------------------------------------------
+    # -- what can be seen --------------------------------------------------------------------------------------
 
     @property
-    def listener(self) -> Listener:
-        """What hears notifications; it connects when somebody first calls `listen`."""
-        if self._listener is None:
-            self._listener = self._make_listener()
-        return self._listener
-
-    def _make_listener(self) -> Listener:
-        core = self.pool.core
-        if core.closed:
-            raise PoolClosed(f"the database {self.name!r} is closed", Report(phase=Phase.CLOSING))
-        blamed = False
-
-        def lost(error: Exception) -> None:
-            nonlocal blamed
-            if isinstance(error, HeartbeatMissed):
-                blamed = True  # until it is known better, new connections are tried one at a time
-                core.server_fails(words_of(error))
-            core.prove_idle()
-
-        def proven() -> None:
-            nonlocal blamed
-            if blamed:
-                blamed = False
-                core.server_answers()
-
-        listener = Listener(
-            connector_for(self.settings),
-            self._listener_options or options_for(self.settings),
-            name=self.name,
-            clock=core.clock,
-            observers=self.events,
-            on_lost=lost,
-            on_proven=proven,
+    def source(self) -> Source:
+        """What `steadypool.telemetry` asks: `otel.instrument(database.source)`."""
+        return source_of(
+            self.engine,
+            loop_lag=lambda: self._standard.lag.seconds,
+            listener=self._hears,
+            collateral=lambda: 0 if (stats := self._shared_stats()) is None else stats.collateral,
         )
-        self.events.subscribe(lambda event: _inform(listener, event), Acquired, ConnectSucceeded)
-        return listener
 
-    def listen(
-        self,
-        channel: str,
-        *,
-        buffer: int = 1000,
-        overflow: Overflow | str = Overflow.DROP_OLDEST,
-        catch_up: CatchUp | None = None,
-    ) -> AbstractAsyncContextManager[Subscription]:
-        """Hear a channel while the block runs: notifications, and a `Gap` wherever some may have been missed.
-
-        Args:
-            channel: its name, as in NOTIFY.
-            buffer: how many notifications may wait for this subscriber.
-            overflow: what becomes of more: `drop_oldest` or `conflate`.
-            catch_up: awaited after LISTEN, before anything is delivered, each time the listener connects.
-
-        Raises:
-            errors.ConfigurationError: the name cannot be a channel's.
-            errors.ListenerDeaf: from the iteration, while a transaction pooler swallows notifications.
-
-        Example:
-            >>> async with db.listen("queue_changes") as notifications:
-            ...     async for notification in notifications:
-            ...         ...
-        """
-        return self.listener.listen(channel, buffer=buffer, overflow=Overflow(overflow), catch_up=catch_up)
-
-    async def notify(self, channel: str, payload: str = "", *, session: AsyncSession | None = None) -> None:
-        """Send a notification; never over the listening connection.
-
-        Args:
-            channel: its name.
-            payload: at most 7,999 bytes.
-            session: send it in this session's transaction: it is delivered if, and only if, that commits.
-
-        Raises:
-            errors.ConfigurationError: the payload is longer than Postgres takes, or has a NUL in it.
-        """
-        check_channel(channel)
-        if "\0" in payload:
-            raise ConfigurationError(
-                f"a payload for channel {channel!r} with a NUL in it: Postgres takes none"
-            )
-        if (size := len(payload.encode())) > LONGEST_PAYLOAD:
-            raise ConfigurationError(
-                f"a payload of {size:,} bytes for channel {channel!r}: allowed: at most {LONGEST_PAYLOAD:,}. "
-                "Keep what it says in a table and send its key"
-            )
-        if session is not None:
-            await session.execute(
-                text("SELECT pg_notify(:channel, :payload)"), {"channel": channel, "payload": payload}
-            )
-            return
-        async with self.connection() as connection:
-            await connection.execute("SELECT pg_notify($1, $2)", channel, payload)
+    def _hears(self) -> ListenerFacts | None:
+        stats = None if self._listener is None else self._listener.stats()
+        return None if stats is None else ListenerFacts(stats.state is ListenerState.CONNECTED, stats.gaps)
 
     def stats(self) -> DatabaseStats:
         """What is going on, as frozen facts."""
@@ -572,18 +493,12 @@ class Database:
             name=self.name,
             closed=core.closed,
             pool=snapshot,
-            utilization=snapshot.leased / snapshot.size,
+            utilization=snapshot.utilization,
             breaker=core.breaker.state,
             last_connect_failure=snapshot.last_connect_failure,
-            totals=self._counters.totals(),
+            totals=self._standard.totals(),
+            loop_lag=self._standard.lag.seconds,
             workloads=tuple(self._workloads.values()),
             listener=None if self._listener is None else self._listener.stats(),
+            shared=self._shared_stats(),
         )
-
-
-def _inform(listener: Listener, event: Event) -> None:
-    """A request uses the database, so a dormant listener may as well; or it answers, so a listener may try again."""
-    if isinstance(event, Acquired):
-        listener.activity()
-    elif isinstance(event, ConnectSucceeded):
-        listener.server_answers()

@@ -9,54 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from steadypool import errors
 from steadypool.clock import Clock
-from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
+from steadypool.deadline import CLIENT_GRACE, EARLY, Deadline, TimeLimit, nearest_end
 from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost, Events, StatementFinished, StatementTimedOut
-from steadypool.fingerprint import fingerprint
+from steadypool.fingerprint import fingerprint, name_of
 from steadypool.lease import Lease
-from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
+from steadypool.rows import Row, named_rows, row_type
+from steadypool.sqlstate import QUERY_CANCELED, THE_DRIVERS_OWN, Fate, cause_of_loss, fate_of
 from steadypool.whereabouts import endpoint
 
 _BEGUN = ("BEGIN", "START TRANSACTION")
 """The tags of commands that begin a transaction."""
-
-EARLY = 0.05
-"""Seconds by which the server's clock may end a statement before ours says that it is time."""
-
-
-class Row(Protocol):
-    """A row: values by position or by column name."""
-
-    def __getitem__(self, key: Any) -> Any: ...
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Any]: ...
-    def keys(self) -> Any: ...  # noqa: D102
-
-
-class NamedRow(tuple[Any, ...]):
-    """A row of psycopg that can be read by position and by column name, like asyncpg's."""
-
-    _names: tuple[str, ...]
-
-    def __new__(cls, names: tuple[str, ...], values: Sequence[Any]) -> NamedRow:
-        """A row of `values` under `names`."""
-        row = super().__new__(cls, values)
-        row._names = names
-        return row
-
-    def __getitem__(self, key: Any) -> Any:
-        return super().__getitem__(self._names.index(key) if isinstance(key, str) else key)
-
-    def keys(self) -> tuple[str, ...]:
-        """The column names."""
-        return self._names
 
 
 class Dialogue(Protocol):
@@ -104,12 +74,35 @@ class PsycopgDialogue:
         cursor = await self._run(sql, args)
         if cursor.description is None:
             return []
-        names = tuple(column.name for column in cursor.description)
-        return [NamedRow(names, row) for row in await cursor.fetchall()]
+        names = [column.name for column in cursor.description]
+        return named_rows(names, await cursor.fetchall())
 
     async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
         """Run one statement and return its command tag."""
         return (await self._run(sql, args)).statusmessage or ""
+
+
+class PipelinedDialogue:
+    """Over a `pipeline.PipelinedConnection`: one flight a statement."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def _run(self, sql: str, args: tuple[Any, ...]) -> Any:
+        from steadypool.pipeline import Segment, Statement
+
+        # What begins a transaction may bring along its limits: a segment of several statements.
+        parts = sql.split("; ") if sql.startswith("BEGIN; ") else [sql]
+        return (await self._connection.run(Segment([Statement(part, args) for part in parts])))[-1]
+
+    async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
+        """Run one statement and return its rows."""
+        result = await self._run(sql, args)
+        return result.rows(row_type(result.names))
+
+    async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
+        """Run one statement and return its command tag."""
+        return (await self._run(sql, args)).tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +121,8 @@ class Surroundings:
     """The server has answered."""
     cut: Callable[[], None]
     """Cut the connection off: a statement was given up half-way."""
+    judge: Callable[[Fate, str], None]
+    """Told of an error that says something about the server, and in which words."""
     begin: str = "BEGIN"
     """What begins a transaction; behind a pooler it brings along the limits that no session keeps there."""
     wraps: bool = False
@@ -252,6 +247,7 @@ class Dedicated:
     def _tell(self, sql: str, started: float, rows: int | None, error: BaseException | None) -> None:
         around, now = self._around, self._around.clock.monotonic()
         waiting, connecting = around.lease.take_cost()
+        name = name_of(sql)
         state = getattr(error, "sqlstate", None) or getattr(
             getattr(error, "__cause__", None), "sqlstate", None
         )
@@ -259,7 +255,7 @@ class Dedicated:
             StatementFinished(
                 around.pool,
                 now,
-                fingerprint(sql),
+                name.fingerprint,
                 "dedicated",
                 now - started,
                 rows,
@@ -267,9 +263,10 @@ class Dedicated:
                 connecting,
                 around.workload,
                 around.lease.slot.number,
-                state,
+                None if state in THE_DRIVERS_OWN else state,
                 None if error is None else type(error).__name__,
                 endpoint(),
+                name.summary,
             )
         )
 
@@ -283,6 +280,7 @@ class Dedicated:
         started = around.clock.monotonic()
         seconds, deadline = nearest_end(None if server is None else server + CLIENT_GRACE, started)
         limit = TimeLimit(seconds)
+        around.lease.running = sql, started
         try:
             with limit:
                 result = await run(sql, args)
@@ -299,6 +297,8 @@ class Dedicated:
             if named is None:
                 raise
             raise named from error
+        finally:
+            around.lease.running = None
         around.touch()
         return result
 
@@ -324,7 +324,10 @@ class Dedicated:
         report = self._report(started)
         if state == QUERY_CANCELED and limit is not None and report.elapsed.total >= limit - EARLY:
             return self._timed_out(sql, self._report(started, maybe_executed=False), "")
-        gone = state is not None and fate_of(state) in (Fate.EVICT, Fate.EVICT_AND_PROVE)
+        fate = fate_of(state, words=str(error)) if state is not None else Fate.KEEP
+        if fate in (Fate.BACK_OFF, Fate.DRAIN_HOST):
+            self._around.judge(fate, f"the server said {state}")
+        gone = fate in (Fate.EVICT, Fate.EVICT_AND_PROVE)
         if self._around.is_open() and not gone:
             return None
         self._around.cut()

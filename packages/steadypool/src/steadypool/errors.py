@@ -17,6 +17,8 @@ run, and what the pool looked like at that moment.
 | `ConnectionLost` | | the connection died while in use | 503 |
 | `CommitUnknown` | `ConnectionLost` | it died between COMMIT and its answer | 503 |
 | `TransactionRolledBack` | | COMMIT was answered by ROLLBACK | 500 |
+| `NotForSharing` | | a statement that strangers on the same connection would feel | 500 |
+| `ResultTooLarge` | | more than a shared connection carries | 500 |
 | `HeartbeatMissed` | `ConnectionLost` | the listening connection gave no answer | |
 | `ListenerDeaf` | | a pooler swallows notifications | 500 |
 | `PoolClosed` | | the pool was closed | 503 |
@@ -72,7 +74,11 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class PoolSnapshot:
-    """The pool at one moment, in connections and callers."""
+    """The pool at one moment, in connections and callers.
+
+    `expected_wait` is how many seconds one who comes now would wait, on average, going by how long connections were
+    held lately; None where that is not known, or where it is the server that keeps callers waiting.
+    """
 
     size: int
     max_overflow: int
@@ -83,13 +89,21 @@ class PoolSnapshot:
     waiting: int = 0
     holders: tuple[Holder, ...] = ()
     last_connect_failure: str | None = None
+    expected_wait: float | None = None
+
+    @property
+    def utilization(self) -> float:
+        """Connections in use over `pool_size`: above 1 the overflow is in use."""
+        return self.leased / self.size if self.size else 0.0
 
     def __str__(self) -> str:
         """One line for a log: counts first, then the three longest holders."""
         counts = (
             f"{self.leased} in use, {self.idle} idle, {self.opening} opening, {self.closing} closing, "
-            f"{self.waiting} waiting, limit {self.size}+{self.max_overflow}"
+            f"{self.waiting} waiting, limit {self.size}+{self.max_overflow}, utilization {self.utilization:.0%}"
         )
+        if self.expected_wait is not None:
+            counts += f", expected wait {self.expected_wait:.2f}s"
         longest = sorted(self.holders, key=lambda holder: -holder.seconds)[:3]
         if not longest:
             return counts
@@ -101,7 +115,8 @@ class Report:
     """What an error knows beyond its message.
 
     `deadline` and `retry_after` are seconds; `None` means that there was no deadline, or that nothing sensible
-    can be said about when to come back.
+    can be said about when to come back. `early` is true for a caller who was turned away before its time was over,
+    since it could not be served in time.
     """
 
     phase: Phase = Phase.WAITING
@@ -110,6 +125,7 @@ class Report:
     retry_after: float | None = None
     maybe_executed: bool = False
     pool: PoolSnapshot | None = None
+    early: bool = False
 
 
 class SteadypoolError(Exception):
@@ -259,6 +275,18 @@ class ListenerDeaf(SteadypoolError):
 
 class TransactionRolledBack(SteadypoolError):
     """COMMIT was answered by ROLLBACK: a statement had failed before, and nobody noticed."""
+
+
+class NotForSharing(SteadypoolError):
+    """A statement that does not belong on a shared connection: what it leaves behind would reach strangers.
+
+    It was not sent, unless `maybe_executed` says so: then it was found out by what it did, and was undone with the
+    connection, as far as it was not committed.
+    """
+
+
+class ResultTooLarge(SteadypoolError):
+    """A result larger than a shared connection carries; it was thrown away as it came. What it changed is done."""
 
 
 class PoolClosed(SteadypoolError):

@@ -128,10 +128,10 @@ class LeakSuspected(Event):
 class StatementFinished(Event):
     """A statement ended, well or not. It carries no value, literal or comment: the fingerprint has none.
 
-    `way` is `session`, `dedicated` or `shared`. `seconds` is how long it executed; `waiting` and `connecting` are
-    what its lease cost before (0 for all but the first statement of a lease). `rows` were returned or affected, if
-    that is known. `sqlstate` and `error_type` (the error's class) are None if it went well. `request` is what was
-    being worked on, such as `GET /tracks/{id}`.
+    `summary` is its operation and table, such as `SELECT tracks`. `way` is `session`, `dedicated` or `shared`.
+    `seconds` is how long it executed; `waiting` and `connecting` are what its lease cost before (0 for all but the
+    first statement of a lease). `rows` were returned or affected, if that is known. `sqlstate` and `error_type` (the
+    error's class) are None if it went well. `request` is what was being worked on, such as `GET /tracks/{id}`.
 
     It is told in the caller's own context, and made only where somebody wants it (`Events.wanted`). COMMIT is a
     statement; BEGIN, which travels with the first one, the rollback of what is given back, pings and what SQLAlchemy
@@ -149,6 +149,7 @@ class StatementFinished(Event):
     sqlstate: str | None = None
     error_type: str | None = None
     request: str | None = None
+    summary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,13 @@ class ListenerStateChanged(Event):
 
     before: str
     after: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerHeartbeat(Event):
+    """A notification that the listener sent to itself came back after `seconds`: its lag."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

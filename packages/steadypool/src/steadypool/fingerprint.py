@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import lru_cache
+from typing import NamedTuple
 
 LONGEST = 120
 """Characters of a statement that are shown; the hash tells longer ones apart."""
@@ -42,6 +43,26 @@ _PLAIN_NAME = re.compile(r'(?:[uU]&)?"[\w $]+"')
 _FOLDED = re.compile(r"\?(?:\s*,\s*\?)+")
 _FOLDED_ROWS = re.compile(r"\(\?\)(?:\s*,\s*\(\?\))+")
 _CUT_ROW = re.compile(r"(\(\?\)),? ?\(?[^()]*$")
+OTHER = "other"
+"""The summary of what is no statement."""
+
+_OPERATIONS = frozenset(
+    """
+    alter analyze begin call close comment commit copy create deallocate declare delete discard do drop execute
+    explain fetch grant insert listen lock merge move notify prepare refresh reindex release reset revoke rollback
+    savepoint select set show start table truncate unlisten update vacuum values with
+    """.upper().split()
+)
+_TARGET = re.compile(
+    r"""\b(?: from | into | update | truncate(?:\ table)?
+          | (?:create|drop|alter)\ (?:\w+\ )?table(?:\ if(?:\ not)?\ exists)? )\ (?:only\ )?
+        ((?:"[^"]+"|[\w$]+)(?:\.(?:"[^"]+"|[\w$]+))?)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_NESTED = re.compile(r"\([^()]*\)")
+_DEEPEST = 8
+"""Levels of parentheses that are taken out."""
+
 _SETTING = re.compile(r"((?:^|; ?)set (?:local |session )?[\w.]+ ?(?:=|\bto\b))[^;]*", re.IGNORECASE)
 
 
@@ -77,7 +98,14 @@ def _end_of_comment(statement: str, position: int) -> int:
     return len(statement) if depth else position
 
 
-def _fingerprint(statement: str) -> str:
+class Name(NamedTuple):
+    """What a statement is called: in full, and in two or three words of few kinds (`SELECT tracks`)."""
+
+    fingerprint: str
+    summary: str
+
+
+def _name(statement: str) -> Name:
     text = re.sub(r"\s+", " ", _without_values(statement)).strip()
     text = _FOLDED_ROWS.sub("(?)", _FOLDED.sub("?", text))
     if len(statement) == LONGEST_READ:
@@ -85,10 +113,33 @@ def _fingerprint(statement: str) -> str:
     text = _SETTING.sub(r"\1 ?", text)
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
     shown = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return f"[{digest}] {shown}"
+    return Name(f"[{digest}] {shown}", _summary(text))
 
 
-_known = lru_cache(maxsize=1024)(_fingerprint)
+def _summary(text: str) -> str:
+    first = re.match(r"[\s(]*(\w+)", text)
+    operation = first[1].upper() if first is not None else OTHER
+    if operation not in _OPERATIONS:
+        return OTHER
+    outside = text
+    for _ in range(_DEEPEST):  # what stands in parentheses is not what the statement is about
+        outside = _NESTED.sub(" ", outside)
+    target = _TARGET.search(outside) or _TARGET.search(text)
+    return operation if target is None else f"{operation} {target[1]}"[:LONGEST]
+
+
+_known = lru_cache(maxsize=1024)(_name)
+
+
+def name_of(statement: str) -> Name:
+    """The fingerprint of a statement, and its summary: the operation and its first table.
+
+    Example:
+        >>> name_of("select * from tracks where id = 7").summary
+        'SELECT tracks'
+    """
+    # Long ones are rare, and a thousand of them would be much to remember.
+    return _known(statement) if len(statement) <= 4096 else _name(statement[:LONGEST_READ])
 
 
 def fingerprint(statement: str) -> str:
@@ -98,5 +149,4 @@ def fingerprint(statement: str) -> str:
         >>> fingerprint("select *  from t where id in (1, 2) and name = 'x' -- why")
         '[96f69e8b] select * from t where id in (?) and name = ?'
     """
-    # Long ones are rare, and a thousand of them would be much to remember.
-    return _known(statement) if len(statement) <= 4096 else _fingerprint(statement[:LONGEST_READ])
+    return name_of(statement).fingerprint

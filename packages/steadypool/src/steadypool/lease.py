@@ -47,6 +47,8 @@ class PoolOptions:
     idle_timeout: float | None = None
     """An idle connection is closed after this time."""
     use_lifo: bool = True
+    shed: bool = True
+    """Callers who cannot be served in time are turned away early."""
 
     @property
     def limit(self) -> float:
@@ -177,6 +179,7 @@ class Lease(Generic[T]):
         "name",
         "places",
         "reported",
+        "running",
         "slot",
         "told",
         "waited",
@@ -198,6 +201,8 @@ class Lease(Generic[T]):
         self.slot = slot
         self.places = places
         self.reported = False
+        self.running: tuple[str, float] | None = None
+        """The statement that executes on it and since when, by whoever executes it; for whoever looks."""
         self.told = False
         """Whether somebody was told what this lease cost."""
         self._release = release
@@ -264,9 +269,8 @@ class Lease(Generic[T]):
 class Waiter(Generic[T]):
     """A caller who waits for a connection.
 
-    It waits until `busy_until` while all connections are in use, and until `connect_until` while connections are
-    being opened. Both count from the same start. Only where the server has kept it beyond `busy_until` it gets its
-    `limit` once more for a busy pool, and never goes beyond `connect_until`.
+    It waits until `busy_until` for a busy pool, and until `connect_until` if it is the server that has kept it until
+    then. Both count from the same start.
     """
 
     __slots__ = (
@@ -274,7 +278,6 @@ class Waiter(Generic[T]):
         "connect_until",
         "deadline",
         "future",
-        "limit",
         "name",
         "places",
         "since",
@@ -303,7 +306,6 @@ class Waiter(Generic[T]):
         self.timer: asyncio.TimerHandle | None = None
         end = math.inf if deadline is None else deadline.at
         self.busy_until = min(since + pool_timeout, end)
-        self.limit = self.busy_until - since
         self.connect_until = since + connect_wait if deadline is None else deadline.at
 
     def offer(self, lease: Lease[T]) -> bool:

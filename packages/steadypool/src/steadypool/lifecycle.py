@@ -90,6 +90,10 @@ class Lifecycle(ABC, Generic[T]):
         """How many connections are in one of these states; all there are if none is named."""
         return self._slots.count(*states) if states else len(self._slots)
 
+    def by_state(self) -> dict[SlotState, int]:
+        """How many connections are in each state. May be called from another thread."""
+        return self._slots.by_state()
+
     def bind(self) -> None:
         """Belong to the running event loop from now on; otherwise the first use decides."""
         self._at_home()

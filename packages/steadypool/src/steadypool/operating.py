@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -14,6 +15,9 @@ from steadypool.roster import ASKING, CONNECTING, LIVE
 from steadypool.waiting import Waiting
 
 T = TypeVar("T")
+
+OF_NO_GENERATION = -1
+"""Of a connection that is not to be used again, whichever others are."""
 
 
 class Operating(Waiting[T]):
@@ -71,6 +75,26 @@ class Operating(Waiting[T]):
         target = self.options.size if connections is None else min(connections, self.options.size)
         self._wanted_idle = max(0, target - self.count(*LIVE, *CONNECTING))
         self._serve()
+
+    def drain(self, same: Callable[[T], bool]) -> None:
+        """Replace some of the connections: idle ones at once, those in use when they come back.
+
+        Args:
+            same: whether a connection is one of them, such as one to a host that is a standby now.
+
+        Example:
+            >>> pool.drain(lambda connection: connection.host == "10.0.0.7")
+        """
+        for slot in self._slots:
+            connection = slot.connection
+            if connection is None or slot.state is SlotState.CLOSING or not same(connection):
+                continue
+            slot.generation = OF_NO_GENERATION
+            if slot.state is SlotState.IDLE:
+                self._idle.remove(slot)
+                self._retire(slot, "drained")
+        if self._home is not None:
+            self._serve()
 
     async def evict(self) -> None:
         """Close all idle connections at once, and those in use when they come back."""

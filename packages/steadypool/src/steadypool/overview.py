@@ -4,34 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
-from typing import Protocol
+from dataclasses import asdict, dataclass
 
 from steadypool.listener import Listener
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.telemetry.recorder import View, WorkloadFacts
 
 
-class DeclaredWorkload(Protocol):
-    """A class of work with its limits."""
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A class of work: how long its statements may run (seconds), and how many connections it may hold."""
 
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        ...
-
-    @property
-    def statement_timeout(self) -> float | None:
-        """Seconds that its statements may run; None for the general limit."""
-        ...
-
-    @property
-    def max_connections(self) -> int | None:
-        """The most connections it may hold; None for no ceiling."""
-        ...
+    name: str
+    statement_timeout: float | None = None
+    max_connections: int | None = None
 
 
-def view_of(pool: SteadyPool, workloads: Iterable[DeclaredWorkload], listener: Listener | None) -> View:
+def view_of(pool: SteadyPool, workloads: Iterable[Workload], listener: Listener | None) -> View:
     """The pool at this moment, with who holds and who waits, its breaker, its workloads and its listener."""
     core, dialect = pool.core, pool.dialect
     census = core.connections()

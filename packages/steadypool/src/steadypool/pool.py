@@ -100,10 +100,10 @@ class Pool(Operating[T]):
 
         Raises:
             errors.DatabaseUnavailable: recent attempts to connect failed, and the next one would come too late.
-            errors.PoolTimeout: none became free in time.
+            errors.PoolTimeout: none became free in time, or at once: none will.
             errors.PoolQueueFull: too many callers wait already.
             errors.ConnectFailed: none could be opened.
-            errors.DeadlineExceeded: the caller's deadline passed.
+            errors.DeadlineExceeded: the caller's deadline passed, or cannot be met.
             errors.PoolClosed: the pool is closed.
             errors.WrongEventLoop: the pool belongs to another event loop or process.
         """
@@ -130,8 +130,7 @@ class Pool(Operating[T]):
             error = refusal.queue_full(self.options.max_waiting, waiter.deadline, self.snapshot())
             self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, workload))
             raise error
-        self._waiters[waiter] = None
-        self._arm(waiter, waiter.busy_until - now)
+        self._join(waiter, now)
         self._serve()
         try:
             return await waiter.future
@@ -201,6 +200,7 @@ class Pool(Operating[T]):
         if lease.workload is not None:
             self._held[lease.workload] -= 1
         held = now - lease.acquired_at
+        self._note_held(lease.workload, held)
         self.events.emit(events.Released(self.name, now, lease.slot.number, held, kept))
 
     def _settle(self, slot: Slot[T], now: float) -> None:
@@ -229,8 +229,6 @@ class Pool(Operating[T]):
         now = self.clock.monotonic() if now is None else now
         self._hand_out(now)
         self._open_more(now)
-        if self._overtime and not self._connect_pending():
-            self._count_anew(now)
         self._ask_idle()
         if self._closed:
             self._tell_changed()
@@ -242,6 +240,9 @@ class Pool(Operating[T]):
             if waiter.future.done():  # cancelled, and about to say so itself
                 self._forget(waiter)
             elif not self._at_ceiling(waiter.workload):
+                if self._cannot_finish(waiter, now):
+                    self._turn_away_early(waiter, now, None)
+                    continue
                 slot = self._next_idle(now)
                 if slot is None:
                     return

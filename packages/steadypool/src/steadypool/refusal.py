@@ -9,6 +9,9 @@ from steadypool import errors
 from steadypool.deadline import Deadline
 from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report, words_of
 
+LATE = 0.25
+"""Seconds by which a busy event loop may be late before it is mentioned."""
+
 RETRY_AFTER = 1.0
 """Seconds after which a refused caller is invited to come back."""
 
@@ -60,10 +63,13 @@ def out_of_time(
     elif busy:
         said = exhausted(limit, pool) if ceiling is None else at_ceiling(ceiling, limit, pool)
         error = errors.PoolTimeout(said, facts)
-    elif isinstance(cause, errors.ConnectFailed) and not isinstance(cause, errors.ConnectTimeout):
+    elif cause is not None and is_bug(cause):
+        return connect_failed(cause, waited, deadline, pool)
+    elif cause is not None and not isinstance(cause, errors.ConnectTimeout):
         error = errors.ConnectFailed(
             f"no connection to the database within {waited:.2f}s; the last attempt said: {words_of(cause)}",
             facts,
+            final=is_final(cause),
         )
     else:
         error = errors.ConnectTimeout(
@@ -71,8 +77,59 @@ def out_of_time(
             + (f"; the last attempt said: {words_of(cause)}" if cause else ""),
             facts,
         )
+    error.message += _said_late(waited - limit)
     error.__cause__ = cause
     return error
+
+
+def _said_late(seconds: float) -> str:
+    """What is added where the event loop did not get round to saying so in time: then the pool is not to blame."""
+    if seconds < LATE:
+        return ""
+    return (
+        f". The event loop was busy, so this is said {seconds:.2f}s late, and everything else in this process was as "
+        "late: look for what blocks it"
+    )
+
+
+def too_late(
+    *,
+    left: float,
+    limit: float,
+    deadline: Deadline | None,
+    waited: float,
+    pool: PoolSnapshot,
+    expected: float | None,
+    ceiling: str | None = None,
+) -> errors.SteadypoolError:
+    """The error for a caller who is turned away before its time is over, since that would not be enough.
+
+    Args:
+        left: seconds that it could still wait.
+        limit: seconds it was to wait in all.
+        deadline: its own, if that is what ends its time.
+        waited: seconds it has waited.
+        pool: the pool at this moment.
+        expected: seconds until its turn, on average; None if it is there.
+        ceiling: its workload, if that holds as many connections as it may.
+    """
+    facts = replace(
+        report(Phase.WAITING, waited, deadline, pool),
+        early=True,
+        retry_after=max(RETRY_AFTER, expected or 0.0),
+    )
+    turn = "its turn is now" if expected is None else f"the expected wait is {expected:.2f}s"
+    why = f"turned away early: {turn} and {left:.2f}s are left"
+    if deadline is not None:
+        return errors.DeadlineExceeded(
+            f"deadline of {deadline.seconds:.2f}s cannot be met, {why}, which is less than what uses of a connection "
+            f"take ({pool})"
+            if expected is None
+            else f"deadline of {deadline.seconds:.2f}s cannot be met, {why} ({pool})",
+            facts,
+        )
+    said = exhausted(limit, pool, why) if ceiling is None else at_ceiling(ceiling, limit, pool, why)
+    return errors.PoolTimeout(said, facts)
 
 
 def is_busy(pool: PoolSnapshot, cause: BaseException | None) -> bool:
@@ -86,19 +143,19 @@ def is_busy(pool: PoolSnapshot, cause: BaseException | None) -> bool:
     return (full and pool.leased >= pool.opening) or not (pool.opening or pool.idle)
 
 
-def at_ceiling(workload: str, timeout: float, pool: PoolSnapshot) -> str:
+def at_ceiling(workload: str, timeout: float, pool: PoolSnapshot, why: str = "") -> str:
     """What is said where the pool has room, but not for this workload."""
     return (
         f"the workload {workload!r} holds as many connections as it may, connection timed out, "
-        f"timeout {timeout:0.2f} ({pool}). Find out what holds them, or raise its max_connections"
+        f"timeout {timeout:0.2f}{why and '; '}{why} ({pool}). Find out what holds them, or raise its max_connections"
     )
 
 
-def exhausted(timeout: float, pool: PoolSnapshot) -> str:
+def exhausted(timeout: float, pool: PoolSnapshot, why: str = "") -> str:
     """What SQLAlchemy's QueuePool says, word for word, and then who holds what and what to do."""
     return (
         f"QueuePool limit of size {pool.size} overflow {pool.max_overflow} reached, "
-        f"connection timed out, timeout {timeout:0.2f} ({pool}). "
+        f"connection timed out, timeout {timeout:0.2f}{why and '; '}{why} ({pool}). "
         "Find out what holds the connections, or raise DATABASE_POOL_SIZE or DATABASE_MAX_OVERFLOW"
     )
 

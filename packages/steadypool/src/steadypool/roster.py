@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from steadypool import errors
 from steadypool.census import ConnectionFacts
 from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool.fingerprint import fingerprint
 from steadypool.lease import PoolOptions, Slot, SlotState
 
 T = TypeVar("T")
@@ -46,6 +47,10 @@ class Roster(Generic[T]):
             total += self._counts[state]
         return total
 
+    def by_state(self) -> dict[SlotState, int]:
+        """How many slots are in each state; may be called from another thread, since copying cannot be interrupted."""
+        return self._counts.copy()
+
     def trusted(self) -> int:
         """How many connections are live and not under suspicion."""
         return sum(slot.state in LIVE and not slot.suspect for slot in self._slots.values())
@@ -69,7 +74,12 @@ class Roster(Generic[T]):
             self._counts[state] += 1
 
     def snapshot(
-        self, options: PoolOptions, now: float, waiting: int, failure: BaseException | None
+        self,
+        options: PoolOptions,
+        now: float,
+        waiting: int,
+        failure: BaseException | None,
+        expected_wait: float | None = None,
     ) -> errors.PoolSnapshot:
         """Counts, and who holds what for how long."""
         leases = [slot.lease for slot in self._slots.values() if slot.lease is not None]
@@ -83,6 +93,7 @@ class Roster(Generic[T]):
             waiting=waiting,
             holders=tuple(errors.Holder(x.name, now - x.acquired_at, x.workload) for x in leases),
             last_connect_failure=None if failure is None else errors.words_of(failure),
+            expected_wait=expected_wait,
         )
 
     def facts(self, now: float) -> tuple[ConnectionFacts, ...]:
@@ -92,6 +103,7 @@ class Roster(Generic[T]):
 
 def _facts_of(slot: Slot[T], now: float) -> ConnectionFacts:
     there, lease = slot.connection is not None, slot.lease
+    running = None if lease is None else lease.running
     return ConnectionFacts(
         number=slot.number,
         state=slot.state.value,
@@ -102,4 +114,6 @@ def _facts_of(slot: Slot[T], now: float) -> ConnectionFacts:
         leases=slot.leases,
         holder=None if lease is None else lease.name,
         workload=None if lease is None else lease.workload,
+        statement=None if running is None else fingerprint(running[0]),
+        executing=None if running is None else now - running[1],
     )

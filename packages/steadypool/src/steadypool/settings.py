@@ -287,6 +287,11 @@ class DatabaseSettings(BaseSettings):
         16 * 2**20, "Largest result over a shared connection; more is discarded and refused.", "bytes"
     )
 
+    recorder: _Switch = _setting(
+        True,
+        "Remember the last hour by the second and the last day by the minute, for the live page, for alerts and for "
+        "steadypool advise.",
+    )
     recorder_file: Annotated[Path | None, BeforeValidator(check_path)] = _setting(
         None, "Where the recorder keeps what it saw, so that a restart does not forget it."
     )

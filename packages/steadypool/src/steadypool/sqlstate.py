@@ -55,18 +55,22 @@ THE_DRIVERS_OWN = frozenset({"08000", "08001", "08003", "08006"})
 NO_WORD = "no word"
 """The cause of a loss for which the server gave no reason: an end of file, a reset, a socket that was cut off."""
 
+_ASKS_FOR_PATIENCE = ("08P01", "query_wait_timeout")
+"""PgBouncer's words, in every language: the statement waited for a connection to the server, and was not sent."""
+
 _FINAL_AT_CONNECT = frozenset({"28P01", "28000", "3D000", "42501"})
 
 QUERY_CANCELED = "57014"
 """A statement ended by `statement_timeout` or by a cancel request."""
 
 
-def fate_of(sqlstate: str | None, *, read_only: bool = False) -> Fate:
+def fate_of(sqlstate: str | None, *, read_only: bool = False, words: str = "") -> Fate:
     """What becomes of a connection on which the server reported `sqlstate`.
 
     Args:
         sqlstate: five characters, or None where the connection ended without a word.
         read_only: whether we had asked for a read-only transaction ourselves.
+        words: what the server said beside the code.
 
     Example:
         >>> fate_of("57014")
@@ -76,6 +80,9 @@ def fate_of(sqlstate: str | None, *, read_only: bool = False) -> Fate:
         return Fate.EVICT_AND_PROVE
     if sqlstate == "25006" and read_only:
         return Fate.KEEP
+    code, reason = _ASKS_FOR_PATIENCE
+    if sqlstate == code and reason in words:
+        return Fate.BACK_OFF
     return _FATES.get(sqlstate, Fate.KEEP)
 
 

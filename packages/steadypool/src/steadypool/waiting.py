@@ -18,6 +18,7 @@ from steadypool import errors, events, refusal
 from steadypool.breaker import Breaker, BreakerState
 from steadypool.census import Census, WaiterFacts
 from steadypool.clock import Clock
+from steadypool.forecast import Forecast
 from steadypool.lease import Driver, PoolOptions, SlotState, Waiter
 from steadypool.lifecycle import Lifecycle
 from steadypool.roster import CONNECTING, LIVE
@@ -44,8 +45,10 @@ class Waiting(Lifecycle[T]):
         self.breaker = breaker
         self.ceilings = ceilings
         self._waiters: dict[Waiter[T], None] = {}
-        self._overtime: dict[Waiter[T], None] = {}  # those who wait beyond `busy_until`, for the server
         self._held: Counter[str] = Counter()
+        self._queued: Counter[str | None] = Counter()
+        self._forecast = Forecast()
+        self._forecasts: dict[str, Forecast] = {}
         self._suspended = False
 
     @property
@@ -56,7 +59,16 @@ class Waiting(Lifecycle[T]):
     def snapshot(self) -> errors.PoolSnapshot:
         """The pool at this moment: counts, and who holds what for how long."""
         now = self.clock.monotonic()
-        return self._slots.snapshot(self.options, now, self.waiting, self.last_connect_failure)
+        return self._slots.snapshot(
+            self.options, now, self.waiting, self.last_connect_failure, self._expected_wait()
+        )
+
+    def _expected_wait(self) -> float | None:
+        if self._connect_pending() or self._suspended:
+            return None
+        if not self._waiters and (self._idle or len(self._slots) < self.options.limit):
+            return 0.0
+        return self._forecast.expected(self.waiting, self.options.limit)
 
     def connections(self) -> Census:
         """Each connection and each waiting caller at this moment, for a status page. Costs something only here.
@@ -76,12 +88,12 @@ class Waiting(Lifecycle[T]):
                 yield slot.number, slot.connection
 
     def _facts_of(self, waiter: Waiter[T], now: float) -> WaiterFacts:
-        until = waiter.connect_until if self._waits_for_answer(waiter) else waiter.busy_until
+        until = self._latest(waiter)
         return WaiterFacts(
             holder=waiter.name,
             workload=waiter.workload,
             seconds=now - waiter.since,
-            left=max(0.0, max(until, waiter.busy_until) - now),
+            left=max(0.0, until - now),
         )
 
     # -- who could use a connection -------------------------------------------------------------------------------
@@ -113,7 +125,18 @@ class Waiting(Lifecycle[T]):
     # -- how long a caller waits ----------------------------------------------------------------------------------
 
     def _connect_pending(self) -> bool:
-        return self.count(*CONNECTING) > 0 or self.breaker.state is BreakerState.OPEN
+        """Whether callers wait for the server to let somebody in.
+
+        Where it has refused for good, or there is room for nobody, they wait for those who hold connections.
+        """
+        if self._refused_for_good():
+            return False
+        room = self.count(SlotState.LEASED) < self.options.limit
+        return self.count(*CONNECTING) > 0 or (self.breaker.state is BreakerState.OPEN and room)
+
+    def _refused_for_good(self) -> bool:
+        failure = self.last_connect_failure
+        return failure is not None and refusal.is_final(failure)
 
     def _waits_for_answer(self, waiter: Waiter[T]) -> bool:
         """Whether it is the server that keeps this caller waiting, and not those who hold the connections."""
@@ -121,6 +144,12 @@ class Waiting(Lifecycle[T]):
             return False
         asked = self.count(SlotState.PROVING, SlotState.SILENT)
         return self._connect_pending() or waiter in islice(self._waiters, asked)
+
+    def _latest(self, waiter: Waiter[T]) -> float:
+        """Until when it waits if nothing changes."""
+        if self._waits_for_answer(waiter):
+            return max(waiter.busy_until, waiter.connect_until)
+        return waiter.busy_until
 
     def _arm(self, waiter: Waiter[T], seconds: float) -> None:
         if waiter.timer is not None:
@@ -130,28 +159,22 @@ class Waiting(Lifecycle[T]):
             waiter.timer = self._loop().call_later(max(0.0, seconds), self._time_is_up, waiter)
 
     def _time_is_up(self, waiter: Waiter[T]) -> None:
+        """The time for a busy pool is over, or all time.
+
+        Whom the server has kept until now goes on waiting until `connect_until`, whatever happens next. When a
+        database wakes a little later than `pool_timeout`, all of them but the first few would be turned away
+        otherwise, just when there is something to serve them with. Both limits count from the same start, so
+        nobody waits for one after the other.
+        """
         waiter.timer = None
         now = self.clock.monotonic()
-        until = waiter.busy_until
-        if waiter.connect_until > until and self._waits_for_answer(waiter):
-            until = waiter.connect_until
-            self._overtime[waiter] = None
-        if now < until:
-            self._arm(waiter, until - now)
+        if waiter.connect_until > waiter.busy_until and self._waits_for_answer(waiter):
+            waiter.busy_until = waiter.connect_until
+        if now < waiter.busy_until:
+            self._arm(waiter, waiter.busy_until - now)
         else:
             self._turn_away(waiter, now)
             self._serve()
-
-    def _count_anew(self, now: float) -> None:
-        """The server has answered: those whom it kept beyond `pool_timeout` wait for busy connections from now on.
-
-        Turned away at this moment they would all fail because a database slept a little longer, just when it woke.
-        """
-        for waiter in tuple(self._overtime):
-            if not self._waits_for_answer(waiter):
-                del self._overtime[waiter]
-                waiter.busy_until = min(now + waiter.limit, waiter.connect_until)
-                self._arm(waiter, waiter.busy_until - now)
 
     # -- who goes without -----------------------------------------------------------------------------------------
 
@@ -160,21 +183,86 @@ class Waiting(Lifecycle[T]):
         if self.count(*LIVE, *CONNECTING, SlotState.SILENT) or self._suspended:
             return
         until = max(waiter.busy_until, waiter.connect_until)
-        failure = self.last_connect_failure
-        final = failure is not None and refusal.is_final(failure)
-        if self.breaker.hopeless(now=now, until=now if final else until):
+        if self.breaker.hopeless(now=now, until=now if self._refused_for_good() else until):
             error = refusal.unavailable(
-                failure, self.breaker.not_before - now, waiter.deadline, self.snapshot()
+                self.last_connect_failure, self.breaker.not_before - now, waiter.deadline, self.snapshot()
             )
             self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, waiter.workload))
             raise error
+
+    def _join(self, waiter: Waiter[T], now: float) -> None:
+        """Let a caller wait; or turn it away at once, where its turn would come too late even if all went well."""
+        forecast, ahead, places = self._line_of(waiter.workload)
+        turn = forecast.earliest(now, ahead, places)
+        left = self._latest(waiter) - now
+        if turn > 0 and self.options.shed and not self._suspended and turn + self._least(waiter) > left:
+            expected = forecast.expected(ahead, places)
+            error = self._too_late(waiter, now, expected)
+            self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, waiter.workload))
+            raise error
+        forecast.joins(now, turn, places)
+        self._waiters[waiter] = None
+        self._queued[waiter.workload] += 1
+        self._arm(waiter, waiter.busy_until - now)
+
+    def _line_of(self, workload: str | None) -> tuple[Forecast, int, float]:
+        """What a caller waits for: how long that is held, how many come first, and how many places there are.
+
+        Those who wait below the ceiling of their workload stand in nobody else's way.
+        """
+        if workload is not None and self._at_ceiling(workload):
+            forecast = self._forecasts.setdefault(workload, Forecast(self._forecast.enough))
+            return forecast, self._waiting_now(workload), self.ceilings[workload]
+        apart = sum(self._waiting_now(other) for other in self.ceilings if self._at_ceiling(other))
+        return self._forecast, self._remaining() - apart, self.options.limit
+
+    def _waiting_now(self, workload: str) -> int:
+        if not self._queued[workload]:
+            return 0
+        return sum(x.workload == workload and not x.future.done() for x in self._waiters)
+
+    def _least(self, waiter: Waiter[T]) -> float:
+        """Seconds, at least, that the caller needs a connection for, where its time ends with its deadline."""
+        if waiter.deadline is None or self._latest(waiter) < waiter.deadline.at:
+            return 0.0
+        own = self._forecasts.get(waiter.workload) if waiter.workload is not None else None
+        return self._forecast.quick if own is None or own.mean is None else own.quick
+
+    def _cannot_finish(self, waiter: Waiter[T], now: float) -> bool:
+        """Whether its deadline is so near that the connection is better given to the next who waits."""
+        if waiter.deadline is None or not self.options.shed or len(self._waiters) < 2:
+            return False
+        return waiter.deadline.at - now < self._least(waiter)
+
+    def _note_held(self, workload: str | None, seconds: float) -> None:
+        self._forecast.held(seconds)
+        if workload is not None:
+            if workload not in self._forecasts:
+                self._forecasts[workload] = Forecast(self._forecast.enough)
+            self._forecasts[workload].held(seconds)
+
+    def _turn_away_early(self, waiter: Waiter[T], now: float, expected: float | None) -> None:
+        self._forget(waiter)
+        self._fail(waiter, self._too_late(waiter, now, expected), now)
+
+    def _too_late(self, waiter: Waiter[T], now: float, expected: float | None) -> errors.SteadypoolError:
+        until, deadline = self._latest(waiter), waiter.deadline
+        return refusal.too_late(
+            left=until - now,
+            limit=until - waiter.since,
+            deadline=deadline if deadline is not None and deadline.at <= until else None,
+            waited=now - waiter.since,
+            pool=self.snapshot(),
+            expected=expected,
+            ceiling=waiter.workload if self._at_ceiling(waiter.workload) else None,
+        )
 
     def _turn_away(self, waiter: Waiter[T], now: float) -> None:
         self._forget(waiter)
         error = refusal.out_of_time(
             now=now,
             since=waiter.since,
-            limit=waiter.limit,
+            limit=waiter.busy_until - waiter.since,
             deadline=waiter.deadline,
             pool=self.snapshot(),
             cause=self.last_connect_failure,
@@ -187,8 +275,9 @@ class Waiting(Lifecycle[T]):
             self.events.emit(events.AcquireFailed(self.name, now, now - waiter.since, error, waiter.workload))
 
     def _forget(self, waiter: Waiter[T]) -> None:
-        self._waiters.pop(waiter, None)
-        self._overtime.pop(waiter, None)
+        if waiter in self._waiters:
+            del self._waiters[waiter]
+            self._queued[waiter.workload] -= 1
         if waiter.timer is not None:
             waiter.timer.cancel()
             waiter.timer = None
@@ -227,6 +316,12 @@ class Waiting(Lifecycle[T]):
         return self.breaker.hedge_after
 
     def _connect_failed(self, failure: Exception, now: float, *, final: bool) -> None:
+        """A connect failed and its slot is free.
+
+        A failure that is final, such as a wrong password, is told at once to everybody who waits, unless a
+        connection is in use or being cleaned or proven: it will be free again, so they wait for it, as they wait
+        for a busy pool and no longer. Who goes without then is told the cause.
+        """
         bug = refusal.is_bug(failure)
         if not bug:
             self.server_fails(errors.words_of(failure))

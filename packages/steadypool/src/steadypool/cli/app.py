@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from cyclopts import App, CycloptsError
 
+from steadypool.cli.advise import advise
 from steadypool.cli.doctor import doctor
 from steadypool.cli.lab import lab
 from steadypool.cli.output import Output
@@ -33,6 +34,7 @@ app = App(
     result_action="return_value",
 )
 app.command(doctor)
+app.command(advise)
 app.command(why)
 app.command(lab)
 

@@ -181,7 +181,9 @@ class _Round(Generic[Connection, DialT]):
         try:
             with self.network.logging_in(self.attempt.target, candidate):
                 async with asyncio.timeout(share):
-                    return await self.steps.log_in(candidate, dial, role, self.secret)
+                    connection = await self.steps.log_in(candidate, dial, role, self.secret)
+            self.network.leads_to(connection, candidate)
+            return connection
         finally:
             if dial is not None:
                 dial.close()  # also when cancelled: unless it was taken over, nobody else knows it

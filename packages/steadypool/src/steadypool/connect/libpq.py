@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import os
 import re
 import socket
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -21,6 +19,7 @@ from psycopg import pq
 
 from steadypool.connect.outcome import ClientRefused, ServerRefused
 from steadypool.connect.sockets import borrowed
+from steadypool.pipeline.library import libpq_function
 
 DEFAULT, VERBOSE = 1, 2
 _CODE = re.compile(r":  ([0-9A-Z]{5}): ")
@@ -85,34 +84,6 @@ def _is_open(pgconn: pq.abc.PGconn) -> bool:
 
 def set_verbosity(pgconn: Any, verbosity: int) -> None:
     """Let libpq write the SQLSTATE into its message; without it a refusal has no code, and is retried."""
-    function = _verbosity_function()
+    function = libpq_function("PQsetErrorVerbosity", ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
     if function is not None:
         function(pgconn.pgconn_ptr, verbosity)
-
-
-@functools.cache
-def _verbosity_function() -> Any:
-    """`PQsetErrorVerbosity` of the very libpq that psycopg has loaded, or None where it cannot be found."""
-    for path in _libpq_candidates():
-        try:
-            # RTLD_NOLOAD: a second libpq, however similar, must not touch the first one's connections
-            library = ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
-        except OSError:
-            continue
-        function = library.PQsetErrorVerbosity
-        function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_int
-        return function
-    return None
-
-
-def _libpq_candidates() -> list[str]:
-    if pq.__impl__ == "binary":
-        import psycopg_binary
-
-        package = Path(psycopg_binary.__file__).parent
-        folders = (package.parent / "psycopg_binary.libs", package / ".dylibs")
-        return [str(path) for folder in folders for path in sorted(folder.glob("libpq*"))]
-    from psycopg.pq.misc import find_libpq_full_path
-
-    found = find_libpq_full_path()
-    return [] if found is None else [found]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import weakref
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -73,6 +74,7 @@ class Network:
         self._clock = clock
         self._best: dict[tuple[object, ...], Candidate] = {}
         self._experience: dict[Candidate, _Experience] = {}
+        self._places: weakref.WeakKeyDictionary[object, Candidate] = weakref.WeakKeyDictionary()
 
     def preference(self, target: ConnectTarget, candidate: Candidate) -> tuple[bool, bool]:
         """What comes before the order of names and addresses; the smaller is tried earlier.
@@ -106,6 +108,18 @@ class Network:
     def doubt(self, candidate: Candidate) -> None:
         """It did not answer, or broke off: the others come first until it works again."""
         self._of(candidate).doubted = True
+
+    def trust(self, candidate: Candidate) -> None:
+        """It is as good as the others again."""
+        self._of(candidate).doubted = False
+
+    def leads_to(self, connection: object, candidate: Candidate) -> None:
+        """Remember where a connection that was opened leads to."""
+        self._places[connection] = candidate
+
+    def place_of(self, connection: object | None) -> Candidate | None:
+        """Where a connection leads to; None if it was not opened here."""
+        return None if connection is None else self._places.get(connection)
 
     def _of(self, candidate: Candidate) -> _Experience:
         known = self._experience.get(candidate)

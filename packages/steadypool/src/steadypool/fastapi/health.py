@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from steadypool.deadline import deadline
-from steadypool.errors import PoolSnapshot, SteadypoolError
-from steadypool.fastapi.managed import DatabaseOrGetter, ListenerStatistics, resolve
+from steadypool.errors import SteadypoolError
+from steadypool.fastapi.managed import DatabaseOrGetter, ListenerStatistics, Statistics, resolve
 
 PROBE_SECONDS = 0.8
 """How long `/readyz` waits for a connection where the pool's state says nothing."""
@@ -42,7 +42,7 @@ class Health:
         listener = stats.listener
         if stats.closed:
             return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", "closed", listener)
-        if not self._known_good(stats.pool):
+        if not self._known_good(stats):
             try:
                 # Out of time this gives up, but the connect goes on in the pool, and the next question finds it done.
                 with deadline(PROBE_SECONDS):
@@ -53,10 +53,12 @@ class Health:
                 return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "not ready", reason, listener)
         return _answer(HTTPStatus.OK, "ready", listener=listener)
 
-    def _known_good(self, pool: PoolSnapshot) -> bool:
-        if pool.leased + pool.idle > 0:
+    def _known_good(self, stats: Statistics) -> bool:
+        if (
+            stats.totals.connects > 0
+        ):  # also of connections that are closed by now: a database may be left to sleep
             self._connected_before = True
-        return self._connected_before and pool.last_connect_failure is None
+        return self._connected_before and stats.pool.last_connect_failure is None
 
 
 def _answer(

@@ -55,6 +55,15 @@ class ListenerStatistics(Protocol):
         ...
 
 
+class TotalStatistics(Protocol):
+    """The counts that matter here."""
+
+    @property
+    def connects(self) -> int:
+        """Connections opened since the start."""
+        ...
+
+
 class Statistics(Protocol):
     """The numbers that matter here."""
 
@@ -66,6 +75,11 @@ class Statistics(Protocol):
     @property
     def pool(self) -> PoolSnapshot:
         """The pool as it is now."""
+        ...
+
+    @property
+    def totals(self) -> TotalStatistics:
+        """What happened since the start."""
         ...
 
     @property

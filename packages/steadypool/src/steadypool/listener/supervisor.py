@@ -377,6 +377,9 @@ class Listener:
                 return
             if options.dormant_after is None or self._used_at >= beat_at:
                 await self._heartbeat.beat(wire)
+                self._events.emit(
+                    events.ListenerHeartbeat(self._name, self._clock.monotonic(), self._heartbeat.lag or 0.0)
+                )
 
     async def _ask_for_channels(self, wire: Wire) -> None:
         """LISTEN to all that is wanted in one flight, and let everybody catch up."""
@@ -422,6 +425,12 @@ class Listener:
         self._wanted.clear()
         self._move(ListenerState.DORMANT)
         await self._wanted.wait()
+        self._move(self._beginning)
+
+    @property
+    def _beginning(self) -> ListenerState:
+        """The state of a listener that is about to connect."""
+        return ListenerState.RECONNECTING if self._connects else ListenerState.STARTING
 
     def _may_sleep(self) -> bool:
         """Whether nothing has happened for so long that the database may sleep."""
@@ -450,8 +459,7 @@ class Listener:
         self._last_error = error
         self._let_go(_said(error))
         deaf = isinstance(error, errors.ListenerDeaf)
-        again = ListenerState.RECONNECTING if self._connects else ListenerState.STARTING
-        self._move(ListenerState.DEAF if deaf else again)
+        self._move(ListenerState.DEAF if deaf else self._beginning)
         _log.warning("the listener %r is %s: %s", self._name, self.state.value, _said(error))
         if deaf:
             for subscription in self._subscriptions():

@@ -16,6 +16,7 @@ from steadypool.sqlalchemy.errors import (
     StatementTimeout,
 )
 from steadypool.sqlalchemy.pool import SteadyPool
+from steadypool.sqlalchemy.source import source_of
 
 __all__ = [
     "ConnectFailed",
@@ -27,4 +28,5 @@ __all__ = [
     "StatementTimeout",
     "SteadyPool",
     "create_async_engine",
+    "source_of",
 ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from steadypool import errors
+from steadypool.deadline import EARLY
 from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost as LostEvent
 from steadypool.events import StatementTimedOut
@@ -19,9 +20,6 @@ from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
-
-EARLY = 0.05
-"""Seconds by which the server's clock may end a statement before ours says that it is time."""
 
 WORKLOAD_OPTION = "steadypool_workload"
 """Execution option: the class of work a statement belongs to."""
@@ -65,12 +63,15 @@ def _named(context: ExceptionContext) -> BaseException | None:
         if limit is not None and _elapsed(context) >= limit - EARLY:
             return _timeout(context, limit)
         return None
-    gone = fate_of(sqlstate) in (Fate.EVICT, Fate.EVICT_AND_PROVE) if sqlstate else False
+    fate = fate_of(sqlstate, words=str(original)) if sqlstate else Fate.KEEP
+    if fate is Fate.BACK_OFF and (pool := _pool(context)) is not None:
+        pool.judge(fate, _driver_connection(context), f"the server said {sqlstate}")
+    gone = fate in (Fate.EVICT, Fate.EVICT_AND_PROVE)
     gone = gone or _dialect(context).is_confused(original)
     if context.is_disconnect or gone or isinstance(original, OSError):
         context.is_disconnect = True
         return _lost(context, sqlstate)
-    if fate_of(sqlstate) is Fate.DRAIN_HOST and _meets_a_standby(context):
+    if fate is Fate.DRAIN_HOST and _meets_a_standby(context):
         context.is_disconnect = True
     return None
 
@@ -96,7 +97,7 @@ def _meets_a_standby(context: ExceptionContext) -> bool:
     Then everything that is open to it leads to the wrong server. The error stays the server's: nothing took effect.
     """
     connection = _driver_connection(context)
-    if connection is None or not _dialect(context).on_standby(connection):
+    if connection is None or not _dialect(context).takes_no_writes(connection):
         return False
     return not _options(context).get("postgresql_readonly", False)
 

@@ -29,6 +29,7 @@ from steadypool.events import Events, WaitEnded
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
 from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
+from steadypool.sqlalchemy.renewal import renew_when_lost
 from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
 from steadypool.whereabouts import Place, current_request, whereabouts
@@ -45,6 +46,18 @@ UNLIMITED = 2**31
 DRAIN_EVERY = 5.0
 """Seconds: where there is no primary to go to, connections are not replaced at every write that is refused."""
 
+_WORDS = {
+    SlotState.OPENING: "opening",
+    SlotState.STUCK: "opening",
+    SlotState.IDLE: "idle",
+    SlotState.PROVING: "idle",
+    SlotState.SILENT: "idle",
+    SlotState.LEASED: "used",
+    SlotState.RESETTING: "idle",
+    SlotState.CLOSING: "closing",
+}
+"""The states of connections in the words of OpenTelemetry's `db.client.connection.state`, and two of our own."""
+
 current_workload: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "steadypool_workload", default=None
 )
@@ -55,17 +68,19 @@ class Record(_ConnectionRecord):
     """SQLAlchemy's record of one connection, with the lease under which somebody has it."""
 
     lease: Lease[Record] | None = None
+    read_only: bool = False
+    """Whether the server took no writes, when it last said so."""
     farewell: Farewell | None = None
     collected: bool = False
     """Whether its last user forgot to give it back, and the garbage collector did."""
     _fairy_ref: weakref.ref[Any] | None = None
 
-    def __init__(self, owner: SteadyPool) -> None:
+    def __init__(self, owner: SteadyPool, connect: bool = True) -> None:
         self._owner = owner
         # SQLAlchemy makes it last, and 2.0.40 needs it where connecting fails.
         self.finalize_callback = deque()
         try:
-            super().__init__(owner)
+            super().__init__(owner, connect)
         except BaseException:
             # SQLAlchemy 2.0 leaves the connection behind when an event handler fails or is cancelled.
             self.cut()
@@ -132,6 +147,7 @@ class RecordDriver:
         """Connect, in a greenlet of the pool's own task, with all of SQLAlchemy's connect events."""
         try:
             record: Record = await greenlet_spawn(Record, self._owner)
+            record.read_only = self._owner.dialect.takes_no_writes(record.driver_connection)
             self._owner.dialect.when_lost(record.driver_connection, self._owner.core.sweep)
             return record
         except errors.SteadypoolError:
@@ -204,6 +220,17 @@ class SteadyPool(pool.Pool):
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
     _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
+    predecessors: tuple[SteadyPool, ...] = ()
+    """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs."""
+    before_waiting: Callable[[], None] | None = None
+    """Called when a session is about to wait for a connection: the shared ones go back."""
+
+    done = False
+    """Whether `close` has ended."""
+
+    _drained_at = -math.inf
+    _home_thread: int | None = None
+    _home_loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
         self,
@@ -218,6 +245,7 @@ class SteadyPool(pool.Pool):
         steady_ceilings: dict[str, int] | None = None,
         steady_breaker: bool = True,
         ping_by_select: bool = False,
+        first_use_proves: bool = False,
         recycle: float = -1,
         pre_ping: bool = False,
         **kw: Any,
@@ -225,14 +253,13 @@ class SteadyPool(pool.Pool):
         # The core recycles and pings, in the background; SQLAlchemy would do it in the caller.
         super().__init__(creator, recycle=-1, pre_ping=False, **kw)
         base = steady_options or PoolOptions()
-        unlimited = pool_size == 0
         options = replace(
             base,
-            size=UNLIMITED if unlimited else pool_size,
-            max_overflow=None if unlimited or max_overflow == -1 else max_overflow,
+            size=pool_size or UNLIMITED,
+            max_overflow=None if pool_size == 0 or max_overflow == -1 else max_overflow,
             pool_timeout=math.inf if timeout is None else timeout,
             recycle=recycle if recycle >= 0 else None,
-            ping_after_idle=base.ping_after_idle if pre_ping else None,
+            ping_after_idle=base.ping_after_idle if pre_ping and not first_use_proves else None,
             use_lifo=use_lifo,
         )
         self.ping_by_select = ping_by_select
@@ -248,6 +275,7 @@ class SteadyPool(pool.Pool):
             "steady_ceilings": self.ceilings,
             "steady_breaker": steady_breaker,
             "ping_by_select": ping_by_select,
+            "first_use_proves": first_use_proves,
             "recycle": recycle,
             "pre_ping": pre_ping,
         }
@@ -261,10 +289,14 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
-        self.done = False  # whether `close` has ended
-        self._home_thread: int | None = None
-        self._home_loop: asyncio.AbstractEventLoop | None = None
-        self._drained_at = -math.inf
+
+    @property
+    def unproven_after(self) -> float | None:
+        """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
+        given = self._arguments
+        if not (given["pre_ping"] and given["first_use_proves"]):
+            return None
+        return (given["steady_options"] or PoolOptions()).ping_after_idle
 
     @property
     def options(self) -> PoolOptions:
@@ -292,6 +324,9 @@ class SteadyPool(pool.Pool):
         try:
             lease = await_only(self._acquire(places))
         except errors.SteadypoolError as error:
+            mistake = _mistake_in(error)
+            if mistake is not None:
+                raise mistake from None
             raise as_sqlalchemy(error) from error.__cause__
         if self._home_loop is None:
             self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
@@ -299,9 +334,28 @@ class SteadyPool(pool.Pool):
         record.lease = lease
         # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
         record.fairy_ref = None
+        unproven_after = self.unproven_after
+        if unproven_after is not None:
+            age = self.core.clock.monotonic() - lease.slot.proven_at
+            renew_when_lost(self, record, unproven=age >= unproven_after)
         return record
 
+    async def acquire_again(self, ended: Lease[Record]) -> Lease[Record]:
+        """Another lease for whoever had this one, whose connection was dead."""
+        self._make_room()
+        return await self.core.acquire(name=ended.name, workload=ended.workload, places=ended.places)
+
+    def _make_room(self) -> None:
+        """Whoever is about to wait comes before the shared connections."""
+        if (
+            self.before_waiting is not None
+            and not self.core.count(SlotState.IDLE)
+            and self.core.count() >= self.options.limit
+        ):
+            self.before_waiting()
+
     async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
+        self._make_room()
         workload = current_workload.get()
         acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
         if not self.observers.wanted(WaitEnded):
@@ -332,6 +386,8 @@ class SteadyPool(pool.Pool):
             # The garbage collector runs in whichever thread happens to allocate, and in the middle of anything.
             home.call_soon_threadsafe(lease.release, fate)
         else:
+            if not gone:
+                self._look_at_role(entry)
             proven_at = self.dialect.proven_at(entry.driver_connection)
             if proven_at is not None:
                 lease.touch(proven_at)
@@ -349,17 +405,43 @@ class SteadyPool(pool.Pool):
         be a standby they are alive, and lead to the wrong place: all are replaced, those in use when they come back.
         """
         if exception is not None and fate_of(sqlstate_of(exception)) is Fate.DRAIN_HOST:
-            self._drain()
+            self.drain(connection.driver_connection)
         else:
             self.core.suspect_all()
         if _checkin and connection.is_valid:
             connection.invalidate(exception)
 
-    def _drain(self) -> None:
-        now = self.core.clock.monotonic()
-        if now >= self._drained_at + DRAIN_EVERY:
-            self._drained_at = now
-            self.core.abort_idle()
+    def judge(self, fate: Fate, driver_connection: object, said: str) -> None:
+        """Act on an error of a statement that says something about the server, and nothing about the connection."""
+        if fate is Fate.BACK_OFF:
+            self.core.server_fails(said)
+        elif fate is Fate.DRAIN_HOST and self.dialect.takes_no_writes(driver_connection):
+            self.drain(driver_connection)
+
+    def drain(self, driver_connection: object) -> None:
+        """The server at the other end of a connection takes no writes: replace all that lead there.
+
+        Other hosts come first until a connect there succeeds again. Where it is not known which host it is, all
+        connections are replaced.
+        """
+        now, network = self.core.clock.monotonic(), self.dialect.guards.network
+        if now < self._drained_at + DRAIN_EVERY:
+            return
+        self._drained_at = now
+        place = network.place_of(driver_connection)
+        if place is not None:
+            network.doubt(place)
+        self.core.drain(
+            lambda record: place is None or network.place_of(record.driver_connection) in (place, None)
+        )
+
+    def _look_at_role(self, record: Record) -> None:
+        """A standby may have been promoted meanwhile; that is told unasked, with the answer to any statement."""
+        if record.read_only and not self.dialect.takes_no_writes(record.driver_connection):
+            record.read_only = False
+            place = self.dialect.guards.network.place_of(record.driver_connection)
+            if place is not None:
+                self.dialect.guards.network.trust(place)
 
     def _close_connection(self, connection: DBAPIConnection, *, terminate: bool = False) -> None:
         home = self._home_loop
@@ -381,7 +463,13 @@ class SteadyPool(pool.Pool):
             "dialect": self._dialect,
             "events": None,
         }
-        return type(self)(self._creator, **{**self._arguments, **changed})
+        successor = type(self)(self._creator, **{**self._arguments, **changed})
+        successor.predecessors = self.still_in_use()
+        return successor
+
+    def still_in_use(self) -> tuple[SteadyPool, ...]:
+        """This pool and those before it, as far as they have connections."""
+        return tuple(pool for pool in (*self.predecessors, self) if pool.core.count())
 
     def dispose(self) -> None:
         """Close all idle connections at once; those in use are closed when they come back."""
@@ -425,6 +513,17 @@ class SteadyPool(pool.Pool):
             f"Current Overflow: {self.overflow()} Current Checked out connections: {self.checkedout()}"
         )
 
+    def connections(self) -> dict[str, int]:
+        """How many connections the engine has, in the words of OpenTelemetry; may be called from another thread.
+
+        Those that were in use when the engine was disposed of are among them until they come back.
+        """
+        counts: dict[str, int] = dict.fromkeys(_WORDS.values(), 0)
+        for one in (*self.predecessors, self):
+            for state, word in _WORDS.items():
+                counts[word] += one.core.by_state()[state]
+        return counts
+
     def size(self) -> int:
         """Connections that are kept open; 0 for no limit."""
         return 0 if self.options.size == UNLIMITED else self.options.size
@@ -444,3 +543,11 @@ class SteadyPool(pool.Pool):
     def overflow(self) -> int:
         """Open connections beyond `size`; negative while there are fewer."""
         return 0 if self.size() == 0 else self.checkedin() + self.checkedout() - self.size()
+
+
+def _mistake_in(error: BaseException) -> exc.ArgumentError | None:
+    """An argument of the engine that makes no sense fails each connect, but says nothing of the server."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, exc.ArgumentError):
+        seen = seen.__cause__
+    return seen

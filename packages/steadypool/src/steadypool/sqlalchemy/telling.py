@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from steadypool.errors import SteadypoolError
 from steadypool.events import StatementFinished, WaitEnded
-from steadypool.fingerprint import fingerprint
+from steadypool.fingerprint import name_of
+from steadypool.sqlstate import THE_DRIVERS_OWN
 from steadypool.whereabouts import endpoint
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def tell_statement(
     seconds: float,
     rows: int | None = None,
     sqlstate: str | None = None,
-    error: BaseException | type[BaseException] | None = None,
+    error: BaseException | None = None,
 ) -> None:
     """Emit `StatementFinished` for what was executed on a connection, if somebody wants it.
 
@@ -66,11 +67,12 @@ def tell_statement(
         return
     lease = lease_of(fairy)
     waiting, connecting = (0.0, 0.0) if lease is None else lease.take_cost()
+    name = name_of(statement)
     pool.observers.emit(
         StatementFinished(
             pool.core.name,
             pool.core.clock.monotonic(),
-            fingerprint(statement),
+            name.fingerprint,
             "session",
             seconds,
             rows if rows is not None and rows >= 0 else None,
@@ -78,16 +80,17 @@ def tell_statement(
             connecting,
             None if lease is None else lease.workload,
             None if lease is None else lease.slot.number,
-            sqlstate,
-            None if error is None else name_of(error),
+            None if sqlstate in THE_DRIVERS_OWN else sqlstate,
+            None if error is None else kind_of(error),
             endpoint(),
+            name.summary,
         )
     )
 
 
-def name_of(error: BaseException | type[BaseException]) -> str:
+def kind_of(error: BaseException) -> str:
     """What an error is called in statistics: its class."""
-    return error.__name__ if isinstance(error, type) else type(error).__name__
+    return type(error).__name__
 
 
 def tell_wait(
@@ -123,7 +126,7 @@ def tell_wait(
             connecting,
             workload,
             None,
-            None if error is None else name_of(error),
+            None if error is None else kind_of(error),
             endpoint(),
         )
     )

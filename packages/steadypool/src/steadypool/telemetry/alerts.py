@@ -77,7 +77,7 @@ class Alerts:
         for watched in self._watched:
             measured = self._measure(watched.rule, row, view)
             watched.history.append((now, measured))
-            while watched.history[0][0] <= now - self.limits.after:
+            while watched.history[0][0] <= now - max(self.limits.after, watched.rule.steady):
                 watched.history.popleft()
             bad, message = self._judge(watched, now)
             if bad:

@@ -32,20 +32,6 @@ class Totals:
     listener_reconnects: int = 0
 
 
-COUNTED: tuple[type[events.Event], ...] = (
-    events.ConnectSucceeded,
-    events.ConnectAttemptFailed,
-    events.Acquired,
-    events.AcquireFailed,
-    events.Released,
-    events.Closed,
-    events.StatementTimedOut,
-    events.ConnectionLost,
-    events.LeakSuspected,
-)
-"""The events that `Counters` looks at."""
-
-
 _PLAIN: dict[type[events.Event], str] = {
     events.ConnectAttemptFailed: "connect_failures",
     events.Closed: "closed",
@@ -55,6 +41,16 @@ _PLAIN: dict[type[events.Event], str] = {
     events.ListenerGap: "listener_gaps",
 }
 """Events of which only the number counts."""
+
+COUNTED: tuple[type[events.Event], ...] = (
+    *_PLAIN,
+    events.ConnectSucceeded,
+    events.Acquired,
+    events.AcquireFailed,
+    events.Released,
+    events.ListenerStateChanged,
+)
+"""The events that `Counters` looks at."""
 
 
 class Counters:

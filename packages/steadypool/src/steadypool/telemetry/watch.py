@@ -25,8 +25,6 @@ _log = logging.getLogger("steadypool.alerts")
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at the pool."""
-FEEL_EVERY = 0.25
-"""Seconds between two measurements of how late the event loop is."""
 WRITE_EVERY = 2
 """Looks after which the file gets what was recorded."""
 
@@ -50,6 +48,7 @@ class Watch:
         settings: the pool's; also the limits of alerts, the file and the webhook.
         observers: the pool's events: what is heard, and where alerts are told.
         look: asks for a view of the pool.
+        lag: by how many seconds the event loop was late at most since this was last asked.
         clock: the pool's.
         wall: seconds since 1970.
     """
@@ -61,11 +60,13 @@ class Watch:
         *,
         observers: events.Events,
         look: Look,
+        lag: Callable[[], float],
         clock: Clock,
         wall: Callable[[], float] = wall_time,
     ) -> None:
         self._settings = settings
         self._look = look
+        self._lag = lag
         self._clock = clock
         self._recorded: dict[str, Any] = {name: getattr(settings, name) for name in RECORDED_SETTINGS}
         self.recorder = Recorder(pool, self._recorded, clock=clock, wall=wall)
@@ -76,15 +77,19 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
         self._ticks = 0
         self._waiting: set[asyncio.Future[None]] = set()
-        observers.subscribe(self.recorder)
-        observers.subscribe(self._tell)
+        self._observers = observers
+        self._unsubscribe: list[Callable[[], None]] = []
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to look. Reads the file of an earlier process, if there is one."""
-        if self._task is not None:
+        """Begin to look, unless DATABASE_RECORDER is off. Reads the file of an earlier process, if there is one."""
+        if self._task is not None or not self._settings.recorder:
             return
+        self._unsubscribe = [
+            self._observers.subscribe(self.recorder, *self.recorder.kinds),
+            self._observers.subscribe(self._tell, events.AlertRaised, events.AlertCleared),
+        ]
         if self._settings.alert_webhook is not None:
             self._webhook = Webhook(self._settings.alert_webhook.get_secret_value())
         if self._settings.recorder_file is not None:
@@ -113,7 +118,9 @@ class Watch:
         self._task.cancel()
         await asyncio.wait({self._task})
         self._task = None
-        self.look(0.0)
+        self.look()
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
         self._wake()
         if self._file is not None:
             self._file.append(self.recorder.lines())
@@ -123,19 +130,13 @@ class Watch:
             await self._webhook.close()
 
     async def _run(self) -> None:
-        due, lag = self._clock.monotonic(), 0.0
-        looks = due + LOOK_EVERY
+        due = self._clock.monotonic()
         while True:
-            due += FEEL_EVERY
-            await self._clock.sleep(max(0.0, due - self._clock.monotonic()))
-            now = self._clock.monotonic()
-            lag = max(lag, now - due)
-            due = max(due, now - FEEL_EVERY)
-            if now >= looks:
-                self.look(lag)
-                lag, looks = 0.0, max(looks + LOOK_EVERY, now)
+            due = max(due + LOOK_EVERY, self._clock.monotonic())
+            await self._clock.sleep(due - self._clock.monotonic())
+            self.look()
 
-    def look(self, lag: float) -> None:
+    def look(self) -> None:
         """A second has passed: record it and judge it. An error here is logged, and the next second is another."""
         try:
             view = self._look()
@@ -146,7 +147,7 @@ class Watch:
                 }
                 for each in view.workloads
             }
-            row = self.recorder.tick(view, lag)
+            row = self.recorder.tick(view, self._lag())
             self.alerts.check(self._clock.monotonic(), row, view)
             self._keep()
         except Exception:  # noqa: BLE001 - whoever watches must not end because of one odd second

@@ -11,6 +11,7 @@ from typing import Any
 from steadypool import events
 from steadypool.census import ConnectionFacts, WaiterFacts
 from steadypool.clock import Clock
+from steadypool.errors import words_of
 from steadypool.telemetry.counters import cause_of
 from steadypool.telemetry.recorder.histogram import Histogram
 from steadypool.telemetry.recorder.journal import Journal
@@ -25,11 +26,12 @@ from steadypool.telemetry.recorder.recording import (
     arrivals_line,
     merged,
 )
-from steadypool.telemetry.recorder.statements import Statements
+from steadypool.telemetry.recorder.statements import Statements, Tops
 from steadypool.telemetry.recorder.view import View
 from steadypool.whereabouts import as_text
 
 SECONDS, MINUTES = 3_600, 1_440
+TOPS = 8
 MOST_NOTES, MOST_ARRIVALS, MOST_STATEMENTS, MOST_LEAKS = 1_000, 32_768, 200, 50
 SHOWN_CONNECTIONS, SHOWN_WAITERS = 40, 20
 """How many of either a moment keeps: those who have held, and who have waited, for longest."""
@@ -64,6 +66,7 @@ class Recorder:
         self.settings = settings
         self.journal = Journal(MOST_NOTES)
         self.statements = Statements(MOST_STATEMENTS)
+        self.tops = Tops(MINUTES, TOPS)
         self.moments = Moments(SECONDS, MINUTES)
         self.seconds = Rows(SECONDS)
         self.minutes = Rows(MINUTES)
@@ -94,12 +97,18 @@ class Recorder:
             events.ConnectAttemptFailed: self._connect_failed,
             events.Closed: self._closed,
             events.BreakerChanged: self._breaker_changed,
+            events.ConnectionLost: self._connection_lost,
             events.LeakSuspected: self._leak,
             events.ListenerStateChanged: self._listener_changed,
             events.ListenerGap: self._gap,
             events.GuardsLost: self._guards_lost,
             events.PoolClosedEvent: self._pool_closed,
         }
+
+    @property
+    def kinds(self) -> tuple[type[events.Event], ...]:
+        """The events that it wants."""
+        return tuple(self._handlers)
 
     def __call__(self, event: events.Event) -> None:
         """Take in one event."""
@@ -155,22 +164,23 @@ class Recorder:
         arrived = self.when(event.at - event.seconds)
         self._arrived(Arrival(arrived, event.seconds, None, event.workload, cause))
         if cause != "refused_closed":
-            self._note(event.at, cause, str(event.error) or type(event.error).__name__)
+            self._note(event.at, cause, words_of(event.error))
 
     def _statement_finished(self, event: events.StatementFinished) -> None:
         self._count("statements")
         self._counts["rows"] += event.rows or 0
         self._durations[2].add(event.seconds)
         self.statements.add(event, self.when(event.at))
+        self.tops.add(event.fingerprint, event.seconds, self.when(event.at))
         if event.connection is not None and event.connection in self._leases:
             self._last_statement[event.connection] = (event.fingerprint, event.at)
-        if event.error_type is None:
-            return
-        if event.error_type in ("ConnectionLost", "CommitUnknown"):
-            self._count("connections_lost")
-            self._note(event.at, "connections_lost", f"a connection broke in use: {event.fingerprint}")
-        elif event.error_type != "StatementTimeout" and event.sqlstate != "57014":
+        counted_elsewhere = ("StatementTimeout", "ConnectionLost", "CommitUnknown", "CancelledError")
+        if event.error_type is not None and event.error_type not in counted_elsewhere:
             self._count("statement_errors")
+
+    def _connection_lost(self, event: events.ConnectionLost) -> None:
+        self._count("connections_lost")
+        self._note(event.at, "connections_lost", f"a connection broke in use: {event.cause}")
 
     def _statement_timed_out(self, event: events.StatementTimedOut) -> None:
         self._count("statement_timeouts")
@@ -196,7 +206,7 @@ class Recorder:
         self._durations[1].add(event.seconds)
         if self._failing_since is None:
             self._failing_since = event.at - event.seconds
-        self._note(event.at, "connect_failures", str(event.error) or type(event.error).__name__)
+        self._note(event.at, "connect_failures", words_of(event.error))
 
     def _closed(self, event: events.Closed) -> None:
         self._leases.pop(event.connection, None)
@@ -271,6 +281,8 @@ class Recorder:
         row = merged(self.seconds.since(at, at + 60), at)
         self.minutes.add(row)
         self._write({"k": "row", "span": 60, "row": row.as_json()})
+        for top in self.tops.fresh():
+            self._write({"k": "top"} | top)
         self._write({"k": "statements", "rows": self.statements.table(MOST_STATEMENTS)})
 
     def _notice(self, view: View, lag: float, monotonic: float) -> None:
@@ -310,7 +322,7 @@ class Recorder:
         }
 
     def holding(self, connection: ConnectionFacts, view: View) -> dict[str, Any]:
-        """What is known of a connection: its state, who has it, and the last statement that ended on it."""
+        """What is known of a connection: its state, who has it, and what runs on it or was the last to."""
         facts: dict[str, Any] = {
             "number": connection.number,
             "state": connection.state,
@@ -320,6 +332,9 @@ class Recorder:
             return facts
         facts |= {"holder": connection.holder[:LONGEST_NAME], "workload": connection.workload}
         facts["in_transaction"] = connection.number in view.in_transaction
+        if connection.statement is not None:
+            facts["running"] = connection.statement
+            facts["executing"] = round(connection.executing or 0.0, 2)
         last = self._last_statement.get(connection.number)
         if last is not None:
             facts["statement"] = last[0]
@@ -337,6 +352,7 @@ class Recorder:
         pool, at, settings = self.pool, self.now, dict(self.settings)
         seconds, minutes, moments = self.seconds.copy(), self.minutes.copy(), self.moments.copy()
         journal = tuple(replace(note) for note in self.journal)
+        tops = tuple(self.tops)
         arrivals, unfinished = self._arrivals.copy(), self._unfinished()
         statements = tuple(self.statements.table(MOST_STATEMENTS))
         return lambda: Recording(
@@ -347,6 +363,7 @@ class Recorder:
             minutes=tuple(minutes.since(0)),
             journal=journal,
             moments=tuple(moments),
+            tops=tops,
             arrivals=(*arrivals, *unfinished),
             statements=statements,
         )
@@ -368,6 +385,7 @@ class Recorder:
         self.journal.restore(recording.journal)
         for moment in recording.moments:
             self.moments.add(moment)
+        self.tops.restore(recording.tops)
         self.statements.restore(recording.statements)
 
     def _write(self, line: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ It has two forms with the same content. `Recording.load` and `Recording.parse` r
   histograms, `{bucket: count}`. A row of a minute has the sums of what is counted and the most of what is measured.
 - `journal`: entries `{id, at, until, kind, text, count}`, oldest first.
 - `moments`: who held and who waited, where that was worth noting: `{at, connections, waiters, more}`.
+- `tops`: of each minute the dearest statements, `{at, rows}` with rows `[fingerprint, count, total, max]`.
 - `arrivals`: `{workloads, outcomes, rows}`; a row is `[arrived, waited, held, workload, outcome]`, the last two being
   places in these two lists (-1 for no workload).
 - `statements`: the dearest ones, `{fingerprint, count, total, p50, p95, max, rows, errors, last, durations}`.
@@ -21,9 +22,9 @@ for one who still had it.
 
 **The file** (`DATABASE_RECORDER_FILE`) is JSON Lines, appended to while the service runs: an object a line, whose `k`
 says what it is: `head` (format, version, pool, at, settings, columns, edges), `row` (span 1 or 60, and `row`), `note`
-(an entry of the journal; the last one with an `id` counts), `moment`, `arrivals` (with its own lists), `statements`
-(the last one counts). A last line that was torn by a crash is left out, and so is any line that is no JSON. When it
-grows too long it is written anew, from what is still in memory.
+(an entry of the journal; the last one with an `id` counts), `moment`, `top`, `arrivals` (with its own lists),
+`statements` (the last one counts). A last line that was torn by a crash is left out, and so is any line that is no
+JSON. When it grows too long it is written anew, from what is still in memory.
 
 Example:
     recording = Recording.load("recorder.jsonl")
@@ -211,6 +212,7 @@ class Recording:
     minutes: tuple[Row, ...] = ()
     journal: tuple[Note, ...] = ()
     moments: tuple[Mapping[str, Any], ...] = ()
+    tops: tuple[Mapping[str, Any], ...] = ()
     arrivals: tuple[Arrival, ...] = ()
     statements: tuple[Mapping[str, Any], ...] = ()
 
@@ -251,13 +253,15 @@ class Recording:
         for line in self.lines():
             kind = line.pop("k")
             if kind == "head":
-                document |= line | {"seconds": [], "minutes": [], "journal": [], "moments": []}
+                document |= line | {"seconds": [], "minutes": [], "journal": [], "moments": [], "tops": []}
             elif kind == "row":
                 document["seconds" if line["span"] == 1 else "minutes"].append(line["row"])
             elif kind == "note":
                 document["journal"].append(line)
             elif kind == "moment":
                 document["moments"].append(line)
+            elif kind == "top":
+                document["tops"].append(line)
             elif kind == "statements":
                 document["statements"] = line["rows"]
             else:
@@ -271,6 +275,7 @@ class Recording:
             yield from ({"k": "row", "span": span, "row": row.as_json()} for row in rows)
         yield from ({"k": "note"} | note.as_json() for note in self.journal)
         yield from ({"k": "moment"} | dict(moment) for moment in self.moments)
+        yield from ({"k": "top"} | dict(top) for top in self.tops)
         yield arrivals_line(self.arrivals)
         yield {"k": "statements", "rows": [dict(row) for row in self.statements]}
 
@@ -319,12 +324,13 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 def _lines_of(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A document as the lines of a file."""
-    lists = ("seconds", "minutes", "journal", "moments", "arrivals", "statements")
+    lists = ("seconds", "minutes", "journal", "moments", "tops", "arrivals", "statements")
     yield {"k": "head"} | {name: value for name, value in document.items() if name not in lists}
     for name, span in (("minutes", 60), ("seconds", 1)):
         yield from ({"k": "row", "span": span, "row": row} for row in document.get(name, ()))
     yield from ({"k": "note"} | note for note in document.get("journal", ()))
     yield from ({"k": "moment"} | moment for moment in document.get("moments", ()))
+    yield from ({"k": "top"} | top for top in document.get("tops", ()))
     if "arrivals" in document:
         yield {"k": "arrivals"} | document["arrivals"]
     yield {"k": "statements", "rows": document.get("statements", [])}
@@ -342,6 +348,7 @@ class _Reader:
         self._rows: dict[tuple[int, int], Row] = {}
         self._notes: dict[int, Note] = {}
         self._moments: dict[float, dict[str, Any]] = {}
+        self._tops: dict[float, dict[str, Any]] = {}
         self._arrivals: list[Arrival] = []
         self._statements: list[dict[str, Any]] = []
 
@@ -363,6 +370,7 @@ class _Reader:
             minutes=minutes,
             journal=tuple(sorted(self._notes.values(), key=lambda note: (note.at, note.id))),
             moments=tuple(self._moments[at] for at in sorted(self._moments)),
+            tops=tuple(self._tops[at] for at in sorted(self._tops)),
             arrivals=tuple(self._arrivals),
             statements=tuple(self._statements),
         )
@@ -382,6 +390,8 @@ class _Reader:
                 self._moments[float(line["at"])] = {
                     name: value for name, value in line.items() if name != "k"
                 }
+            case "top":
+                self._tops[float(line["at"])] = {"at": line["at"], "rows": list(line["rows"])}
             case "arrivals":
                 self._arrivals += _arrivals(line)
             case "statements":

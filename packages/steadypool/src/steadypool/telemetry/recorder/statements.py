@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,74 @@ class Figures:
     errors: int = 0
     last: float = 0.0
     durations: Histogram = field(default_factory=Histogram)
+
+
+class Tops:
+    """The statements that took the most time in each minute.
+
+    Args:
+        minutes: how many minutes are kept.
+        most: how many statements of each.
+    """
+
+    def __init__(self, minutes: int, most: int) -> None:
+        self._most = most
+        self._kept: deque[dict[str, Any]] = deque(maxlen=minutes)
+        self._open: dict[str, list[float]] = {}
+        self._minute = 0
+        self._fresh: list[dict[str, Any]] = []
+
+    def add(self, fingerprint: str, seconds: float, at: float) -> None:
+        """Count one statement that ended at that moment."""
+        minute = int(at // 60)
+        if minute != self._minute:
+            if self._open:
+                self._kept.append(self._so_far())
+                self._fresh.append(self._kept[-1])
+            self._open, self._minute = {}, minute
+        figures = self._open.get(fingerprint)
+        if figures is None:
+            if len(self._open) >= 20 * self._most:
+                dearest = sorted(self._open.items(), key=lambda item: -item[1][1])[: 10 * self._most]
+                self._open = dict(dearest)
+            figures = self._open[fingerprint] = [0, 0.0, 0.0]
+        figures[0] += 1
+        figures[1] += seconds
+        figures[2] = max(figures[2], seconds)
+
+    def _so_far(self) -> dict[str, Any]:
+        """The minute that has begun."""
+        dearest = sorted(self._open.items(), key=lambda item: -item[1][1])[: self._most]
+        rows = [[name, int(count), round(total, 4), round(most, 5)] for name, (count, total, most) in dearest]
+        return {"at": self._minute * 60, "rows": rows}
+
+    def fresh(self) -> list[dict[str, Any]]:
+        """The minutes that ended since this was last asked."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def between(self, since: float, until: float) -> list[dict[str, Any]]:
+        """The dearest statements of the minutes that this time touches."""
+        sums: dict[str, list[float]] = {}
+        for top in self:
+            if top["at"] + 60 > since and top["at"] < until:
+                for name, count, total, most in top["rows"]:
+                    figures = sums.setdefault(name, [0, 0.0, 0.0])
+                    figures[0] += count
+                    figures[1] += total
+                    figures[2] = max(figures[2], most)
+        dearest = sorted(sums.items(), key=lambda item: -item[1][1])[: self._most]
+        return [
+            {"fingerprint": name, "count": int(count), "total": round(total, 4), "max": most}
+            for name, (count, total, most) in dearest
+        ]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter((*self._kept, self._so_far()) if self._open else tuple(self._kept))
+
+    def restore(self, tops: Iterable[Mapping[str, Any]]) -> None:
+        """Take back what was written."""
+        self._kept.extend(dict(top) for top in tops)
 
 
 class Statements:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,16 @@ from typing import Any
 
 from steadypool.telemetry.recorder.recording import FAILURES, Note, Row, merged
 
+_IDENTITY = re.compile(r"/(?:\d+|[0-9a-f]{8,}|[0-9a-f-]{36})(?=/|$)", re.IGNORECASE)
+"""The part of a path that names one of many things: requests of one kind are counted together."""
+
 SLOW_STATEMENT = 0.5
 SLOW_WAIT = 0.1
 SLOW_CONNECT = 1.0
-BUSY_LOOP = 0.5
+BUSY_LOOP = 1.0
 NEARLY_FULL = 0.8
+IDLE = 1.0
+"""Seconds without a statement after which an open transaction is called idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,8 @@ def verdict(rows: Iterable[Row], moment: Mapping[str, Any] | None, notes: Sequen
     strained = [reason for reason in (_nearly_full(row, moment), _failures(row)) if reason]
     if strained:
         return Verdict("strained", strained[0].text, tuple(strained))
+    if not row["acquired"]:
+        return Verdict("good", "The pool was well. Nobody asked for a connection in this time.", ())
     waited, ran = row.waiting.percentile(95), row.executing.percentile(95)
     return Verdict(
         "good",
@@ -90,10 +98,11 @@ def _full(row: Row, moment: Mapping[str, Any] | None) -> Reason | None:
     in_use, limit = max(row["peak"], row["leased"]), row["size"] + max(0.0, row["overflow"])
     if in_use < row["size"] and not turned_away and not moment_waits(moment):
         return None  # they waited for the server, which the other reasons tell
-    text = f"{in_use:.0f} of {limit:.0f} connections were in use and up to {row['waiting']:.0f} callers waited for one"
+    waiting = f"up to {row['waiting']:.0f} callers" if row["waiting"] else "callers"
+    text = f"{in_use:.0f} of {limit:.0f} connections were in use, {waiting} waited for one"
     text += f" ({_time(waited)} at the 95th percentile)" if waited >= SLOW_WAIT else ""
-    text += f"; {turned_away:.0f} went without" if turned_away else ""
-    return Reason(text + f". {_holders(moment)}", "exhaustion")
+    text += f", {turned_away:.0f} went without" if turned_away else ""
+    return Reason(f"{text}. {_holders(moment)}".rstrip(), "exhaustion")
 
 
 def _woke(row: Row, notes: Sequence[Note]) -> Reason | None:
@@ -111,10 +120,11 @@ def _slow(row: Row, moment: Mapping[str, Any] | None) -> Reason | None:
         return None
     text = f"Statements were slow: {_time(slow)} at the 95th percentile"
     text += f", {timed_out:.0f} reached their limit and were ended" if timed_out else ""
-    statements = Counter(each.get("statement") for each in (moment or {}).get("connections", ()))
-    statements.pop(None, None)
-    if statements:
-        text += f". Last on the connections in use: {statements.most_common(1)[0][0]}"
+    running = Counter(each.get("running") for each in (moment or {}).get("connections", ()))
+    running.pop(None, None)
+    if running:
+        statement, connections = running.most_common(1)[0]
+        text += f". On {connections} of the connections in use it was {statement}"
     return Reason(text + ".", "statement-timeouts")
 
 
@@ -144,16 +154,24 @@ def moment_waits(moment: Mapping[str, Any] | None) -> bool:
 def _holders(moment: Mapping[str, Any] | None) -> str:
     """Who held how many, for how long."""
     if not moment or not moment["connections"]:
-        return "Who held them was not kept."
+        return ""
     many: Counter[str] = Counter()
     longest: dict[str, float] = {}
     for each in moment["connections"]:
-        name = each.get("holder") or "?"
+        name = _IDENTITY.sub("/…", each.get("holder") or "?")
         many[name] += 1
         longest[name] = max(longest.get(name, 0.0), each["seconds"])
     shown = sorted(many, key=lambda name: -many[name] * (1 + longest[name]))[:3]
     held = ", ".join(f"{many[name]} by {name} (up to {_time(longest[name])})" for name in shown)
-    return f"Held: {held}."
+    idle = sum(
+        bool(each.get("in_transaction")) and each.get("quiet", 0.0) >= IDLE and not each.get("running")
+        for each in moment["connections"]
+    )
+    return f"Held: {held}." + (f" {idle} of them {_was(idle)} idle in a transaction." if idle else "")
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def words(name: str) -> str:
@@ -164,4 +182,6 @@ def words(name: str) -> str:
 def _time(seconds: float | None) -> str:
     if seconds is None:
         return "no time"
+    if seconds < 0.001:
+        return "1 ms"
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -75,20 +75,22 @@ function cells(connections, counts) {
   const made = connections.slice(0, 200).map((each) => el("li", { class: each.state },
     el("div", {}, el("b", {}, `#${each.number} `), `${each.state} `, el("span", { class: "soft" }, duration(each.seconds))),
     each.holder ? el("div", { class: "who", title: each.holder }, each.holder) : null,
-    el("div", { class: "soft" }, each.holder ? [each.workload, each.in_transaction ? "in transaction" : null].filter(Boolean).join(" · ") || "in use" : each.age !== null && each.age !== undefined ? `age ${duration(each.age)} · used ${each.leases}×${each.suspect ? " · suspect" : ""}` : "no answer yet")));
+    el("div", { class: "soft" }, each.holder ? [each.workload, isIdle(each) ? "idle in transaction" : each.running ? "executing" : each.in_transaction ? "in transaction" : null].filter(Boolean).join(" · ") || "in use" : each.age !== null && each.age !== undefined ? `age ${duration(each.age)} · used ${each.leases}×${each.suspect ? " · suspect" : ""}` : "no answer yet")));
   for (let i = connections.length; i < Math.min(limit, 200); i += 1) {
     made.push(el("li", { class: "free" }, i < counts.size ? "not opened" : "overflow, not opened"));
   }
   $("cells").replaceChildren(...made);
 }
 
+const isIdle = (row) => row.in_transaction && !row.running && row.quiet >= 1;
+
 const HOLDERS = [
   ["Who", (row) => row.holder],
   ["Workload", (row) => row.workload],
   ["Held for", (row) => duration(row.seconds), { number: true }],
   ["Connection", (row) => `#${row.number}`, { number: true }],
-  ["Transaction", (row) => (row.in_transaction ? (row.quiet >= 1 ? `open; no statement ended for ${duration(row.quiet)}` : "open") : "none"), { mark: (row) => (row.in_transaction && row.quiet >= 1 ? "flag" : "") }],
-  ["Last statement that ended", (row) => (row.statement ? el("code", {}, row.statement) : "none yet")],
+  ["Transaction", (row) => (isIdle(row) ? `idle in transaction for ${duration(row.quiet)}` : row.in_transaction ? "open" : "none"), { mark: (row) => (isIdle(row) ? "flag" : "") }],
+  ["Statement", (row) => (row.running ? el("span", {}, `runs for ${duration(row.executing)}: `, el("code", {}, row.running)) : row.statement ? el("span", {}, "last: ", el("code", {}, row.statement)) : "none yet")],
 ];
 
 function holdersShown(connections, more) {
@@ -132,10 +134,9 @@ function failuresShown(failures, columns) {
 
 function journalShown(notes) {
   show("journal", notes, () => (notes.length ? table([
-    ["When", (row) => clock(row.at) + (row.until - row.at >= 1 ? `–${clock(row.until)}` : "")],
-    ["What", (row) => words(row.kind)],
-    ["", (row) => (row.count > 1 ? `${row.count}×` : "")],
-    ["", (row) => row.text],
+    ["When", (row) => clock(row.at) + (row.until - row.at >= 1 ? `–${clock(row.until)}` : ""), { mark: () => "when" }],
+    ["What", (row) => words(row.kind) + (row.count > 1 ? ` ${row.count}×` : ""), { mark: () => "when" }],
+    ["Text", (row) => row.text],
   ], [...notes].reverse(), true) : none("Nothing of note.")));
 }
 
@@ -169,16 +170,25 @@ function livePartsShown(state) {
   show("leaks", state.leaks, (rows) => (rows.length ? rows.map((leak) => el("details", {},
     el("summary", {}, `${clock(leak.at)} · #${leak.connection} held for ${duration(leak.seconds)} by ${leak.holder}${leak.workload ? ` (${leak.workload})` : ""}`),
     el("pre", { tabindex: "0" }, leak.stack || "where it was acquired is not known"))) : none("None.")));
-  show("statements", state.statements, (rows) => (rows.length ? table([
-    ["Statement", (row) => el("code", {}, row.fingerprint)],
-    ["Times", (row) => row.count, { number: true }],
-    ["In all", (row) => duration(row.total), { number: true }],
-    ["p95", (row) => duration(row.p95), { number: true }],
-    ["Longest", (row) => duration(row.max), { number: true }],
-    ["Rows", (row) => row.rows, { number: true }],
-    ["Errors", (row) => row.errors, { number: true, mark: (row) => (row.errors ? "bad" : "") }],
-    ["Last", (row) => clock(row.last)],
-  ], rows, true) : none("None yet.")));
+}
+
+const STATEMENTS = [
+  ["Statement", (row) => el("code", {}, row.fingerprint)],
+  ["Times", (row) => row.count, { number: true }],
+  ["In all", (row) => duration(row.total), { number: true }],
+  ["Longest", (row) => duration(row.max), { number: true }],
+];
+const STATEMENTS_LIVE = [
+  ...STATEMENTS,
+  ["p95", (row) => duration(row.p95), { number: true }],
+  ["Rows", (row) => row.rows, { number: true }],
+  ["Errors", (row) => row.errors, { number: true, mark: (row) => (row.errors ? "bad" : "") }],
+  ["Last", (row) => clock(row.last), { mark: () => "when" }],
+];
+
+function statementsShown(rows, columns, span) {
+  $("statements-span").textContent = span;
+  show("statements", rows, () => (rows.length ? table(columns, rows, true) : none("None.")));
 }
 
 // -- live ----------------------------------------------------------------------------------------------------------------
@@ -202,6 +212,7 @@ function stateShown(state) {
   latencyShown(state.latency, "last 60 s");
   failuresShown(state.failures, ["minute", "hour", "total"]);
   journalShown(state.journal.slice(-20));
+  statementsShown(state.statements, STATEMENTS_LIVE, "since the recording began");
 }
 
 function follow() {
@@ -253,6 +264,7 @@ function pastShown(past) {
   latencyShown(past.latency, title);
   failuresShown(past.failures, ["count"]);
   journalShown(past.journal);
+  statementsShown(past.statements, STATEMENTS, `that ended from ${clock(past.since - (past.since % 60), false)} on`);
 }
 
 function live() {

@@ -1,0 +1,27 @@
+"""One libpq connection in pipeline mode, driven by the event loop: what is sent need not wait for what was sent before.
+
+`connection` is the connection, `segment` what travels over it, `flight` a segment on its way, `statements` what the
+connection knows about statements that it has seen, `library` libpq itself.
+"""
+
+from steadypool.pipeline.connection import PipelinedConnection
+from steadypool.pipeline.segment import (
+    ConnectionGone,
+    Overdue,
+    Result,
+    ResultTooLarge,
+    Segment,
+    Statement,
+    Unclean,
+)
+
+__all__ = [
+    "ConnectionGone",
+    "Overdue",
+    "PipelinedConnection",
+    "Result",
+    "ResultTooLarge",
+    "Segment",
+    "Statement",
+    "Unclean",
+]

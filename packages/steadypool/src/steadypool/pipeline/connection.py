@@ -1,0 +1,549 @@
+"""`PipelinedConnection`: one libpq connection in pipeline mode on the event loop.
+
+What is sent goes out once per turn of the loop, whoever sent it. Answers come in the order of the segments, and
+the future of a segment is settled at its own Sync, never before: a deferred constraint or a serialization failure
+comes after the rows. Every future is settled, whatever becomes of the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Protocol
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import AdaptersMap, PyFormat, Transformer
+from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus, abc
+
+from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool.errors import ConfigurationError
+from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep, Step
+from steadypool.pipeline.library import OLDEST, libpq_function
+from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
+from steadypool.pipeline.statements import STALE, Known, State, Statements
+from steadypool.pipeline.wire import Wire
+
+_SYNC = int(ExecStatus.PIPELINE_SYNC)
+_ROLLBACK = Statement("ROLLBACK", prepare=False)
+_CANCEL_AGAIN = 0.1
+"""Seconds after which a cancel request that had no effect is made again."""
+_send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
+
+
+class Adapted(NamedTuple):
+    """A statement with its parameters as the server takes them."""
+
+    sql: str
+    known: Known | None
+    values: Any
+    types: tuple[int, ...] | None
+    formats: list[Format] | None
+
+
+class Adopted(Protocol):
+    """The psycopg connection underneath (`SteadyAsyncConnection`): open, and in nobody's hands."""
+
+    @property
+    def pgconn(self) -> abc.PGconn: ...  # noqa: D102
+    @property
+    def adapters(self) -> AdaptersMap: ...  # noqa: D102
+    def abort(self) -> None: ...  # noqa: D102
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None: ...  # noqa: D102
+
+
+class PipelinedConnection(Wire):
+    """A connection over which many segments may be on their way.
+
+    It belongs to the running event loop. `psycopg_connection` is the connection underneath; use it in `plain()` only.
+
+    Args:
+        connection: an open psycopg connection that nobody uses; it belongs to this object from now on.
+        clock: what measures how long the head of the queue has been waiting.
+        keeps_statements: whether prepared statements stay where they were prepared; not behind a transaction pooler.
+        statements: how many are remembered.
+
+    Raises:
+        errors.ConfigurationError: libpq is older than 17.
+
+    Example:
+        >>> connection = PipelinedConnection(await open_psycopg(target, timeout=10))
+        >>> results = await connection.run(Segment([Statement("select $1::int + 1", (41,))]))
+        >>> results[0].rows()
+        [(42,)]
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        keeps_statements: bool = True,
+        statements: int = 128,
+    ) -> None:
+        if pq.version() < OLDEST:
+            raise ConfigurationError(
+                f"libpq {pq.version()}: a pipelined connection needs libpq 17 or newer; install psycopg[binary]"
+            )
+        super().__init__(connection.pgconn)
+        self.psycopg_connection: Adopted = connection
+        self.statements = Statements(connection.adapters, keeps=keeps_statements, size=statements)
+        self.refused_tags: frozenset[bytes] = frozenset()
+        """Command tags that end the connection: a stranger would feel what they leave behind."""
+        self.after_answers: Callable[[], None] | None = None
+        """Called when answers were taken and their futures settled."""
+        self._clock = clock
+        self._transformer = Transformer(connection)
+        self._flights: deque[Flight] = deque()
+        self._held: deque[Segment] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._closed = False
+        self._head_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._listeners: list[Callable[[], None]] = []
+        self._enter()
+
+    # -- what can be seen --------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended; noticed as soon as the server hangs up."""
+        return self._closed
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """psycopg's adapters of this connection, to register types with."""
+        return self.psycopg_connection.adapters
+
+    @property
+    def pending(self) -> int:
+        """Segments on their way, or held back."""
+        return len(self._flights) + len(self._held or ())
+
+    @property
+    def last_answer(self) -> float:
+        """When the head of the queue last changed; with nothing on its way: when the server last answered."""
+        return self._head_at
+
+    @property
+    def head_age(self) -> float:
+        """Seconds for which the next segment to be answered has been that; 0 if there is none."""
+        return self._clock.monotonic() - self._head_at if self._flights else 0.0
+
+    @property
+    def transaction_status(self) -> TransactionStatus:
+        """As libpq's: ACTIVE while segments are on their way."""
+        return (
+            TransactionStatus.UNKNOWN if self._closed else TransactionStatus(self.pgconn.transaction_status)
+        )
+
+    def parameter(self, name: str) -> str | None:
+        """What the server last told about one of its parameters."""
+        value = None if self._closed else self.pgconn.parameter_status(name.encode())
+        return None if value is None else value.decode()
+
+    def when_ended(self, tell: Callable[[], None]) -> Callable[[], None]:
+        """Call `tell`, once, when the connection ends; at once if it has. Returns what takes this back."""
+        if self._closed:
+            tell()
+        else:
+            self._listeners.append(tell)
+
+        def forget() -> None:
+            if tell in self._listeners:
+                self._listeners.remove(tell)
+
+        return forget
+
+    # -- sending -----------------------------------------------------------------------------------------------
+
+    async def run(self, segment: Segment) -> list[Result]:
+        """Send it and wait for its Sync. A cancellation takes nothing back: whoever owns the connection aborts it.
+
+        Raises:
+            psycopg.Error: what the server said to one of the statements (`segment.failed_at`).
+            ConnectionGone: the connection ended before.
+        """
+        return await self.send(segment)
+
+    async def execute(self, sql: str, *parameters: Any) -> Result:
+        """One statement by itself, with `$1` placeholders; for hooks and other plain uses.
+
+        Example:
+            >>> await connection.execute("set search_path to tenant, public")
+        """
+        return (await self.run(Segment([Statement(sql, parameters)])))[0]
+
+    def send(self, segment: Segment) -> asyncio.Future[list[Result]]:
+        """Send it in this turn of the loop; the future is settled at its Sync.
+
+        Raises:
+            psycopg.Error: a parameter cannot be adapted; nothing was sent.
+        """
+        future = segment.future
+        if future is None:
+            future = segment.future = self._loop.create_future()
+        if self._closed:
+            self._settle(segment, ConnectionGone("the connection is closed", sent=False))
+        elif self._held is not None:
+            self._held.append(segment)
+        else:
+            self._put(segment)
+        return future
+
+    def post(self, segment: Segment) -> None:
+        """Send it without anybody waiting for it; where it fails the connection is aborted."""
+        segment.must_succeed = True
+        self.send(segment).add_done_callback(_look_at)
+
+    def _put(self, segment: Segment, *, roll_back: bool = False) -> None:
+        adapted = [self._adapt(statement) for statement in segment.statements]
+        flight = Flight(segment)
+        segment.sent = True
+        try:
+            self._put_commands(flight, adapted, roll_back=roll_back)
+        except psycopg.Error as error:
+            self._flights.append(flight)
+            self._end(error)
+            return
+        self._flights.append(flight)
+        if len(self._flights) == 1:
+            self._new_head()
+            if not self._flushing and not self._crowded:
+                self._flush()  # nobody is before it, and last time nobody came after: the server can begin at once
+                return
+        self._flush_soon()
+
+    def _put_commands(self, flight: Flight, adapted: list[Adapted], *, roll_back: bool) -> None:
+        pgconn, steps = self.pgconn, flight.steps
+        if self.statements.stale_names:
+            for name in self.statements.to_close():
+                pgconn.send_close_prepared(name)
+                steps.append((Step.CLOSE, None, 0))
+        if roll_back:
+            pgconn.send_query_params(b"ROLLBACK", None)
+            steps.append((Step.EXTRA, None, 0))
+        for index, statement in enumerate(adapted):
+            self._put_statement(flight, index, statement)
+            if index == 0 and flight.segment.ping:
+                pgconn.send_flush_request()
+            if not self._flights and len(steps) == 1 and flight.wants_chunks:
+                pgconn.set_chunked_rows_mode(CHUNK_ROWS)
+        if _send_sync is None:
+            pgconn.pipeline_sync()
+        elif not _send_sync(pgconn.pgconn_ptr):
+            raise psycopg.OperationalError(pgconn.get_error_message())
+
+    def _adapt(self, statement: Statement) -> Adapted:
+        parameters = statement.parameters
+        if not parameters:
+            known = self.statements.look_up(statement.sql, None) if statement.prepare else None
+            return Adapted(statement.sql, known, None, None, None)
+        transformer = self._transformer
+        values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
+        types, formats = transformer.types, transformer.formats
+        known = self.statements.look_up(statement.sql, types) if statement.prepare else None
+        return Adapted(statement.sql, known, values, types, formats)
+
+    def _put_statement(self, flight: Flight, index: int, adapted: Adapted) -> None:
+        pgconn = self.pgconn
+        sql, known, values, types, formats = adapted
+        result_format = Format.TEXT
+        named = False
+        if known is not None:
+            if known.binary:
+                result_format = Format.BINARY
+            named = known.state is State.READY or known.preparer is flight
+            if not named and self.statements.begin(known, flight):
+                pgconn.send_prepare(known.name, known.sql, types)
+                flight.steps.append((Step.PREPARE, known, index))
+                named = True
+        if known is not None and named:
+            flight.named[index] = known
+            pgconn.send_query_prepared(known.name, values, formats, result_format)
+        else:
+            text = known.sql if known is not None else sql.encode()
+            pgconn.send_query_params(text, values, types, formats, result_format)
+        flight.steps.append((Step.RUN, known, index))
+
+    # -- answers -----------------------------------------------------------------------------------------------
+
+    def _on_their_way(self) -> int:
+        return len(self._flights)
+
+    def _collect(self) -> None:
+        """Take the answers that are there, as far as they are complete."""
+        pgconn, flights = self.pgconn, self._flights
+        is_busy, get_result = pgconn.is_busy, pgconn.get_result
+        statements, transformer = self.statements, self._transformer
+        try:
+            while flights and not is_busy():
+                flight = flights[0]
+                result = get_result()
+                if result is None:
+                    flight.command_over()
+                    if flight.wants_chunks:
+                        pgconn.set_chunked_rows_mode(CHUNK_ROWS)
+                elif (status := result.status) == _SYNC:
+                    if flight.spoke or not flight.is_over:
+                        raise OutOfStep("a Sync where a result was due")
+                    self._synced(flight)
+                else:
+                    flight.take(result, status, statements, transformer)
+                    if flight.spoke and result.command_status in self.refused_tags:
+                        self._offend(flight, result)
+            if (
+                not self._closed
+                and not flights
+                and self._descriptor != -1
+                and not is_busy()
+                and get_result() is not None
+            ):
+                raise OutOfStep("an answer that nobody had asked for")
+        except Deadly as deadly:
+            self._end(deadly.error)
+        except (OutOfStep, psycopg.Error) as error:
+            self._end(error)
+        if not flights:
+            self._at_rest()
+        if self.after_answers is not None:
+            self.after_answers()
+
+    def _synced(self, flight: Flight) -> None:
+        """A segment's own Sync: the one moment at which it is known what became of it."""
+        self._flights.popleft()
+        segment = flight.segment
+        began = self._head_at
+        segment.took = self._new_head() - began
+        if self._flights and self._flights[0].wants_chunks:
+            self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
+        if segment.error is not None:
+            if segment.error.sqlstate in STALE and self._repeat(flight):
+                return
+            if segment.must_succeed:
+                self._end(segment.error)
+        self._settle(segment, segment.error)
+
+    def _repeat(self, flight: Flight) -> bool:
+        """Send a segment again that met a stale prepared statement, if nothing of it can have taken effect."""
+        segment, at = flight.segment, flight.segment.failed_at
+        known = None if at is None else flight.named.get(at)
+        if known is None:
+            return False
+        self.statements.forget(known)
+        status = self.transaction_status
+        in_error = status == TransactionStatus.INERROR
+        again = (
+            status == TransactionStatus.IDLE or (in_error and segment.prelude > 0) or bool(self.refused_tags)
+        )
+        if segment.repeated or at != segment.prelude or not again:
+            return False
+        segment.repeated, segment.error, segment.failed_at = True, None, None
+        segment.results = []
+        self._put(segment, roll_back=in_error)
+        return True
+
+    def _settle(self, segment: Segment, error: BaseException | None) -> None:
+        future = segment.future
+        if future is not None and not future.done():
+            try:
+                if error is None:
+                    future.set_result(segment.results)
+                else:
+                    future.set_exception(error)
+            except RuntimeError:
+                # The loop was closed: nobody runs any more who could be told.
+                if not self._loop.is_closed():
+                    raise
+        if segment.on_settled is not None:
+            segment.on_settled(segment)
+
+    def _offend(self, flight: Flight, result: abc.PGresult) -> None:
+        """It did what strangers would feel: it, and nobody else, gets to hear that."""
+        self._flights.popleft()
+        tag = (result.command_status or b"").decode()
+        error = Unclean(f"{tag} does not belong on a connection that is shared", sent=True, answered=True)
+        self._end(error, because_of=flight.segment)
+
+    # -- how long the head takes -------------------------------------------------------------------------------
+
+    def _new_head(self) -> float:
+        """The clock of the next segment to be answered starts, if there is one; returns the time."""
+        now = self._head_at = self._clock.monotonic()
+        limit = self._flights[0].segment.limit if self._flights else None
+        if limit is not None and (self._timer is None or now + limit < self._timer_at):
+            self._watch(now + limit, limit)
+        return now
+
+    def _watch(self, at: float, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_later(max(0.0, seconds), self._look_at_head)
+
+    def _look_at_head(self) -> None:
+        self._timer = None
+        if self._flights and (limit := self._flights[0].segment.limit) is not None:
+            left = self._head_at + limit - self._clock.monotonic()
+            if left > 0:
+                self._watch(self._head_at + limit, left)
+            else:
+                head = self._flights.popleft().segment
+                error = Overdue(
+                    f"no answer within {limit:.2f}s; the connection was dropped",
+                    sent=True,
+                    answered=head.answered,
+                )
+                self._end(error, because_of=head)
+
+    # -- other uses of the connection --------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def plain(self) -> AsyncGenerator[Any]:
+        """psycopg's own connection, out of pipeline mode until the block ends: for COPY, cursors and the like.
+
+        What is sent meanwhile is held back. A block that ends in the middle of a command ends the connection.
+
+        Raises:
+            ConnectionGone: the connection ended before.
+        """
+        self._hold()
+        try:
+            await self._drain()
+            self._leave_loop()
+            self.pgconn.exit_pipeline_mode()
+            yield self.psycopg_connection
+        finally:
+            self._resume()
+
+    async def cancel(self, timeout: float) -> None:
+        """End what the server is doing; on a connection that nobody shares.
+
+        A request that comes before its statement has begun is lost, so it is made again until there is nothing to
+        end. Meanwhile nothing is sent, lest a late one hits what comes next.
+
+        Args:
+            timeout: seconds for all of it.
+
+        Raises:
+            TimeoutError: the server did not end it in time.
+            psycopg.Error: no request could be made.
+            ConnectionGone: the connection ended.
+        """
+        self._hold()
+        try:
+            async with asyncio.timeout(timeout):
+                while self._flights:
+                    await self.psycopg_connection.cancel_safe(timeout=timeout)
+                    await self._drain(_CANCEL_AGAIN)
+                await self._drain()
+                sync = Segment([])
+                sync.future = self._loop.create_future()
+                self._put(sync)
+                await sync.future
+        finally:
+            self._resume()
+
+    def _hold(self) -> None:
+        if self._closed:
+            raise ConnectionGone("the connection is closed", sent=False)
+        if self._held is not None:
+            raise RuntimeError("the connection is in use by plain() or cancel() already")
+        self._held = deque()
+
+    async def _drain(self, seconds: float | None = None) -> None:
+        """Wait until everything is answered, or for so many seconds."""
+        if self._flights:
+            self._drained = self._loop.create_future()
+            try:
+                await asyncio.wait({self._drained}, timeout=seconds)
+            finally:
+                self._drained = None
+        if self._closed:
+            raise ConnectionGone("the connection ended", sent=False)
+
+    def _resume(self) -> None:
+        if self._closed:
+            return
+        pgconn = self.pgconn
+        if self._descriptor == -1:
+            if pgconn.status != ConnStatus.OK or pgconn.transaction_status == TransactionStatus.ACTIVE:
+                self._end(None)
+                return
+            self._enter()
+            self._transformer = Transformer(self.psycopg_connection)  # type: ignore[arg-type]
+            self.statements.look_anew()
+        held, self._held = self._held or (), None
+        for segment in held:
+            if self._closed:
+                self._settle(segment, _gone(None, segment))
+                continue
+            try:
+                self._put(segment)
+            except Exception as error:  # noqa: BLE001 - it could not be adapted: whoever waits for it has to know
+                self._settle(segment, error)
+
+    # -- leaving -----------------------------------------------------------------------------------------------
+
+    def abort(self) -> None:
+        """Close the socket now; whoever waits gets ConnectionGone. Never waits, may be called twice."""
+        self._end(None)
+
+    async def close(self) -> None:
+        """Say goodbye and close; what is still on its way gets ConnectionGone."""
+        self._end(None)
+
+    def _collect_and_end(self, error: Exception) -> None:
+        """The connection broke; what had been answered before counts."""
+        self._collect()
+        self._end(error)
+
+    def _end(self, reason: BaseException | None, because_of: Segment | None = None) -> None:
+        """`because_of` is the segment that is at fault: its error is the reason itself."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._leave_loop()
+        self.psycopg_connection.abort()
+        flights, held = list(self._flights), self._held or ()
+        self._flights.clear()
+        self._held = None
+        if because_of is not None:
+            self._settle(because_of, reason)
+        for flight in flights:
+            self._settle(flight.segment, _gone(reason, flight.segment))
+        for segment in held:
+            self._settle(segment, _gone(reason, segment))
+        self._at_rest()
+        listeners, self._listeners = self._listeners, []
+        for tell in listeners:
+            tell()
+
+    def _at_rest(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+
+def _gone(reason: BaseException | None, segment: Segment) -> ConnectionGone:
+    said = "it was aborted" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
+    error = ConnectionGone(
+        f"the connection ended: {said}",
+        sent=segment.sent,
+        answered=segment.answered,
+        sqlstate=getattr(reason, "sqlstate", None),
+    )
+    error.__cause__ = reason
+    return error
+
+
+def _look_at(future: asyncio.Future[list[Result]]) -> None:
+    """Nobody waits for it: its error has ended the connection, and is not to be reported as lost."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,215 @@
+"""What travels over a pipelined connection: statements that end in one Sync, and what became of each.
+
+Outside a transaction a segment is one transaction of its own: all of it takes effect, or nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.abc import Transformer
+from psycopg.pq import abc
+
+Row = TypeVar("Row")
+
+
+class ConnectionGone(psycopg.OperationalError):
+    """The connection ended, or was ended, before the segment was answered.
+
+    `sent` is whether any of it may have reached the server, `answered` whether the server had answered the first
+    statement of it, and `sqlstate` what the server said last, None where it ended without a word.
+    """
+
+    sent: bool
+    answered: bool
+
+    def __init__(
+        self, message: str, *, sent: bool, answered: bool = False, sqlstate: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.sent = sent
+        self.answered = answered
+        self.sqlstate = sqlstate
+
+
+class Overdue(ConnectionGone):
+    """The server did not answer the segment within its limit; the connection was ended because of it."""
+
+
+class Unclean(ConnectionGone):
+    """The segment left something behind that would have reached strangers; the connection was ended because of it."""
+
+
+class ResultTooLarge(psycopg.errors.ProgramLimitExceeded):
+    """The result had more bytes than its segment allows; what came was thrown away, the connection is fine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a result: its name, the type's OID, its modifier, and the bytes of a value (-1: they vary)."""
+
+    name: str
+    type: int
+    modifier: int
+    size: int
+
+
+class Statement:
+    """One statement of a segment.
+
+    Args:
+        sql: with `$1` placeholders.
+        parameters: Python values, adapted as psycopg does it.
+        prepare: whether it may become a prepared statement on the server; BEGIN and its like need not.
+    """
+
+    __slots__ = ("parameters", "prepare", "sql")
+
+    def __init__(self, sql: str, parameters: Sequence[Any] = (), *, prepare: bool = True) -> None:
+        self.sql = sql
+        self.parameters = parameters
+        self.prepare = prepare
+
+
+class Segment:
+    """Statements that are sent together and end in one Sync; none of them is a bare Sync.
+
+    Args:
+        statements: in their order; after one that fails the rest is not run.
+        prelude: how many statements at the beginning only prepare the ground (BEGIN, SET LOCAL): a segment in which
+            the first statement after them meets a stale prepared statement is sent once more, from the beginning.
+        ping: ask for the answer to the first statement at once: `answered` tells that the server lives, although
+            the segment takes long.
+        limit: seconds that it may take from when it is the next to be answered; none by default. Then the
+            connection is aborted.
+        byte_limit: bytes that its rows may have; none by default.
+        must_succeed: the connection is aborted where it fails (a ROLLBACK that nobody waits for).
+
+    Example:
+        >>> Segment([Statement("begin", prepare=False), Statement("select $1::int", (7,))], prelude=1, ping=True)
+    """
+
+    __slots__ = (
+        "answered",
+        "byte_limit",
+        "error",
+        "failed_at",
+        "future",
+        "limit",
+        "must_succeed",
+        "on_settled",
+        "ping",
+        "prelude",
+        "repeated",
+        "results",
+        "sent",
+        "statements",
+        "took",
+    )
+
+    def __init__(
+        self,
+        statements: Sequence[Statement],
+        *,
+        prelude: int = 0,
+        ping: bool = False,
+        limit: float | None = None,
+        byte_limit: int | None = None,
+        must_succeed: bool = False,
+    ) -> None:
+        self.statements = statements
+        self.prelude = prelude
+        self.ping = ping
+        self.limit = limit
+        self.byte_limit = byte_limit
+        self.must_succeed = must_succeed
+        self.sent = False
+        """Whether any of it may have reached the server."""
+        self.answered = False
+        """Whether the server has answered the first statement."""
+        self.results: list[Result] = []
+        self.error: psycopg.Error | None = None
+        self.failed_at: int | None = None
+        """The index of the statement that failed; None where it was the commit that the Sync is."""
+        self.repeated = False
+        self.took = 0.0
+        """Seconds from when it was the next to be answered until it was."""
+        self.future: asyncio.Future[list[Result]] | None = None
+        """Made by `send`, unless somebody waits for it already."""
+        self.on_settled: Callable[[Segment], None] | None = None
+        """Called with it when its future was settled."""
+
+
+class Result:
+    """What one statement gave. Rows are made when they are asked for, in the task that asks."""
+
+    __slots__ = ("_chunks", "_last", "_transformer")
+
+    def __init__(
+        self,
+        last: abc.PGresult,
+        transformer: Transformer,
+        chunks: list[abc.PGresult] | None = None,
+    ) -> None:
+        self._last = last
+        self._transformer = transformer
+        self._chunks = chunks
+
+    @property
+    def tag(self) -> str:
+        """The command tag, such as `INSERT 0 1`."""
+        return (self._tagged.command_status or b"").decode()
+
+    @property
+    def affected(self) -> int | None:
+        """Rows that were affected or returned; None where the command counts none."""
+        return self._tagged.command_tuples
+
+    @property
+    def _tagged(self) -> abc.PGresult:
+        """Where libpq put the tag: of rows in chunks, into the last chunk, unless that was a full one."""
+        chunks = self._chunks
+        return chunks[-1] if chunks and chunks[-1].command_status else self._last
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it is a result of rows, if only of none."""
+        return self._last.nfields > 0 or self.tag.startswith("SELECT")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        last, encoding = self._last, self._transformer.encoding
+        return tuple((last.fname(i) or b"").decode(encoding) for i in range(last.nfields))
+
+    @property
+    def columns(self) -> list[Column]:
+        """The columns."""
+        last = self._last
+        return [Column(name, last.ftype(i), last.fmod(i), last.fsize(i)) for i, name in enumerate(self.names)]
+
+    @property
+    def pgresult(self) -> abc.PGresult:
+        """libpq's own object: the whole result, or the last, empty chunk of it."""
+        return self._last
+
+    def rows(self, make: Callable[[Sequence[Any]], Row] = tuple) -> list[Row]:
+        """All rows, each made by `make` from its values.
+
+        Raises:
+            psycopg.DataError: a value is one that Python cannot hold.
+        """
+        transformer = self._transformer
+        rows: list[Row] = []
+        try:
+            for part in self._chunks or (self._last,):
+                if count := part.ntuples:
+                    transformer.set_pgresult(part)
+                    rows += transformer.load_rows(0, count, make)
+        finally:
+            transformer.set_pgresult(None)
+        return rows

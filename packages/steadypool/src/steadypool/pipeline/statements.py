@@ -1,0 +1,170 @@
+"""What a connection knows about the statements it has seen: which are prepared, and how their results may travel.
+
+A statement is prepared when it comes for the second time, because many come only once. It is registered when the
+server has confirmed it; until then others send theirs in full.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from enum import Enum
+
+from psycopg import postgres
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import Format, abc
+
+STALE = frozenset({"26000", "0A000", "42P05"})
+"""SQLSTATEs by which a prepared statement is not, or no longer, what it was; 42P05: its name is another's."""
+
+
+_NOT_THE_SAME = frozenset({18, 700, 2249})
+"""Types that psycopg reads differently in the two formats: `"char"` (an empty one), real (in binary with digits that
+were never written), record (in text its fields are strings)."""
+
+
+class State(Enum):
+    """What the server knows of a statement."""
+
+    UNKNOWN = "unknown"
+    PREPARING = "preparing"
+    READY = "ready"
+
+
+class Known:
+    """A statement with types of parameters."""
+
+    __slots__ = ("binary", "key", "name", "preparer", "seen", "sql", "state", "types")
+
+    def __init__(self, key: tuple[str, tuple[int, ...] | None]) -> None:
+        self.key = key
+        self.sql = key[0].encode()
+        self.types = key[1]
+        self.name = b""
+        self.seen = 0
+        self.state = State.UNKNOWN
+        self.preparer: object = None
+        """Whose Parse is on its way: what comes after it there may count on it already."""
+        self.binary: bool | None = None
+        """Whether its rows may travel in binary; None until a result was seen."""
+
+
+class Statements:
+    """The statements of one connection, the least recently used forgotten first.
+
+    Args:
+        adapters: the connection's: which types have which loaders.
+        keeps: whether a statement stays where it was prepared; not so behind a transaction pooler.
+        size: how many are remembered.
+    """
+
+    def __init__(self, adapters: AdaptersMap, *, keeps: bool = True, size: int = 128) -> None:
+        self.keeps = keeps
+        self._adapters = adapters
+        self._size = size
+        self._known: OrderedDict[tuple[str, tuple[int, ...] | None], Known] = OrderedDict()
+        self._numbers = itertools.count(1)
+        self._to_close: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def look_up(self, sql: str, types: tuple[int, ...] | None) -> Known:
+        """What is known of a statement; seen once more."""
+        key = (sql, types)
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = Known(key)
+            if len(self._known) > self._size:
+                self._forget_oldest()
+        else:
+            self._known.move_to_end(key)
+        known.seen += 1
+        return known
+
+    def begin(self, known: Known, preparer: object) -> bool:
+        """Whether it is to be prepared now; then it has a name."""
+        if not self.keeps or known.seen < 2 or known.state is not State.UNKNOWN:
+            return False
+        known.state, known.name = State.PREPARING, b"steadypool_%d" % next(self._numbers)
+        known.preparer = preparer
+        return True
+
+    def prepared(self, known: Known, *, done: bool) -> None:
+        """The server has answered a Parse."""
+        known.state = State.READY if done else State.UNKNOWN
+        known.preparer = None
+
+    def forget(self, known: Known) -> None:
+        """It is stale: whoever needs it prepares it anew."""
+        self._drop(known)
+        if self._known.get(known.key) is known:  # others may have met it too, and made a new one
+            del self._known[known.key]
+
+    def forget_all(self) -> None:
+        """What they return may have changed."""
+        for known in tuple(self._known.values()):
+            if known.state is State.READY:
+                self.forget(known)
+
+    def look_anew(self) -> None:
+        """The connection was in other hands, which may have registered loaders."""
+        for known in self._known.values():
+            known.binary = None
+
+    @property
+    def stale_names(self) -> bool:
+        """Whether there is something to close."""
+        return bool(self._to_close)
+
+    def to_close(self) -> list[bytes]:
+        """Names that the server may forget; told once."""
+        names, self._to_close = self._to_close, []
+        return names
+
+    def saw(self, known: Known, result: abc.PGresult) -> None:
+        """Its first result: from the next execution on in binary, if every type has psycopg's own loaders for it."""
+        columns = range(result.nfields)
+        known.binary = bool(columns) and all(self._travels_in_binary(result.ftype(i)) for i in columns)
+
+    def _travels_in_binary(self, oid: int) -> bool:
+        """Whether text and binary give the same value: only where nobody put a loader of their own in the place of one.
+
+        With a loader for one format only, a column would change its type from one execution to the next.
+        """
+        own, stock = self._adapters, _stock_adapters
+        info = own.types.get(oid)
+        if info is not None and info.array_oid == oid and info.oid != oid:
+            # psycopg has binary loaders for arrays of anything; they read as well as those of the elements do.
+            return self._travels_in_binary(info.oid)
+        if oid in _NOT_THE_SAME:
+            return False
+        binary = own.get_loader(oid, Format.BINARY)
+        return (
+            binary is not None
+            and binary is stock.get_loader(oid, Format.BINARY)
+            and own.get_loader(oid, Format.TEXT) is stock.get_loader(oid, Format.TEXT)
+        )
+
+    def _forget_oldest(self) -> None:
+        for known in self._known.values():
+            if known.state is not State.PREPARING:
+                self.forget(known)
+                return
+
+    def _drop(self, known: Known) -> None:
+        if known.state is State.READY:
+            self._to_close.append(known.name)
+        known.state, known.name, known.binary = State.UNKNOWN, b"", None
+
+
+class _Stock:
+    """psycopg's own adapters, whatever the program has registered globally since."""
+
+    def __init__(self) -> None:
+        self.adapters = AdaptersMap(types=postgres.types)
+        self.connection = None
+        postgres.register_default_adapters(self)
+
+
+_stock_adapters = _Stock().adapters

@@ -1,0 +1,121 @@
+"""The socket of a pipelined connection: read when there is something, written once per turn of the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import struct
+import termios
+from typing import Any
+
+import psycopg
+from psycopg.pq import abc
+
+_TURNS = 16
+"""Reads in a row from an encrypted connection before other tasks may run."""
+
+
+class Wire:
+    """libpq's socket on the event loop.
+
+    Args:
+        pgconn: libpq's connection.
+    """
+
+    def __init__(self, pgconn: abc.PGconn) -> None:
+        self.pgconn: Any = pgconn  # psycopg's protocol does not know the pointer in it
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = -1
+        """libpq's socket while it is in pipeline mode and the loop watches it."""
+        self._flushing = False
+        """Whether what is put down now goes out at the end of this turn."""
+        self._crowded = False
+        """Whether more than one thing went out last time."""
+        self._writing = False
+        self._encrypted = bool(pgconn.ssl_in_use or pgconn.used_gssapi)
+
+    def _on_their_way(self) -> int:
+        """How many segments are."""
+        raise NotImplementedError
+
+    def _collect(self) -> None:
+        """There may be answers."""
+        raise NotImplementedError
+
+    def _collect_and_end(self, error: Exception) -> None:
+        """The connection broke; what had been answered before counts."""
+        raise NotImplementedError
+
+    def _flush_soon(self) -> None:
+        """Send what there is to send at the end of this turn of the loop."""
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._turn_over)
+
+    def _enter(self) -> None:
+        self.pgconn.enter_pipeline_mode()
+        self._descriptor = self.pgconn.socket
+        self._loop.add_reader(self._descriptor, self._readable)
+
+    def _leave_loop(self) -> None:
+        """Take the descriptor from the loop while it is still ours: after the close its number may be another's."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor != -1 and not self._loop.is_closed():
+            self._loop.remove_reader(descriptor)
+            if self._writing:
+                self._loop.remove_writer(descriptor)
+        self._writing = False
+
+    def _turn_over(self) -> None:
+        self._flushing = False
+        if self._descriptor != -1:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._crowded = self._on_their_way() > 1
+        try:
+            unsent = self.pgconn.flush()
+        except psycopg.Error as error:
+            self._collect_and_end(error)
+            return
+        if bool(unsent) != self._writing:
+            self._writing = not self._writing
+            if self._writing:
+                self._loop.add_writer(self._descriptor, self._flush)
+            else:
+                self._loop.remove_writer(self._descriptor)
+
+    def _readable(self) -> None:
+        waiting, self._flushing = (
+            self._flushing,
+            True,
+        )  # whoever is answered may send more: all of it goes at once
+        try:
+            self.pgconn.consume_input()
+            if self._encrypted:
+                self._read_all()
+        except psycopg.Error as error:
+            self._collect_and_end(error)
+            return
+        self._collect()
+        if not waiting:
+            self._turn_over()
+
+    def _read_all(self) -> None:
+        """What the TLS library holds already, the loop does not see: read until the socket was empty twice in a row.
+
+        One read takes at least half of a TLS record, so the second finds nothing of it left.
+        """
+        empty = turns = 0
+        while empty < 2:
+            waiting = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
+            empty = 0 if waiting else empty + 1
+            self.pgconn.consume_input()
+            turns += 1
+            if turns == _TURNS:
+                self._loop.call_soon(self._read_on)
+                return
+
+    def _read_on(self) -> None:
+        if self._descriptor != -1:
+            self._readable()

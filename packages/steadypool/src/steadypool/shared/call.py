@@ -1,0 +1,83 @@
+"""One statement of one caller, on its way over a connection that others use too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from steadypool.deadline import CLIENT_GRACE, Deadline
+from steadypool.pipeline import Segment, Statement
+from steadypool.shared.options import SharedOptions
+
+_LIMITS = "select set_config('statement_timeout', $1, true)"
+_LOCAL_LIMITS = "select set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true)"
+
+
+class Call:
+    """What a caller wants, and where it stands.
+
+    Args:
+        sql: with `$1` placeholders.
+        args: their values.
+        options: the shared way's.
+        timeout: seconds that the statement may run; the shared way's own by default.
+        harmless: whether running it twice does no harm.
+        since: when the caller came.
+        deadline: the caller's own.
+    """
+
+    __slots__ = (
+        "args",
+        "attempts",
+        "connection",
+        "deadline",
+        "harmless",
+        "limit",
+        "segment",
+        "since",
+        "sql",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        sql: str,
+        args: Sequence[Any],
+        options: SharedOptions,
+        *,
+        timeout: float | None,
+        harmless: bool,
+        since: float,
+        deadline: Deadline | None,
+    ) -> None:
+        self.sql = sql
+        self.args = args
+        self.timeout = timeout
+        self.limit = options.statement_timeout if timeout is None else timeout
+        self.harmless = harmless
+        self.since = since
+        self.deadline = deadline
+        self.attempts = 0
+        self.connection: int | None = None
+        """The number of the connection that it was sent on."""
+        self.segment = self.prepare(options)
+
+    def prepare(self, options: SharedOptions, *, alone: bool = False) -> Segment:
+        """The segment for its next attempt."""
+        statements = [Statement(self.sql, self.args)]
+        if options.local or alone:
+            limits = (_milliseconds(self.limit), _milliseconds(options.lock_timeout))
+            statements.insert(0, Statement(_LOCAL_LIMITS, limits))
+        elif self.timeout is not None:
+            statements.insert(0, Statement(_LIMITS, (_milliseconds(self.limit),)))
+        self.segment = Segment(
+            statements,
+            prelude=len(statements) - 1,
+            limit=self.limit + CLIENT_GRACE,
+            byte_limit=options.result_limit,
+        )
+        return self.segment
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, round(seconds * 1000)))

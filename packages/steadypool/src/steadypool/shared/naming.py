@@ -1,0 +1,92 @@
+"""What a caller of the shared way is told: names for what ended its statement. SQL's own errors pass as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psycopg
+
+from steadypool import errors
+from steadypool.deadline import EARLY
+from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report
+from steadypool.fingerprint import fingerprint
+from steadypool.pipeline import ConnectionGone, Overdue, ResultTooLarge, Unclean
+from steadypool.shared.call import Call
+from steadypool.sqlstate import QUERY_CANCELED
+
+
+def refused(sql: str, why: str) -> errors.NotForSharing:
+    """It was not sent."""
+    return errors.NotForSharing(
+        f"refused on the shared way: {why}. Use db.session() or db.connection() for: {fingerprint(sql)}",
+        Report(Phase.WAITING),
+    )
+
+
+def deadline_passed(call: Call, now: float, pool: PoolSnapshot) -> errors.DeadlineExceeded:
+    """The caller gave up; what was not sent yet will not be."""
+    sent = call.segment.sent
+    phase = Phase.EXECUTING if sent else Phase.WAITING
+    seconds = now - call.since if call.deadline is None else call.deadline.seconds
+    doing = "executing" if sent else "waiting for its turn, nothing was sent"
+    return errors.DeadlineExceeded(
+        f"deadline of {seconds:.2f}s passed while {doing}: {fingerprint(call.sql)}",
+        _report(call, now, pool, phase=phase, maybe_executed=sent),
+    ).with_report(deadline=seconds)
+
+
+def named(
+    call: Call,
+    error: psycopg.Error,
+    now: float,
+    pool: PoolSnapshot,
+    timed_out: Callable[[Call], None],
+) -> errors.SteadypoolError | None:
+    """A name for what the driver raised; None where it is the statement's own error."""
+    name, took = fingerprint(call.sql), now - call.since
+    report = _report(call, now, pool, maybe_executed=call.segment.sent)
+    if isinstance(error, Unclean):
+        return errors.NotForSharing(
+            f"{error}; the connection was dropped, and with it what the statement left behind: {name}", report
+        )
+    if isinstance(error, Overdue):
+        timed_out(call)
+        return errors.StatementTimeout(
+            f"statement ended after {took:.2f}s, limit {call.limit:.2f}s: {name}. "
+            "The server did not answer; the connection was dropped",
+            report,
+        )
+    if isinstance(error, ConnectionGone):
+        because = f"the server said {error.sqlstate}" if error.sqlstate else "it ended without a word"
+        effect = "Whether the statement took effect is not known" if error.sent else "Nothing was sent"
+        return errors.ConnectionLost(
+            f"a shared connection was lost after {took:.2f}s in: {name} ({because}). {effect}",
+            _report(call, now, pool, maybe_executed=error.sent),
+        )
+    if isinstance(error, ResultTooLarge):
+        return errors.ResultTooLarge(
+            f"the result has more than {call.segment.byte_limit:,} bytes, the limit of a shared connection "
+            f"(DATABASE_SHARED_RESULT_LIMIT): {name}. Ask for less, or use db.fetch_iter() or db.connection()",
+            report,
+        )
+    if error.sqlstate == QUERY_CANCELED and call.segment.took >= call.limit - EARLY:
+        timed_out(call)
+        return errors.StatementTimeout(
+            f"statement ended after {call.segment.took:.2f}s, limit {call.limit:.2f}s on the shared way: {name}. "
+            "Make it faster, give it a longer timeout=, or use db.connection() (DATABASE_SHARED_STATEMENT_TIMEOUT)",
+            _report(call, now, pool, maybe_executed=False),
+        )
+    return None
+
+
+def _report(
+    call: Call, now: float, pool: PoolSnapshot, *, phase: Phase = Phase.EXECUTING, maybe_executed: bool
+) -> Report:
+    total, executing = now - call.since, call.segment.took
+    waiting = max(0.0, total - executing) if executing else total if phase is Phase.WAITING else 0.0
+    return Report(
+        phase,
+        Elapsed(waiting=waiting, executing=max(0.0, total - waiting)),
+        maybe_executed=maybe_executed,
+        pool=pool,
+    )

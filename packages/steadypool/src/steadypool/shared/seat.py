@@ -1,0 +1,126 @@
+"""One connection while it is shared: what may be sent on it, and what it leaves behind when it goes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from psycopg.pq import ConnStatus, TransactionStatus
+
+from steadypool.lease import Lease
+from steadypool.pipeline import PipelinedConnection, Segment, Statement
+from steadypool.sharable import REFUSED_TAGS
+from steadypool.shared.options import SharedOptions
+from steadypool.sqlstate import Fate
+
+_WATCHED = (
+    b"search_path", b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding", b"session_authorization",
+    b"default_transaction_read_only", b"standard_conforming_strings",
+)  # fmt: skip
+_IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+_SET = "select set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false)"
+
+
+class Seat:
+    """A lease of the pool's that many use.
+
+    Args:
+        lease: it; given back by `leave`.
+        connection: its connection.
+        options: the shared way's.
+    """
+
+    def __init__(self, lease: Lease[Any], connection: PipelinedConnection, options: SharedOptions) -> None:
+        self.lease = lease
+        self.connection = connection
+        self.options = options
+        self.leaving = False
+        """Takes no new statement, and goes back when it has answered what it has."""
+        self.proving = False
+        """A sign of life was asked for; what must not run twice waits for it."""
+        self.proven = False
+        """It came in this very moment."""
+        self.left = False
+        self.fate = Fate.KEEP
+        self.offence: str | None = None
+        """Why it was ended, where that was one statement's fault."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._told = [connection.pgconn.parameter_status(name) for name in _WATCHED]
+
+    async def begin(self, limit: float) -> None:
+        """Set the limits of shared statements; also the proof that the connection lives.
+
+        Raises:
+            psycopg.Error: it does not, or cannot.
+        """
+        connection, options = self.connection, self.options
+        statements: list[Statement] = []
+        if not options.local:
+            limits = [
+                str(round(seconds * 1000)) for seconds in (options.statement_timeout, options.lock_timeout)
+            ]
+            statements.append(Statement(_SET, limits, prepare=False))
+        await connection.run(Segment(statements, limit=limit))
+        connection.refused_tags = REFUSED_TAGS
+
+    def until(self, seconds: float, then: Callable[[], None]) -> None:
+        """Call `then` after so many seconds, unless it has gone before."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, then)
+
+    @property
+    def load(self) -> int:
+        """Segments on their way."""
+        return self.connection.pending
+
+    @property
+    def takes_new(self) -> bool:
+        """Whether another statement may be sent, as far as those go that are on their way."""
+        connection, options = self.connection, self.options
+        if self.leaving or connection.closed or connection.pending >= options.window:
+            return False
+        return not connection.pending or connection.head_age < options.slow_after
+
+    def prove(self, limit: float, then: Callable[[], None]) -> None:
+        """Ask for a sign of life; `then` is called when it came, or when the connection has ended."""
+        self.proving = True
+
+        def settled(_: Segment) -> None:
+            self.proving, self.proven = False, True
+            then()
+            self.proven = False
+
+        segment = Segment([], limit=limit)
+        segment.on_settled = settled
+        self.connection.post(segment)
+
+    def is_clean(self) -> bool:
+        """Whether the last statements left the session as it was, as far as the server tells."""
+        connection = self.connection
+        if connection.closed or connection.pgconn.status != ConnStatus.OK:
+            return True  # it is ending, which is nobody's fault here
+        if not connection.pending and connection.transaction_status in _IN_TRANSACTION:
+            return False
+        told = connection.pgconn.parameter_status
+        return all(told(name) == value for name, value in zip(_WATCHED, self._told, strict=True))
+
+    def leave(self, now: float) -> None:
+        """Give the connection back, as it was; nothing may be on its way."""
+        if self.left:
+            return
+        self.left = True
+        if self._timer is not None:
+            self._timer.cancel()
+        connection = self.connection
+        connection.refused_tags, connection.after_answers = frozenset(), None
+        fate = Fate.EVICT if connection.closed else self.fate
+        if not connection.closed:
+            self.lease.touch(max(connection.last_answer, self.lease.acquired_at))
+            if not self.options.local:
+                # Nobody waits for it: whoever is next comes behind it, and where it fails there is no connection.
+                reset = [
+                    Statement(f"RESET {name}", prepare=False)
+                    for name in ("statement_timeout", "lock_timeout")
+                ]
+                connection.post(Segment(reset, limit=self.options.statement_timeout))
+        self.lease.release(fate)

@@ -1,0 +1,483 @@
+"""`SharedWay`: which statement goes over which connection, and when.
+
+An idle connection is preferred to a busy one. What cannot be sent at once waits in one queue, first come, first
+served, and can still be withdrawn. Connections come from the pool as leases like anybody's, and go back as soon as
+somebody waits there and what is on its way has been answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import functools
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+
+from steadypool import errors, refusal, sharable
+from steadypool.clock import Clock
+from steadypool.deadline import TimeLimit, current_deadline
+from steadypool.events import ConnectionLost, StatementTimedOut
+from steadypool.fingerprint import fingerprint
+from steadypool.lease import Lease, SlotState
+from steadypool.pipeline import (
+    ConnectionGone,
+    Overdue,
+    PipelinedConnection,
+    Result,
+    Segment,
+    Statement,
+    Unclean,
+)
+from steadypool.pool import Pool
+from steadypool.shared import naming
+from steadypool.shared.call import Call
+from steadypool.shared.options import SharedOptions, SharedStats
+from steadypool.shared.pace import Paces
+from steadypool.shared.seat import Seat
+from steadypool.shared.telling import told
+from steadypool.sqlstate import Fate, cause_of_loss, fate_of
+
+_log = logging.getLogger("steadypool.shared")
+
+CANARY_LIMIT = 1.0
+"""Seconds in which a pooler has to answer two statements that were sent at once."""
+
+ATTEMPTS = 3
+"""How often a statement is sent at most, where nothing of it can have taken effect, or that does no harm."""
+
+
+class SharedWay:
+    """Runs single statements of many callers over a few connections.
+
+    Args:
+        pool: where the connections come from.
+        pipelined: the pipelined connection of a lease's connection.
+        options: how it behaves.
+        holds: whether the current task holds a connection: then its statements never queue behind strangers', who
+            may be waiting for a lock that it has.
+        pooled: whether there is a transaction pooler before the server; asked when a connection is open.
+
+    Example:
+        >>> way = SharedWay(pool, pipelined=lambda record: record.driver_connection, options=SharedOptions())
+        >>> result = await way.run("select title from tracks where id = $1", (7,))
+        >>> result.rows()
+    """
+
+    def __init__(
+        self,
+        pool: Pool[Any],
+        *,
+        pipelined: Callable[[Any], PipelinedConnection],
+        options: SharedOptions,
+        holds: Callable[[], bool] = lambda: False,
+        pooled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.pool = pool
+        self.options = options
+        self._pipelined = pipelined
+        self._holds = holds
+        self._pooled = pooled
+        self._clock: Clock = pool.clock
+        self._seats: list[Seat] = []
+        self._queue: deque[Call] = deque()
+        self._queue_timer: asyncio.TimerHandle | None = None
+        self._growing: asyncio.Task[None] | None = None
+        self._empty: asyncio.Future[None] | None = None
+        self._paces = Paces()
+        self._closed = False
+        self._statements = self._alone = self._refused = self._withdrawn = 0
+        self._repeated = self._collateral = self._offences = 0
+
+    # -- what callers do ---------------------------------------------------------------------------------------
+
+    async def run(
+        self, sql: str, args: Sequence[Any] = (), *, timeout: float | None = None, harmless: bool = False
+    ) -> Result:
+        """Run one statement, in a transaction of its own.
+
+        Args:
+            sql: with `$1` placeholders.
+            args: their values.
+            timeout: seconds that it may run; the shared way's by default.
+            harmless: running it twice does no harm, so it may be sent again when a connection is lost.
+
+        Raises:
+            errors.NotForSharing: it would leave something behind that strangers feel.
+            errors.StatementTimeout: it ran longer than its limit.
+            errors.DeadlineExceeded: the caller's deadline passed.
+            errors.ConnectionLost: the connection died; `maybe_executed` says whether it had been sent.
+            errors.ResultTooLarge: the result was larger than a shared connection carries.
+            psycopg.Error: what the server said to it.
+        """
+        why = sharable.refusal(sql)
+        if why is not None:
+            self._refused += 1
+            raise naming.refused(sql, why)
+        now, deadline = self._clock.monotonic(), current_deadline()
+        call = Call(sql, args, self.options, timeout=timeout, harmless=harmless, since=now, deadline=deadline)
+        return await told(self.pool, call, self._within_deadline)
+
+    async def _within_deadline(self, call: Call) -> Result:
+        """Within the caller's deadline, if there is one."""
+        if call.deadline is None:
+            return await self._attempts(call)
+        limit = TimeLimit(call.deadline.remaining(call.since))
+        try:
+            with limit:
+                return await self._attempts(call)
+        except TimeoutError as error:
+            if not limit.expired or isinstance(error, errors.SteadypoolError):
+                raise
+            raise naming.deadline_passed(call, self._clock.monotonic(), self.pool.snapshot()) from error
+
+    async def _attempts(self, call: Call) -> Result:
+        if self._closed:
+            raise refusal.closed(self.pool.name)
+        self._statements += 1
+        pace = self._paces.of(call.sql)
+        while True:
+            call.attempts += 1
+            try:
+                if pace.is_slow or call.limit > self.options.statement_timeout or self._must_not_wait():
+                    results = await self._run_alone(call)
+                else:
+                    results = await self._run_together(call)
+                pace.ran(slow=call.segment.took > self.options.slow_after)
+                return results[-1]
+            except psycopg.Error as error:
+                took = call.segment.took
+                if took:
+                    pace.ran(slow=took > self.options.slow_after)
+                if self._again(call, error):
+                    self._repeated += 1
+                    call.prepare(self.options)
+                    continue
+                now = self._clock.monotonic()
+                if isinstance(error, ConnectionGone):
+                    cause = cause_of_loss(error.sqlstate)
+                    self.pool.events.emit(ConnectionLost(self.pool.name, now, call.connection, cause, None))
+                name = naming.named(call, error, now, self.pool.snapshot(), self._timed_out)
+                if name is None:
+                    raise
+                raise name from error
+
+    def _again(self, call: Call, error: psycopg.Error) -> bool:
+        """Whether it is sent once more: only where the connection was lost, and it was not sent or does no harm."""
+        lost = isinstance(error, ConnectionGone) and not isinstance(error, Overdue | Unclean)
+        return lost and call.attempts < ATTEMPTS and (not call.segment.sent or call.harmless)
+
+    def _must_not_wait(self) -> bool:
+        """Whether the caller holds a connection, and there is none here on which it would be the first."""
+        return self._holds() and (
+            bool(self._queue)
+            or not any(not seat.load and seat.takes_new and not seat.proving for seat in self._seats)
+        )
+
+    def _timed_out(self, call: Call) -> None:
+        now, name = self._clock.monotonic(), fingerprint(call.sql)
+        self.pool.events.emit(StatementTimedOut(self.pool.name, now, name, call.limit, None))
+
+    # -- together with others ----------------------------------------------------------------------------------
+
+    async def _run_together(self, call: Call) -> list[Result]:
+        seat = None if self._queue else self._choose(call)
+        future = self._send(seat, call) if seat is not None else self._enqueue(call)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if not call.segment.sent:
+                self._withdrawn += 1
+            raise
+
+    def _choose(self, call: Call) -> Seat | None:
+        """Where it may be sent now: an idle connection before a busy one; None where it has to wait."""
+        chosen = None
+        for seat in self._seats:
+            if seat.takes_new and (chosen is None or seat.load < chosen.load):
+                chosen = seat
+                if not seat.load:
+                    break
+        if chosen is None or chosen.load:
+            self._grow()
+        if chosen is None or call.harmless or self.options.prove_after is None:
+            return chosen
+        if chosen.proving:
+            return None
+        if not chosen.load and not chosen.proven and self._is_silent(chosen.connection):
+            chosen.prove(self.pool.options.leave_timeout, self._pump)
+            return None
+        return chosen
+
+    def _send(self, seat: Seat, call: Call) -> asyncio.Future[list[Result]]:
+        segment = call.segment
+        call.connection = seat.lease.slot.number
+        segment.on_settled = lambda _: self._answered(seat, call)
+        return seat.connection.send(segment)
+
+    def _enqueue(self, call: Call) -> asyncio.Future[list[Result]]:
+        if len(self._queue) >= self.pool.options.max_waiting:
+            self._drop_abandoned()
+            if len(self._queue) >= self.pool.options.max_waiting:
+                raise refusal.queue_full(self.pool.options.max_waiting, call.deadline, self.pool.snapshot())
+        future = call.segment.future = asyncio.get_running_loop().create_future()
+        self._queue.append(call)
+        if self._queue_timer is None:
+            self._watch_queue()
+        if not self._seats:
+            self._grow()
+        return future
+
+    def _pump(self) -> None:
+        """Send what waits, as far as there is room."""
+        queue = self._queue
+        while queue:
+            call = queue[0]
+            future = call.segment.future
+            if future is not None and future.done():  # withdrawn
+                queue.popleft()
+                continue
+            seat = self._choose(call)
+            if seat is None:
+                return
+            queue.popleft()
+            try:
+                self._send(seat, call)
+            except psycopg.Error as error:  # it cannot be adapted; whoever waits has to know
+                if future is not None and not future.done():
+                    future.set_exception(error)
+
+    def _answered(self, seat: Seat, call: Call) -> None:
+        """A segment was settled, well or not: there may be room for the next, or the connection has to go."""
+        error = call.segment.error
+        if error is not None and (fate := fate_of(error.sqlstate)) not in (Fate.KEEP, Fate.FORGET_STATEMENT):
+            seat.fate, seat.leaving = fate, True
+        if seat.connection.closed:
+            self._lost(seat, call)
+        elif self._pool_is_short():
+            seat.leaving = True
+        if self._queue:
+            self._pump()
+
+    def _lost(self, seat: Seat, call: Call) -> None:
+        future = call.segment.future
+        failure = future.exception() if future is not None and not future.cancelled() else None
+        if isinstance(failure, Overdue | Unclean):
+            self._offences += 1
+            seat.offence = str(failure)
+            _log.warning("a shared connection was dropped because of %s: %s", fingerprint(call.sql), failure)
+        elif seat.offence is not None:
+            self._collateral += 1
+
+    def _after_answers(self, seat: Seat) -> None:
+        """All answers of one turn were taken."""
+        if not seat.is_clean():
+            self._offences += 1
+            seat.offence = "a statement left a transaction or a setting behind"
+            _log.warning("a shared connection was dropped: %s", seat.offence)
+            seat.connection.abort()
+        elif seat.leaving and not seat.load:
+            self._let_go(seat)
+
+    # -- connections -------------------------------------------------------------------------------------------
+
+    def _grow(self) -> None:
+        """Get one more connection, if that helps: as long as those that are there are all busy."""
+        if self._growing is None and not self._closed and self._wants_more():
+            loop = asyncio.get_running_loop()
+            # A context of its own: the deadline of whoever happens to ask is not for those who come after.
+            self._growing = loop.create_task(self._add_seat(), context=contextvars.Context())
+            self._growing.add_done_callback(self._grown)
+
+    def _wants_more(self) -> bool:
+        seats = sum(not seat.leaving for seat in self._seats)
+        if seats == 0:
+            return True
+        # A connection more takes one from the sessions: only where there is one to spare.
+        pool = self.pool
+        spare = pool.count() < pool.options.limit or pool.count(SlotState.IDLE) > 0
+        return seats < self.options.connections and spare and not pool.waiting
+
+    def _pool_is_short(self) -> bool:
+        """Whether somebody waits there for a connection that others have, besides ourselves."""
+        waiting = self.pool.waiting - (self._growing is not None)
+        return waiting > 0 and self.pool.count() >= self.pool.options.limit
+
+    async def _add_seat(self) -> None:
+        for attempt in range(ATTEMPTS):
+            lease = await self.pool.acquire(name="shared statements")
+            try:
+                if not self.options.local and self._pooled():
+                    await self._behind_pooler(self._pipelined(lease.connection))
+                seat = Seat(lease, self._pipelined(lease.connection), self.options)
+                await seat.begin(self.pool.options.connect_timeout)
+            except psycopg.Error:
+                lease.release(Fate.EVICT)
+                if attempt == ATTEMPTS - 1:
+                    raise
+                continue
+            except BaseException:  # cancelled: nobody else knows the lease
+                lease.release(Fate.EVICT)
+                raise
+            self._seats.append(seat)
+            seat.connection.after_answers = functools.partial(self._after_answers, seat)
+            seat.connection.when_ended(functools.partial(self._let_go, seat))
+            seat.until(self._rotate_after, functools.partial(self._leave_soon, seat))
+            return
+
+    async def _behind_pooler(self, connection: PipelinedConnection) -> None:
+        """From now on nothing is set for a session; and one statement at a time, unless two at once are answered.
+
+        Raises:
+            psycopg.Error: they were not: the connection is lost, and the next one gets one at a time.
+        """
+        window, self.options = self.options.window, replace(self.options, local=True, window=1)
+        for call in self._queue:
+            future = call.segment.future
+            call.prepare(self.options).future = future
+        canaries = [Segment([Statement("select 1", prepare=False)], limit=CANARY_LIMIT) for _ in range(2)]
+        ends = await asyncio.gather(*map(connection.send, canaries), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+        self.options = replace(self.options, window=window)
+
+    def _grown(self, task: asyncio.Task[None]) -> None:
+        self._growing = None
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None and not self._seats:
+            self._fail_queue(failure)
+        elif self._queue:
+            self._pump()
+        if self._pool_is_short():
+            self.make_room()
+
+    def _fail_queue(self, failure: BaseException) -> None:
+        queue, self._queue = self._queue, deque()
+        for call in queue:
+            future = call.segment.future
+            if future is not None and not future.done():
+                error = copy.copy(failure)
+                error.__cause__ = failure.__cause__ or failure
+                future.set_exception(error)
+
+    def _let_go(self, seat: Seat) -> None:
+        """The connection is not shared any more."""
+        if seat in self._seats:
+            self._seats.remove(seat)
+        seat.leave(self._clock.monotonic())
+        if self._empty is not None and not self._seats and not self._empty.done():
+            self._empty.set_result(None)
+        if self._queue and not self._seats and not self._closed:
+            self._grow()
+
+    def make_room(self) -> None:
+        """Somebody is about to wait in the pool: what is idle goes back at once, the rest when it has answered."""
+        for seat in tuple(self._seats):
+            self._leave_soon(seat)
+
+    def _leave_soon(self, seat: Seat) -> None:
+        seat.leaving = True
+        if not seat.load:
+            self._let_go(seat)
+
+    @property
+    def _rotate_after(self) -> float:
+        """Well before somebody would take it for a leak."""
+        return min(self.options.rotate_after, (self.pool.options.leak_after or math.inf) / 2)
+
+    # -- alone -------------------------------------------------------------------------------------------------
+
+    async def _run_alone(self, call: Call) -> list[Result]:
+        """On a connection that nobody else uses meanwhile."""
+        self._alone += 1
+        lease: Lease[Any] = await self.pool.acquire()
+        connection = self._pipelined(lease.connection)
+        call.connection = lease.slot.number
+        fate = Fate.EVICT
+        try:
+            if not call.harmless and self._is_silent(connection):
+                await connection.run(Segment([], limit=self.pool.options.leave_timeout))
+            results = await connection.run(call.prepare(self.options, alone=True))
+            fate = Fate.KEEP
+            return results
+        except psycopg.Error as error:
+            fate = fate_of(error.sqlstate) if not connection.closed else Fate.EVICT
+            raise
+        finally:
+            lease.touch(connection.last_answer)
+            lease.release(fate)
+
+    def _is_silent(self, connection: PipelinedConnection) -> bool:
+        limit = self.options.prove_after
+        return limit is not None and self._clock.monotonic() - connection.last_answer > limit
+
+    # -- how long the queue waits ------------------------------------------------------------------------------
+
+    def _watch_queue(self) -> None:
+        left = self._queue[0].since + self.pool.options.acquire_limit - self._clock.monotonic()
+        loop = asyncio.get_running_loop()
+        self._queue_timer = loop.call_later(max(0.0, left), self._look_at_queue)
+
+    def _look_at_queue(self) -> None:
+        self._queue_timer = None
+        now, limit = self._clock.monotonic(), self.pool.options.acquire_limit
+        self._drop_abandoned()
+        while self._queue and now - self._queue[0].since >= limit:
+            call = self._queue.popleft()
+            future = call.segment.future
+            if future is not None and not future.done():
+                pool = self.pool.snapshot()
+                error = refusal.out_of_time(
+                    now=now, since=call.since, limit=limit, deadline=None, pool=pool, cause=None
+                )
+                future.set_exception(error)
+        if self._queue:
+            self._watch_queue()
+
+    def _drop_abandoned(self) -> None:
+        self._queue = deque(call for call in self._queue if not _abandoned(call))
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    async def close(self, grace: float) -> None:
+        """Refuse new statements, let those on their way finish for `grace` seconds, give the connections back."""
+        self._closed = True
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
+            self._queue_timer = None
+        if self._growing is not None:
+            self._growing.cancel()
+            await asyncio.wait({self._growing})
+        self._fail_queue(refusal.closed(self.pool.name))
+        self.make_room()
+        if self._seats:
+            self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._empty}, timeout=grace)
+        for seat in tuple(self._seats):
+            seat.connection.abort()
+
+    def stats(self) -> SharedStats:
+        """What is going on."""
+        return SharedStats(
+            connections=len(self._seats),
+            in_flight=sum(seat.load for seat in self._seats),
+            queued=sum(not _abandoned(call) for call in self._queue),
+            statements=self._statements,
+            alone=self._alone,
+            refused=self._refused,
+            withdrawn=self._withdrawn,
+            repeated=self._repeated,
+            collateral=self._collateral,
+            offences=self._offences,
+        )
+
+
+def _abandoned(call: Call) -> bool:
+    return call.segment.future is not None and call.segment.future.done()

@@ -1,0 +1,191 @@
+"""The shared way, as `Database` offers it: single statements, for which nobody has to hold a connection."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from steadypool import errors, sharable
+from steadypool.dedicated import Dedicated
+from steadypool.errors import Phase, Report
+from steadypool.fingerprint import fingerprint
+from steadypool.rows import Row, row_type
+from steadypool.settings import DatabaseSettings
+from steadypool.sqlalchemy.pool import SteadyPool
+
+if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
+    from steadypool.pipeline import Result
+    from steadypool.shared import SharedStats, SharedWay
+
+_holding: ContextVar[bool] = ContextVar("steadypool_holding", default=False)
+
+
+@contextmanager
+def holding_a_connection() -> Generator[None]:
+    """Inside the block this task, and those that it starts, may hold a connection, and locks with it."""
+    before = _holding.get()
+    _holding.set(True)
+    try:
+        yield
+    finally:
+        _holding.set(
+            before
+        )  # no token: a web framework may leave the block in another context than it entered it
+
+
+class Sharing:
+    """The part of `Database` that runs single statements.
+
+    Over `postgresql+steadypool` they travel together with those of other callers, one round trip each. Over the
+    other drivers each has a connection of its own for as long as it takes.
+    """
+
+    settings: DatabaseSettings
+    _way: SharedWay | None
+
+    @property
+    def pool(self) -> SteadyPool:
+        """The engine's pool."""
+        raise NotImplementedError
+
+    def connection(
+        self, *, workload: str | None = None, statement_timeout: float | None = None
+    ) -> AbstractAsyncContextManager[Dedicated]:
+        """A connection of one's own until the block ends."""
+        raise NotImplementedError
+
+    async def fetch(
+        self,
+        sql: str,
+        *args: Any,
+        timeout: float | None = None,
+        read_only: bool = False,
+        idempotent: bool = False,
+    ) -> Sequence[Row]:
+        """All rows of one statement, which is a transaction of its own.
+
+        Args:
+            sql: with `$1` placeholders; not one that outlives itself in a session (BEGIN, SET, LISTEN, …).
+            *args: their values.
+            timeout: seconds that the statement may run; DATABASE_SHARED_STATEMENT_TIMEOUT by default.
+            read_only: it changes nothing: if the connection is lost, it is sent again.
+            idempotent: running it twice does no harm: if the connection is lost, it is sent again.
+
+        Raises:
+            errors.NotForSharing: what it does would reach others.
+            errors.StatementTimeout: it ran longer than its limit.
+            errors.DeadlineExceeded: the caller's deadline passed; `maybe_executed` is false where it was not sent.
+            errors.ConnectionLost: the connection died.
+            errors.ResultTooLarge: more than DATABASE_SHARED_RESULT_LIMIT.
+
+        Example:
+            >>> rows = await db.fetch("select id, title from tracks where artist = $1", 7, read_only=True)
+            >>> [row["title"] for row in rows]
+        """
+        way = self._shared()
+        if way is None:
+            async with self._alone(sql, timeout) as connection:
+                return await connection.fetch(sql, *args)
+        return _rows(await way.run(sql, args, timeout=timeout, harmless=read_only or idempotent))
+
+    async def fetchrow(
+        self,
+        sql: str,
+        *args: Any,
+        timeout: float | None = None,
+        read_only: bool = False,
+        idempotent: bool = False,
+    ) -> Row | None:
+        """The first row, or None; otherwise as `fetch`."""
+        rows = await self.fetch(sql, *args, timeout=timeout, read_only=read_only, idempotent=idempotent)
+        return rows[0] if rows else None
+
+    async def fetchval(
+        self,
+        sql: str,
+        *args: Any,
+        timeout: float | None = None,
+        read_only: bool = False,
+        idempotent: bool = False,
+    ) -> Any:
+        """The first column of the first row, or None; otherwise as `fetch`."""
+        rows = await self.fetch(sql, *args, timeout=timeout, read_only=read_only, idempotent=idempotent)
+        return rows[0][0] if rows else None
+
+    async def execute(
+        self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False
+    ) -> str:
+        """Run one statement and return its command tag, such as `INSERT 0 1`; otherwise as `fetch`."""
+        way = self._shared()
+        if way is None:
+            async with self._alone(sql, timeout) as connection:
+                return await connection.execute(sql, *args)
+        return (await way.run(sql, args, timeout=timeout, harmless=idempotent)).tag
+
+    async def fetch_iter(self, sql: str, *args: Any, batch: int = 500) -> AsyncGenerator[Row]:
+        """The rows of a query one after the other, `batch` of them in memory; for results without a limit.
+
+        It has a connection of its own, in a transaction, until the last row was read or the generator is closed:
+        leave the loop early only inside `contextlib.aclosing`.
+
+        Example:
+            >>> async for row in db.fetch_iter("select * from plays order by at"):
+            ...     ...
+        """
+        _check(sql)
+        async with self.connection() as connection, connection.transaction():
+            await connection.execute(f"DECLARE steadypool_rows NO SCROLL CURSOR FOR {sql}", *args)
+            while rows := await connection.fetch(f"FETCH FORWARD {batch:d} FROM steadypool_rows"):
+                for row in rows:
+                    yield row
+
+    def _alone(self, sql: str, timeout: float | None) -> AbstractAsyncContextManager[Dedicated]:
+        _check(sql)
+        return self.connection(statement_timeout=timeout)
+
+    def _shared(self) -> SharedWay | None:
+        """The way itself; None over drivers that have none, or where it is turned off."""
+        pool = self.pool
+        if self._way is None and pool.dialect.driver == "steadypool" and self.settings.shared_connections:
+            from steadypool.shared import SharedOptions, SharedWay
+
+            s = self.settings
+            self._way = SharedWay(
+                pool.core,
+                pipelined=lambda record: record.driver_connection,
+                options=SharedOptions(
+                    connections=s.shared_connections,
+                    window=s.shared_window,
+                    statement_timeout=s.shared_statement_timeout,
+                    lock_timeout=s.shared_lock_timeout,
+                    result_limit=s.shared_result_limit,
+                    prove_after=s.ping_after_idle,
+                ),
+                holds=_holding.get,
+                pooled=lambda: not pool.dialect.pooler_watch.keeps_statements,
+            )
+            pool.before_waiting = self._way.make_room
+        return self._way
+
+    async def _close_shared(self, grace: float | None) -> None:
+        if self._way is not None:
+            await self._way.close(self.settings.close_grace if grace is None else grace)
+
+    def _shared_stats(self) -> SharedStats | None:
+        return None if self._way is None else self._way.stats()
+
+
+def _check(sql: str) -> None:
+    """What one driver refuses, all refuse."""
+    why = sharable.refusal(sql)
+    if why is not None:
+        raise errors.NotForSharing(
+            f"refused on the shared way: {why}. Use db.session() or db.connection() for: {fingerprint(sql)}",
+            Report(Phase.WAITING),
+        )
+
+
+def _rows(result: Result) -> list[Any]:
+    return result.rows(row_type(result.names))

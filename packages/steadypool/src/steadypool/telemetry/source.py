@@ -1,0 +1,42 @@
+"""What a destination may ask, beside the events that it is sent: the numbers of one pool at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from steadypool.events import Events
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerFacts:
+    """The listener at one moment: whether it hears, and how many gaps its subscribers were told of so far."""
+
+    connected: bool
+    gaps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One pool, as `Database.source` or `steadypool.sqlalchemy.source_of(engine)` describes it.
+
+    All functions may be called from any thread: exporters have their own.
+    """
+
+    name: str
+    driver: str
+    events: Events
+    connections: Callable[[], Mapping[str, int]]
+    """How many connections are `used`, `idle`, `opening` and `closing`."""
+    waiting: Callable[[], int]
+    """Callers who wait."""
+    size: Callable[[], int]
+    """Connections that are kept open."""
+    limit: Callable[[], int | None]
+    """The most connections there may be; None for no limit."""
+    breaker_open: Callable[[], bool]
+    loop_lag: Callable[[], float] | None = None
+    """By how many seconds the event loop is late."""
+    listener: Callable[[], ListenerFacts | None] | None = None
+    collateral: Callable[[], int] | None = None
+    """Statements that failed on a shared connection because of somebody else's, so far."""

@@ -1,0 +1,215 @@
+"""From events to numbers, once for all exporters: what is counted here is what every destination shows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from steadypool import errors, events
+from steadypool.telemetry import metrics
+from steadypool.telemetry.bounded import Bounded
+from steadypool.telemetry.causes import connect_cause
+from steadypool.telemetry.metrics import Metric
+from steadypool.telemetry.source import Source
+
+Attributes = tuple[tuple[str, str], ...]
+"""Names and values, the pool's name first."""
+
+Observe = Callable[[Metric, float, Attributes], None]
+"""Takes one measurement of a histogram."""
+
+_IDLE_DEATH = "found dead"
+"""The reason of `Closed` for a connection whose end was noticed while nobody used it."""
+
+MOST_KINDS = 1_000
+"""Kinds of statements whose attributes are remembered: most statements are of a kind that was there before."""
+
+TALLIED: tuple[type[events.Event], ...] = (
+    events.ConnectSucceeded,
+    events.ConnectAttemptFailed,
+    events.Acquired,
+    events.AcquireFailed,
+    events.Released,
+    events.Closed,
+    events.ConnectionLost,
+    events.LeakSuspected,
+    events.StatementFinished,
+    events.StatementTimedOut,
+    events.BreakerChanged,
+    events.ListenerGap,
+)
+"""The events that a `Tally` looks at."""
+
+_ERRORS = ("PoolTimeout", "ConnectTimeout", "DeadlineExceeded")
+_FROM_THE_START: tuple[tuple[Metric, tuple[tuple[str, str], ...]], ...] = (
+    (metrics.LEAKS, ()),
+    (metrics.GAPS, ()),
+    (metrics.STATEMENT_TIMEOUTS, ()),
+    *((metrics.TIMEOUTS, ((metrics.ERROR_TYPE, name),)) for name in _ERRORS),
+    *(
+        (metrics.ACQUIRE_FAILURES, ((metrics.ERROR_TYPE, name),))
+        for name in (*_ERRORS, "PoolQueueFull", "ConnectFailed", "DatabaseUnavailable")
+    ),
+    *((metrics.CONNECT_FAILURES, ((metrics.CAUSE, cause),)) for cause in ("refused", "timeout")),
+)
+"""Counters that are there before they count: a rate cannot see the first of a series that was not there before."""
+
+_names_lock = threading.Lock()
+_names_in_use: dict[str, set[str]] = {}
+
+
+class Tally:
+    """Counts what happens in one pool, and reads its levels when asked.
+
+    Two pools of one name get names of their own (`main`, `main-2`): their numbers must not be mixed up.
+
+    Args:
+        source: the pool.
+        observe: takes each measurement of a histogram.
+        exporter: who counts; names are unique for each.
+    """
+
+    def __init__(self, source: Source, observe: Observe, *, exporter: str) -> None:
+        self._source = source
+        self._observe = observe
+        self._exporter = exporter
+        self._bounded = Bounded()
+        self.name = _take_name(exporter, source.name)
+        self._pool: Attributes = ((metrics.POOL, self.name),)
+        self._counts: dict[tuple[Metric, Attributes], int] = {}
+        self._kinds: dict[tuple[str | None, ...], Attributes] = {}
+        for metric, attributes in _FROM_THE_START:
+            self._counts[metric, self._with(*attributes)] = 0
+        self._unsubscribe = source.events.subscribe(self._tell, *TALLIED)
+        self._tellers: dict[type[events.Event], Callable[..., None]] = {
+            events.ConnectSucceeded: self._time(metrics.CREATE_TIME),
+            events.Acquired: self._time(metrics.WAIT_TIME),
+            events.Released: self._time(metrics.USE_TIME),
+            events.ConnectAttemptFailed: self._connect_failed,
+            events.AcquireFailed: self._acquire_failed,
+            events.Closed: self._closed,
+            events.ConnectionLost: self._lost,
+            events.LeakSuspected: self._one(metrics.LEAKS),
+            events.StatementFinished: self._statement,
+            events.StatementTimedOut: self._timed_out,
+            events.BreakerChanged: self._breaker,
+            events.ListenerGap: self._one(metrics.GAPS),
+        }
+
+    def counts_for(self, source: Source) -> bool:
+        """Whether this is the one that counts what happens there."""
+        return self._source.events is source.events
+
+    def stop(self) -> None:
+        """Count no more, and give the name back."""
+        self._unsubscribe()
+        with _names_lock:
+            _names_in_use[self._exporter].discard(self.name)
+
+    def counts(self) -> Iterator[tuple[Metric, Attributes, int]]:
+        """Every counter so far; may be called from another thread."""
+        for (metric, attributes), value in self._counts.copy().items():
+            yield metric, attributes, value
+        if self._source.collateral is not None:
+            yield metrics.COLLATERAL, self._pool, self._source.collateral()
+
+    def levels(self) -> Iterator[tuple[Metric, Attributes, float]]:
+        """Every level and gauge at this moment; may be called from another thread."""
+        source, pool = self._source, self._pool
+        connections, size, limit = source.connections(), source.size(), source.limit()
+        for state, count in connections.items():
+            yield metrics.COUNT, (*pool, (metrics.STATE, state)), count
+        yield metrics.IDLE_MIN, pool, 0
+        yield metrics.IDLE_MAX, pool, size
+        if limit is not None:
+            yield metrics.MAX, pool, limit
+        yield metrics.PENDING, pool, source.waiting()
+        yield metrics.UTILIZATION, pool, connections.get("used", 0) / size
+        yield metrics.BREAKER_OPEN, pool, source.breaker_open()
+        if source.loop_lag is not None:
+            yield metrics.LOOP_LAG, pool, source.loop_lag()
+        listener = None if source.listener is None else source.listener()
+        if listener is not None:
+            yield metrics.LISTENER_UP, pool, listener.connected
+
+    # -- one event each ----------------------------------------------------------------------------------------
+
+    def _tell(self, event: events.Event) -> None:
+        self._tellers[type(event)](event)
+
+    def _with(self, *attributes: tuple[str, str | None]) -> Attributes:
+        bounded = self._bounded
+        return self._pool + tuple(
+            (key, bounded(key, value)) for key, value in attributes if value is not None
+        )
+
+    def _count(self, metric: Metric, *attributes: tuple[str, str | None]) -> None:
+        key = (metric, self._with(*attributes))
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def _one(self, metric: Metric) -> Callable[..., None]:
+        def count(_event: events.Event) -> None:
+            self._count(metric)
+
+        return count
+
+    def _time(self, metric: Metric) -> Callable[..., None]:
+        def observe(event: events.ConnectSucceeded | events.Acquired | events.Released) -> None:
+            self._observe(metric, event.seconds, self._pool)
+
+        return observe
+
+    def _connect_failed(self, event: events.ConnectAttemptFailed) -> None:
+        self._count(metrics.CONNECT_FAILURES, (metrics.CAUSE, connect_cause(event.error)))
+
+    def _acquire_failed(self, event: events.AcquireFailed) -> None:
+        kind = (metrics.ERROR_TYPE, type(event.error).__name__)
+        self._count(metrics.ACQUIRE_FAILURES, kind, (metrics.WORKLOAD, event.workload))
+        # Whoever was turned away at once had no time that could be up.
+        if isinstance(event.error, TimeoutError) and not isinstance(event.error, errors.PoolQueueFull):
+            self._count(metrics.TIMEOUTS, kind)
+
+    def _closed(self, event: events.Closed) -> None:
+        self._count(metrics.CLOSED, (metrics.CAUSE, event.reason))
+        if event.reason == _IDLE_DEATH:
+            self._count(metrics.LOST, (metrics.CAUSE, "idle"))
+
+    def _lost(self, event: events.ConnectionLost) -> None:
+        self._count(metrics.LOST, (metrics.CAUSE, event.cause))
+
+    def _timed_out(self, event: events.StatementTimedOut) -> None:
+        self._count(metrics.STATEMENT_TIMEOUTS, (metrics.WORKLOAD, event.workload))
+
+    def _breaker(self, event: events.BreakerChanged) -> None:
+        self._count(metrics.BREAKER_CHANGES, (metrics.CAUSE, event.after))
+
+    def _statement(self, event: events.StatementFinished) -> None:
+        kind = (event.summary, event.sqlstate, event.error_type, event.way, event.workload)
+        attributes = self._kinds.get(kind)
+        if attributes is None:
+            attributes = self._attributes_of(event)
+            if len(self._kinds) < MOST_KINDS:
+                self._kinds[kind] = attributes
+        self._observe(metrics.DURATION, event.seconds, attributes)
+
+    def _attributes_of(self, event: events.StatementFinished) -> Attributes:
+        return self._with(
+            (metrics.SYSTEM, "postgresql"),
+            (metrics.OPERATION, event.summary.partition(" ")[0]),
+            (metrics.SUMMARY, event.summary),
+            (metrics.STATUS_CODE, event.sqlstate),
+            (metrics.ERROR_TYPE, event.error_type),
+            (metrics.WAY, event.way),
+            (metrics.WORKLOAD, event.workload),
+        )
+
+
+def _take_name(exporter: str, wanted: str) -> str:
+    with _names_lock:
+        in_use = _names_in_use.setdefault(exporter, set())
+        name, number = wanted, 1
+        while name in in_use:
+            number += 1
+            name = f"{wanted}-{number}"
+        in_use.add(name)
+        return name

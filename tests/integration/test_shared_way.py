@@ -1,0 +1,452 @@
+"""The shared way: statements of strangers on one connection, and what each of them never gets to feel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors as sql
+
+from steadypool import deadline, errors
+from steadypool.connect.dsn import parse_url
+from steadypool.connect.psycopg_driver import open_psycopg
+from steadypool.events import StatementFinished
+from steadypool.lab.proxy import FaultProxy, Mode
+from steadypool.lease import PoolOptions, SlotState
+from steadypool.pipeline import PipelinedConnection, Segment
+from steadypool.pool import Pool
+from steadypool.shared import SharedOptions, SharedWay
+from steadypool.testing import Observer
+
+pytestmark = pytest.mark.anyio
+
+
+class Pipes:
+    """The driver of a pool of bare pipelined connections."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._target = parse_url(url)
+        self._options = options
+        self.opened: list[PipelinedConnection] = []
+
+    async def open(self) -> PipelinedConnection:
+        raw = await open_psycopg(self._target, timeout=10, autocommit=True)
+        self.opened.append(PipelinedConnection(raw, **self._options))
+        return self.opened[-1]
+
+    async def ping(self, connection: PipelinedConnection) -> None:
+        await connection.run(Segment([]))
+
+    def needs_reset(self, connection: PipelinedConnection) -> bool:
+        return False
+
+    async def reset(self, connection: PipelinedConnection) -> None:
+        raise AssertionError("nothing is left to reset")
+
+    def is_open(self, connection: PipelinedConnection) -> bool:
+        return not connection.closed
+
+    def rest(self, connection: PipelinedConnection, lost: Callable[[], None]) -> None:
+        connection.when_ended(lost)
+
+    def abort(self, connection: PipelinedConnection) -> None:
+        connection.abort()
+
+    async def close(self, connection: PipelinedConnection) -> None:
+        await connection.close()
+
+
+class House:
+    """A pool, and the shared way on it."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        size: int = 4,
+        pooled: Callable[[], bool] = lambda: False,
+        keeps_statements: bool = True,
+        **options: Any,
+    ) -> None:
+        self.driver = Pipes(url, keeps_statements=keeps_statements)
+        timeouts = {"pool_timeout": 5.0, "connect_timeout": 5.0}
+        self.pool: Pool[PipelinedConnection] = Pool(
+            self.driver, PoolOptions(size=size, max_overflow=0, **timeouts)
+        )
+        self.holds = False
+        self.way = SharedWay(
+            self.pool,
+            pipelined=lambda connection: connection,
+            options=SharedOptions(**options),
+            holds=lambda: self.holds,
+            pooled=pooled,
+        )
+
+    async def ask(self, text: str, *args: Any, **options: Any) -> list[tuple[Any, ...]]:
+        return (await self.way.run(text, args, **options)).rows()
+
+    async def close(self) -> None:
+        await self.way.close(2)
+        await self.pool.close(2)
+
+
+MakeHouse = Callable[..., House]
+
+
+@pytest.fixture
+async def make(database_url: str, anyio_backend: object) -> AsyncIterator[MakeHouse]:
+    houses: list[House] = []
+
+    def make(url: str = database_url, **options: Any) -> House:
+        houses.append(House(url, **options))
+        return houses[-1]
+
+    yield make
+    for house in houses:
+        await house.close()
+
+
+@pytest.fixture
+async def house(make: MakeHouse) -> House:
+    return make()
+
+
+async def ends(*calls: Awaitable[Any]) -> list[Any]:
+    return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+
+
+# -- what strangers do to each other -----------------------------------------------------------------------------
+
+
+async def test_a_thousand_callers_over_two_connections(make: MakeHouse, pg: Observer) -> None:
+    house = make()
+    rows = await ends(*(house.ask("select $1::int", number) for number in range(1000)))
+    assert rows == [[(number,)] for number in range(1000)]
+    assert len(await pg.backends()) <= 2
+    stats = house.way.stats()
+    assert (stats.statements, stats.queued, stats.in_flight, stats.collateral) == (1000, 0, 0, 0)
+
+
+async def test_one_caller_needs_one_connection(house: House, pg: Observer) -> None:
+    for _ in range(20):
+        await house.ask("select 1")
+    assert len(await pg.backends()) == 1
+
+
+async def test_deferred_constraints_between_strangers(make: MakeHouse) -> None:
+    house = make(connections=1)
+    await house.ask("create table parent (id int primary key)")
+    await house.ask(
+        "create table child (parent int references parent deferrable initially deferred, mark int)"
+    )
+    calls = []
+    for number in range(50):
+        calls.append(house.ask("insert into child values ($1, $1) returning mark", number))
+        calls.append(house.ask("select $1::text", f"caller {number}"))
+    got = await ends(*calls)
+    assert all(isinstance(end, sql.ForeignKeyViolation) for end in got[::2])
+    assert got[1::2] == [[(f"caller {number}",)] for number in range(50)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/* c */ begin",
+        "select set_config('search_path', 'nowhere', false)",
+        "select pg_advisory_lock(1)",
+        "copy t from stdin",
+    ],
+)
+async def test_what_strangers_would_feel_is_refused_unsent(house: House, text: str) -> None:
+    with pytest.raises(errors.NotForSharing) as refused:
+        await house.ask(text)
+    assert not refused.value.maybe_executed
+    assert "db.session()" in str(refused.value)
+    assert house.way.stats().refused == 1
+
+
+async def test_a_setting_changed_inside_a_function_ends_the_connection(make: MakeHouse) -> None:
+    house = make(connections=1)
+    await house.ask(
+        "create function sly() returns text language sql as $$ select set_config('timezone', 'Asia/Tokyo', false) $$"
+    )
+    (before,) = (await house.ask("select current_setting('timezone')"))[0]
+    await house.ask("select sly()")
+    assert await house.ask("select current_setting('timezone')") == [(before,)]
+    assert house.way.stats().offences == 1
+
+
+async def test_a_lock_that_a_stranger_waits_for(make: MakeHouse, database_url: str) -> None:
+    """The session that holds the lock must not queue behind the one who waits for it: nobody could ever go on."""
+    house = make(connections=1, lock_timeout=5.0, statement_timeout=5.0)
+    await house.ask("create table t (id int primary key, n int)")
+    await house.ask("insert into t values (1, 0)")
+    async with await psycopg.AsyncConnection.connect(database_url) as session:
+        await session.execute("update t set n = 1 where id = 1")
+        stranger = asyncio.create_task(house.ask("update t set n = n + 1 where id = 1 returning n"))
+        await _until(lambda: house.way.stats().in_flight == 1)
+        house.holds = True
+        async with asyncio.timeout(3):
+            assert await house.ask("select 'not behind the stranger'")
+        assert not stranger.done()
+        await session.commit()
+    assert await stranger == [(2,)]
+    assert house.way.stats().alone == 1
+
+
+async def test_a_lock_on_the_shared_way_has_a_limit(make: MakeHouse, database_url: str) -> None:
+    house = make(lock_timeout=0.2)
+    await house.ask("create table t (id int)")
+    await house.ask("insert into t values (1)")
+    async with await psycopg.AsyncConnection.connect(database_url) as session:
+        await session.execute("select * from t for update")
+        with pytest.raises(sql.LockNotAvailable):
+            await house.ask("update t set id = 2")
+
+
+# -- time --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_slow_statement_has_its_limit_and_the_connection_goes_on(make: MakeHouse) -> None:
+    house = make(connections=1, statement_timeout=0.3)
+    slow = asyncio.create_task(house.ask("select pg_sleep(5)"))
+    await _until(lambda: house.way.stats().in_flight == 1)
+    assert await house.ask("select 'after'") == [("after",)]
+    with pytest.raises(errors.StatementTimeout) as late:
+        await slow
+    assert not late.value.maybe_executed
+    assert isinstance(late.value.__cause__, sql.QueryCanceled)
+    assert len(house.driver.opened) == 1
+
+
+async def test_a_call_may_have_less_time_than_the_others(house: House) -> None:
+    with pytest.raises(errors.StatementTimeout):
+        await house.ask("select pg_sleep(5)", timeout=0.2)
+    assert await house.ask("select current_setting('statement_timeout')") == [("2s",)]
+
+
+async def test_a_call_with_more_time_does_not_stand_in_the_way(make: MakeHouse) -> None:
+    house = make(connections=1, statement_timeout=0.3)
+    slow = asyncio.create_task(house.ask("select pg_sleep(0.8), 'done'", timeout=5))
+    await _until(lambda: house.pool.count(SlotState.LEASED) == 1)
+    assert await house.ask("select 'meanwhile'") == [("meanwhile",)]
+    assert not slow.done()
+    assert await slow == [("", "done")]
+
+
+async def test_others_go_elsewhere_while_the_head_is_slow(make: MakeHouse) -> None:
+    house = make(connections=2)
+    slow = asyncio.create_task(house.ask("select pg_sleep(1)"))
+    await _until(lambda: house.way.stats().in_flight == 1)
+    await asyncio.sleep(0.1)
+    for _ in range(10):
+        await house.ask("select 1")
+    assert not slow.done()
+    await slow
+
+
+async def test_what_is_often_slow_gets_a_connection_alone(house: House) -> None:
+    for _ in range(3):
+        await house.ask("select pg_sleep(0.08)")
+    assert house.way.stats().alone == 2, "the first one showed that it is slow"
+    assert await house.ask("select 1") == [(1,)]
+
+
+async def test_giving_up_while_queued_is_not_executed(make: MakeHouse) -> None:
+    house = make(connections=1, window=1)
+    await house.ask("create table t (n int)")
+    slow = asyncio.create_task(house.ask("select pg_sleep(0.5)"))
+    await _until(lambda: house.way.stats().in_flight == 1)
+    with pytest.raises(errors.DeadlineExceeded) as unsent:
+        with deadline(0.1):
+            await house.ask("insert into t values (1)")
+    cancelled = asyncio.create_task(house.ask("insert into t values (2)"))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await slow
+    assert not unsent.value.maybe_executed
+    assert unsent.value.phase is errors.Phase.WAITING
+    assert await house.ask("select count(*) from t") == [(0,)]
+    assert house.way.stats().withdrawn == 2
+
+
+async def test_giving_up_what_was_sent_is_maybe_executed(make: MakeHouse) -> None:
+    house = make(connections=1)
+    await house.ask("create table t (n int)")
+    with pytest.raises(errors.DeadlineExceeded) as sent:
+        with deadline(0.1):
+            await house.ask("insert into t select 1 from pg_sleep(0.3)")
+    assert sent.value.maybe_executed
+    assert sent.value.phase is errors.Phase.EXECUTING
+    assert await house.ask("select count(*) from t") == [(1,)]
+
+
+async def test_a_silent_server_ends_every_wait(make: MakeHouse, proxied_url: str, proxy: FaultProxy) -> None:
+    house = make(proxied_url, connections=1, window=4, statement_timeout=0.3)
+    await house.ask("select 1")
+    proxy.mode = Mode.SILENT
+    got = await ends(*(house.ask("select 1") for _ in range(4)))
+    named = [type(end) for end in got]
+    assert named.count(errors.StatementTimeout) == 1
+    assert named.count(errors.ConnectionLost) == 3
+    assert all(end.maybe_executed for end in got)
+    stats = house.way.stats()
+    assert (stats.offences, stats.collateral) == (1, 3)
+    proxy.mode = Mode.PASS
+    assert await house.ask("select 'again'") == [("again",)]
+
+
+# -- the pool's connections --------------------------------------------------------------------------------------
+
+
+async def test_sessions_get_the_shared_connections_when_they_need_them(make: MakeHouse) -> None:
+    house = make(size=2)
+    await ends(*(house.ask("select 1") for _ in range(50)))
+    house.way.make_room()  # what the engine's pool does before a session would wait
+    first = await house.pool.acquire(timeout=1)
+    house.way.make_room()
+    second = await house.pool.acquire(timeout=1)
+    (shown,) = await second.connection.run(Segment([_show("statement_timeout")]))
+    assert shown.rows() == [("0",)], "as it was before it was shared"
+    waiting = asyncio.create_task(house.ask("select 'served when there is room'"))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    first.release()
+    assert await waiting == [("served when there is room",)]
+    second.release()
+
+
+async def test_a_busy_shared_connection_is_handed_over_when_it_has_answered(make: MakeHouse) -> None:
+    house = make(size=1)
+    running = asyncio.create_task(house.ask("select pg_sleep(0.2), 'finished'"))
+    await _until(lambda: house.way.stats().in_flight == 1)
+    lease_task = asyncio.create_task(house.pool.acquire())
+    await asyncio.sleep(0)
+    house.way.make_room()
+    later = asyncio.create_task(house.ask("select 'behind the session'"))
+    assert await running == [("", "finished")]
+    lease = await lease_task
+    assert not later.done()
+    lease.release()
+    assert await later == [("behind the session",)]
+
+
+async def test_the_limits_of_the_pool_hold(make: MakeHouse, pg: Observer) -> None:
+    house = make(size=2, connections=5)
+    held = await house.pool.acquire()
+    await ends(*(house.ask("select pg_sleep(0.01)") for _ in range(60)))
+    assert len(await pg.backends()) == 2
+    held.release()
+
+
+async def test_close_lets_those_on_their_way_finish(make: MakeHouse) -> None:
+    house = make(connections=1, window=1)
+    running = asyncio.create_task(house.ask("select pg_sleep(0.2), 'finished'"))
+    await _until(lambda: house.way.stats().in_flight == 1)
+    queued = asyncio.create_task(house.ask("select 1"))
+    await asyncio.sleep(0)
+    await house.close()
+    assert await running == [("", "finished")]
+    with pytest.raises(errors.PoolClosed):
+        await queued
+    with pytest.raises(errors.PoolClosed):
+        await house.ask("select 1")
+
+
+# -- connections that die ----------------------------------------------------------------------------------------
+
+
+async def test_an_idle_connection_is_asked_before_what_must_not_run_twice(
+    make: MakeHouse, proxied_url: str, proxy: FaultProxy
+) -> None:
+    house = make(proxied_url, connections=1, prove_after=0.0)
+    await house.ask("create table t (n int)")
+    before = proxy.round_trips
+    await house.ask("select 1", harmless=True)
+    assert proxy.round_trips - before == 1
+    before = proxy.round_trips
+    await house.ask("insert into t values (1)")
+    assert proxy.round_trips - before == 2
+    proxy.links[0].lose_server()  # nobody tells us
+    house.pool.options = replace(house.pool.options, leave_timeout=0.2)
+    assert await house.ask("insert into t values (2)") is not None
+    assert await house.ask("select count(*) from t") == [(2,)]
+
+
+async def test_what_does_no_harm_is_sent_again(make: MakeHouse, pg: Observer) -> None:
+    house = make(connections=1)
+    safe = asyncio.create_task(house.ask("select 'safe' from pg_sleep(0.3)", harmless=True))
+    unsafe = asyncio.create_task(house.ask("select 'unsafe' from pg_sleep(0.3)"))
+    await _until(lambda: house.way.stats().in_flight == 2)
+    await pg.terminate()
+    assert await safe == [("safe",)]
+    with pytest.raises(errors.ConnectionLost) as lost:
+        await unsafe
+    assert lost.value.maybe_executed
+    assert "57P01" in str(lost.value)
+    assert house.way.stats().repeated == 1
+
+
+async def test_a_result_that_is_too_large(make: MakeHouse) -> None:
+    house = make(connections=1, result_limit=100_000)
+    got = await ends(
+        house.ask("select repeat('x', 1000) from generate_series(1, 10000)"), house.ask("select 'small'")
+    )
+    assert isinstance(got[0], errors.ResultTooLarge)
+    assert got[1] == [("small",)]
+
+
+# -- round trips -------------------------------------------------------------------------------------------------
+
+
+async def test_a_statement_is_one_round_trip(make: MakeHouse, proxied_url: str, proxy: FaultProxy) -> None:
+    house = make(proxied_url, prove_after=None)
+    for _ in range(3):
+        await house.ask("select $1::int", 1)
+    proxy.delay = 0.01
+    before = proxy.round_trips
+    for number in range(5):
+        assert await house.ask("select $1::int", number) == [(number,)]
+    assert proxy.round_trips - before == 5
+
+
+async def test_a_shared_connection_goes_back_now_and_then(make: MakeHouse) -> None:
+    house = make(connections=1, rotate_after=0.1)
+    await house.ask("select 1")
+    await _until(lambda: house.pool.count(SlotState.LEASED) == 0)
+    assert await house.ask("select 2") == [(2,)]
+    assert len(house.driver.opened) == 1
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def _show(name: str) -> Any:
+    from steadypool.pipeline import Statement
+
+    return Statement(f"show {name}")
+
+
+async def test_every_statement_is_told_once(house: House) -> None:
+    told: list[Any] = []
+    house.pool.events.subscribe(told.append, StatementFinished)
+    await asyncio.gather(*(house.ask("select generate_series(1, $1::int)", 3) for _ in range(10)))
+    with pytest.raises(psycopg.Error):
+        await house.ask("select 1 / $1::int", 0)
+    with pytest.raises(errors.DeadlineExceeded), deadline(0.1):
+        await house.ask("select pg_sleep(0.5), 'anna@example.org'")
+    assert [(event.way, event.rows, event.sqlstate, event.error_type) for event in told] == [
+        *[("shared", 3, None, None)] * 10,
+        ("shared", None, "22012", "DivisionByZero"),
+        ("shared", None, None, "DeadlineExceeded"),
+    ]
+    assert all(event.seconds > 0 and event.waiting >= 0 for event in told)
+    assert told[-1].seconds + told[-1].waiting >= 0.1
+    assert "anna" not in repr(told)

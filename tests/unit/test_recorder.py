@@ -1,0 +1,447 @@
+"""The recorder's memory: what it says, how large it gets, and that its file survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steadypool import DatabaseSettings, errors, events
+from steadypool.census import Census, ConnectionFacts, WaiterFacts
+from steadypool.errors import PoolSnapshot
+from steadypool.telemetry.recorder import Arrival, Recorder, Recording, Row, View, WorkloadFacts, verdict
+from steadypool.telemetry.recorder.histogram import EDGES, Histogram
+from steadypool.telemetry.recorder.keeping import RecorderFile
+from steadypool.telemetry.recorder.memory import Arrivals, Moments, Rows
+from steadypool.telemetry.recorder.recorder import MOST_ARRIVALS, MOST_NOTES, SECONDS
+from steadypool.telemetry.recorder.recording import COLUMNS, merged
+
+START = 1_800_000_000.0
+
+
+class Time:
+    """A clock that is moved by hand, and what people's clocks say at the same time."""
+
+    def __init__(self) -> None:
+        self.now = 500.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def wall(self) -> float:
+        return START + self.now - 500.0
+
+
+def connection(number: int, seconds: float = 1.0, holder: str | None = "GET /tracks") -> ConnectionFacts:
+    state = "leased" if holder else "idle"
+    return ConnectionFacts(number, state, seconds, 60.0, 1.0, False, 3, holder, None)
+
+
+def view(held: int = 0, waiting: int = 0, **changes: Any) -> View:
+    pool = PoolSnapshot(size=4, max_overflow=2, leased=held, waiting=waiting)
+    holders = tuple(connection(number, holder=f"GET /slow/{number}") for number in range(1, held + 1))
+    waiters = tuple(WaiterFacts(f"GET /wait/{number}", None, 2.0, 1.0) for number in range(waiting))
+    facts: dict[str, Any] = {"pool": pool, "census": Census("main", holders, waiters), "breaker": "closed"}
+    return View(**(facts | changes))
+
+
+def recorder(time: Time) -> Recorder:
+    return Recorder("main", {"pool_size": 4}, clock=time, wall=time.wall)
+
+
+def acquired(time: Time, number: int, waited: float = 0.0, workload: str | None = None) -> events.Event:
+    return events.Acquired("main", time.now, number, waited, workload)
+
+
+def finished(time: Time, fingerprint: str, seconds: float, **more: Any) -> events.Event:
+    return events.StatementFinished("main", time.now, fingerprint, "session", seconds, **more)
+
+
+# -- percentiles -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("percent", [50, 95, 99])
+def test_a_percentile_is_within_its_bucket_of_the_exact_one(seed: int, percent: float) -> None:
+    rng = random.Random(seed)
+    durations = sorted(rng.lognormvariate(-5, 2) for _ in range(2_000))
+    histogram = Histogram()
+    for duration in durations:
+        histogram.add(duration)
+    exact = durations[int(len(durations) * percent / 100) - 1]
+    found = histogram.percentile(percent)
+    assert found is not None
+    assert exact / 2**0.5 <= found <= exact * 2**0.5
+
+
+def test_histograms_add_up() -> None:
+    rng = random.Random(1)
+    durations = [rng.expovariate(20) for _ in range(300)]
+    whole, parts = Histogram(), [Histogram(), Histogram(), Histogram()]
+    for index, duration in enumerate(durations):
+        whole.add(duration)
+        parts[index % 3].add(duration)
+    assert Histogram().merge(parts).counts == whole.counts
+    assert Histogram().percentile(50) is None
+    endless = Histogram()
+    endless.add(1e9)
+    assert endless.percentile(99) == EDGES[-1]
+
+
+# -- what a second says ------------------------------------------------------------------------------------------------
+
+
+def test_a_second_counts_what_happened_in_it_and_nothing_else() -> None:
+    time = Time()
+    record = recorder(time)
+    for number in (1, 2, 3):
+        record(acquired(time, number, waited=0.25))
+    record(events.Released("main", time.now, 1, 0.5, kept=True))
+    record(events.AcquireFailed("main", time.now, 3.0, errors.PoolTimeout("QueuePool limit"), "uploads"))
+    record(finished(time, "[1] select ?", 0.02, rows=7))
+    record(finished(time, "[1] select ?", 0.04, error_type="IntegrityError", sqlstate="23505"))
+    record(finished(time, "[2] select pg_sleep(?)", 5.0, error_type="StatementTimeout", sqlstate="57014"))
+    record(events.StatementTimedOut("main", time.now, "[2] select pg_sleep(?)", 5.0, None))
+    record(events.ConnectSucceeded("main", time.now, 1, 0.01))
+    record(events.ConnectAttemptFailed("main", time.now, 2, 0.3, OSError("refused"), final=False))
+    time.now += 1.0
+    row = record.tick(view(held=2), lag=0.125)
+    expected = {
+        "acquired": 3, "released": 1, "peak": 3, "leased": 2, "size": 4, "overflow": 2, "pool_timeouts": 1,
+        "statements": 3, "rows": 7, "statement_errors": 1, "statement_timeouts": 1, "connects": 1,
+        "connect_failures": 1, "lag": 0.125, "elapsed": 1.0, "listener": -1,
+    }  # fmt: skip
+    assert {name: row[name] for name in COLUMNS} == dict.fromkeys(COLUMNS, 0.0) | expected
+    assert (row.waiting.count, row.connecting.count, row.executing.count) == (4, 2, 3)
+    assert row.utilization == 0.75
+    time.now += 1.0
+    quiet = record.tick(view(), lag=0.0)
+    assert not any(quiet[name] for name in ("acquired", "pool_timeouts", "statements"))
+    assert quiet.waiting.count == 0
+    assert quiet.at == row.at + 1
+
+
+def test_a_minute_is_the_sum_of_its_seconds() -> None:
+    time = Time()
+    time.now = 500.0 + (60 - START % 60)
+    record = recorder(time)
+    for second in range(61):
+        record(acquired(time, second))
+        record(events.Released("main", time.now, second, 0.001, kept=True))
+        record.tick(view(waiting=second % 7), lag=0.0)
+        time.now += 1.0
+    (minute,) = record.minutes.since(0)
+    assert minute["acquired"] == 60
+    assert minute["waiting"] == 6
+    assert minute["size"] == 4
+    assert minute.waiting.count == 60
+    assert minute.at % 60 == 0
+
+
+def test_a_clock_that_was_set_back_does_not_bring_seconds_into_disorder() -> None:
+    time, shift = Time(), 0.0
+    record = Recorder("main", {}, clock=time, wall=lambda: time.wall() + shift)
+    for step in (0.0, -100.0, 50.0, 3_000.0):
+        shift = step
+        for _ in range(3):
+            time.now += 1.0
+            record.tick(view(), 0.0)
+    moments = [row.at for row in record.seconds.since(0)]
+    assert moments == sorted(set(moments))
+    assert moments[-1] == pytest.approx(START + 3_000 + 12, abs=2)
+
+
+def test_who_held_and_who_waited_is_kept_of_times_worth_it() -> None:
+    time = Time()
+    record = recorder(time)
+    record(acquired(time, 1))
+    record(finished(time, "[9] select ?", 0.1, connection=1))
+    for held, waiting in ((0, 0), (4, 30), (4, 2), (0, 0)):
+        time.now += 1.0
+        record.tick(view(held=held, waiting=waiting, in_transaction=frozenset({1})), 0.0)
+    moments = list(record.moments)
+    assert [(len(moment["connections"]), len(moment["waiters"])) for moment in moments] == [(4, 20), (4, 2)]
+    assert moments[0]["more"] == {"connections": 0, "waiters": 10}
+    first = moments[0]["connections"][0]
+    assert (first["holder"], first["statement"], first["in_transaction"]) == (
+        "GET /slow/1",
+        "[9] select ?",
+        True,
+    )
+    assert first["quiet"] == pytest.approx(2.0)
+    assert record.moments.worst(START, START + 100) == moments[0]
+    assert record.moments.worst(START - 100, START) is None
+
+
+def test_a_lease_becomes_an_arrival() -> None:
+    time = Time()
+    record = recorder(time)
+    time.now += 10.0
+    record(acquired(time, 1, waited=2.0, workload="uploads"))
+    time.now += 3.0
+    record(events.Released("main", time.now, 1, 3.0, kept=True))
+    record(events.AcquireFailed("main", time.now, 1.0, errors.DeadlineExceeded("late"), None))
+    record(acquired(time, 2))
+    assert record.recording().arrivals == (
+        Arrival(START + 8.0, 2.0, 3.0, "uploads", "served"),
+        Arrival(START + 12.0, 1.0, None, None, "deadlines"),
+        Arrival(START + 13.0, 0.0, None, None, "served"),
+    )
+
+
+# -- the journal -------------------------------------------------------------------------------------------------------
+
+
+def test_the_journal_has_a_sentence_for_each_notable_thing() -> None:
+    time = Time()
+    record = recorder(time)
+    record(events.BreakerChanged("main", time.now, "closed", "open", "refused"))
+    record(events.LeakSuspected("main", time.now, 3, 61.0, "GET /leak", None, ()))
+    record(events.StatementTimedOut("main", time.now, "[1] select ?", 10.0, "uploads"))
+    record(events.ListenerStateChanged("main", time.now, "connected", "deaf"))
+    record(events.ListenerGap("main", time.now, "queue", 1.0, "reconnected"))
+    record(
+        events.ConnectAttemptFailed(
+            "main", time.now, 1, 0.5, errors.ConnectFailed("10.0.0.1 refused"), final=False
+        )
+    )
+    time.now += 5.0
+    record(events.ConnectSucceeded("main", time.now, 2, 0.1))
+    record(events.ConnectionLost("main", time.now, 2, "terminated", None))
+    record.tick(view(), lag=0.8)
+    record.tick(view(pool=PoolSnapshot(size=8, max_overflow=2)), lag=0.0)
+    record(events.PoolClosedEvent("main", time.now, 1))
+    said = {note.kind: note.text for note in record.journal}
+    assert said == {
+        "breaker": "breaker closed → open: refused",
+        "leak": "connection 3 has been held for 61 s by GET /leak",
+        "statement_timeouts": "a statement reached its limit of 10 s on workload uploads: [1] select ?",
+        "listener": "listener connected → deaf",
+        "gap": "notifications of queue may have been missed: reconnected",
+        "connect_failures": "10.0.0.1 refused",
+        "wake_up": "the database answers again, 5.5 s after it first did not",
+        "connections_lost": "a connection broke in use: terminated",
+        "loop": "the event loop was busy for 0.8 s: everything was late then, not only the database",
+        "resize": "the pool was resized from 4+2 to 8+2",
+        "close": "the pool was closed; 1 connections were cut off",
+    }
+    assert record.leaks[0]["holder"] == "GET /leak"
+
+
+def test_a_storm_is_a_few_entries_that_count() -> None:
+    time = Time()
+    record = recorder(time)
+    for _ in range(250):
+        record(events.AcquireFailed("main", time.now, 1.0, errors.PoolTimeout("QueuePool limit"), None))
+        time.now += 0.1
+    notes = list(record.journal)
+    assert len(notes) == 3
+    assert sum(note.count for note in notes) == 250
+    assert notes[0].until - notes[0].at < 10.0
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_memory_has_an_end() -> None:
+    time = Time()
+    record = recorder(time)
+    for number in range(2 * MOST_ARRIVALS):
+        record(acquired(time, number % 50))
+        record(events.Released("main", time.now, number % 50, 0.1, kept=True))
+        if number % 20 == 0:
+            record(finished(time, f"[{number}] select ?", number / 1e6))
+            record.note("alert", f"alert {number}")
+    for _ in range(SECONDS + 200):
+        record.tick(view(held=6, waiting=40), 0.0)
+        time.now += 1.0
+    kept = record.recording()
+    assert len(kept.arrivals) == MOST_ARRIVALS
+    assert len(kept.journal) == MOST_NOTES
+    assert len(kept.statements) == 200
+    assert kept.statements[0]["total"] >= kept.statements[-1]["total"]
+    assert len(kept.seconds) == SECONDS
+    assert len(kept.minutes) in (62, 63, 64)
+    assert len(kept.moments) <= SECONDS + 64
+
+
+def test_an_hour_and_a_day_are_a_few_megabytes() -> None:
+    """Rows and moments of a pool that is exhausted all the time, counted as bytes."""
+    rows, moments = Rows(SECONDS), Moments(SECONDS, 1440)
+    durations = Histogram(dict.fromkeys(range(20), 70_000))
+    row = Row(1, dict.fromkeys(COLUMNS, 12.5), durations, durations, durations)
+    record = recorder(Time())
+    moment = record.moment_of(view(held=40, waiting=60), START)
+    for _ in range(10):
+        rows.add(row)
+        moments.add(moment)
+    assert next(rows.since(0)) == row or next(rows.since(0)).values == row.values
+    packed = sum(len(each[1]) for each in rows._rows) + sum(len(each.packed) for each in moments._seconds)
+    assert packed / 10 * SECONDS < 4 * 2**20
+    arrivals = Arrivals(100)
+    for number in range(250):
+        arrivals.add(Arrival(float(number), 0.0, None, f"workload {number % 3}", "served"))
+    assert [arrival.at for arrival in arrivals] == [float(number) for number in range(150, 250)]
+
+
+# -- the document and the file -----------------------------------------------------------------------------------------
+
+
+def busy_recorder(time: Time) -> Recorder:
+    record = recorder(time)
+    for second in range(130):
+        record(acquired(time, 1, waited=0.01, workload="uploads"))
+        record(finished(time, "[1] select ?", 0.25, connection=1))
+        record(events.Released("main", time.now, 1, 0.3, kept=True))
+        if second % 50 == 0:
+            record(events.AcquireFailed("main", time.now, 1.0, errors.PoolTimeout("QueuePool limit"), None))
+        record.tick(view(held=4, waiting=second % 3), 0.0)
+        time.now += 1.0
+    return record
+
+
+def as_written(recording: Recording) -> Any:
+    return json.loads(json.dumps(recording.as_json()))
+
+
+def test_the_document_says_it_all_again() -> None:
+    recording = busy_recorder(Time()).recording()
+    written = json.dumps(recording.as_json())
+    read = Recording.parse(written)
+    assert as_written(read) == json.loads(written)
+    assert len(read.seconds) == 130
+    assert len(read.tops) >= 2
+    lines = "\n".join(json.dumps(line) for line in recording.lines())
+    assert as_written(Recording.parse(lines)) == json.loads(written)
+
+
+@pytest.mark.parametrize("text", ["", "hello", "[]", '{"format": "something else"}', '{"k": "row"}'])
+def test_what_is_no_recording_is_refused_in_words(text: str) -> None:
+    with pytest.raises(errors.ConfigurationError, match="no recording of steadypool"):
+        Recording.parse(text)
+
+
+def test_a_recording_of_a_later_version_is_refused() -> None:
+    document = busy_recorder(Time()).recording().as_json() | {"version": 2}
+    with pytest.raises(errors.ConfigurationError, match="version 2"):
+        Recording.parse(json.dumps(document))
+
+
+@pytest.mark.anyio
+async def test_a_file_survives_a_crash_in_mid_write(tmp_path: Path) -> None:
+    path = tmp_path / "recorder.jsonl"
+    first = RecorderFile(path)
+    assert first.read() is None
+    recording = busy_recorder(Time()).recording()
+    first.append(list(recording.lines()))
+    await first.close()
+    with path.open("a") as file:
+        file.write('{"k":"row","span":1,"row":[1800000')  # and then the machine lost its power
+    second = RecorderFile(path)
+    read = second.read()
+    assert read is not None
+    assert as_written(read) == as_written(recording)
+    time = Time()
+    record = recorder(time)
+    record.restore(read)
+    record.keeps_lines = True
+    time.now += 500.0
+    record.note("start", "started again")
+    record.tick(view(), 0.0)
+    second.append(record.lines())
+    await second.close()
+    third = RecorderFile(path)
+    again = third.read()
+    await third.close()
+    assert again is not None
+    assert len(again.seconds) == 131
+    assert again.journal[-1].text == "started again"
+    assert len({note.id for note in again.journal}) == len(again.journal)
+
+
+@pytest.mark.anyio
+async def test_a_file_has_a_largest_size(tmp_path: Path) -> None:
+    path = tmp_path / "recorder.jsonl"
+    file = RecorderFile(path, largest=20_000)
+    record = busy_recorder(Time())
+    assert not file.is_full
+    file.append([{"k": "row", "filler": "x" * 30_000}])
+    file.rewrite(record.frozen())
+    file.append(
+        [
+            {
+                "k": "note",
+                "id": 9_999,
+                "at": START + 1e6,
+                "until": START + 1e6,
+                "kind": "x",
+                "text": "after",
+                "count": 1,
+            }
+        ]
+    )
+    await file.close()
+    assert "filler" not in path.read_text()
+    assert not file.is_full, "what is in memory is nearly as much; it is not written anew at once"
+    read = Recording.load(path)
+    assert len(read.seconds) == 130
+    assert read.journal[-1].text == "after"
+    assert os.listdir(tmp_path) == ["recorder.jsonl"]
+
+
+@pytest.mark.anyio
+async def test_two_processes_do_not_share_a_file(tmp_path: Path) -> None:
+    one = RecorderFile(tmp_path / "recorder.jsonl")
+    other = RecorderFile(tmp_path / "recorder.jsonl")
+    assert (one.path.name, other.path.name) == ("recorder.jsonl", "recorder.jsonl.2")
+    await one.close()
+    await other.close()
+
+
+# -- the verdict -------------------------------------------------------------------------------------------------------
+
+
+def row_of(**values: float) -> Row:
+    return Row(0, {"size": 4.0, "overflow": 2.0, "elapsed": 1.0} | values)
+
+
+def slow(count: int, seconds: float) -> Histogram:
+    histogram = Histogram()
+    for _ in range(count):
+        histogram.add(seconds)
+    return histogram
+
+
+def moment_with(held: int, waiting: int) -> dict[str, Any]:
+    return recorder(Time()).moment_of(view(held=held, waiting=waiting), START)
+
+
+def test_the_verdict_names_the_true_cause() -> None:
+    full = merged([row_of(leased=6, peak=6, waiting=9, pool_timeouts=3)], 0)
+    found = verdict([full], moment_with(6, 9), [])
+    assert (found.level, found.reasons[0].runbook) == ("bad", "exhaustion")
+    assert "6 of 6 connections were in use" in found.headline
+    assert "6 by GET /slow/… (up to 1.0 s)" in found.headline
+    down = verdict([row_of(breaker=1, connect_failures=4, connect_errors=7, waiting=5)], None, [])
+    assert (down.level, down.reasons[0].runbook) == ("bad", "connect-timeouts")
+    assert len(down.reasons) == 1, "who waits for a database that is down does not wait for a full pool"
+    statements = Row(0, {"size": 4, "acquired": 5, "statement_timeouts": 2}, executing=slow(5, 3.0))
+    assert verdict([statements], None, []).reasons[0].runbook == "statement-timeouts"
+    woke = Row(0, {"size": 4, "acquired": 1}, connecting=slow(1, 6.0))
+    assert verdict([woke], None, []).reasons[0].runbook == "cold-start"
+    busy = verdict([row_of(lag=2.0, acquired=3)], None, [])
+    assert busy.reasons[0].runbook == "background-work"
+    assert verdict([row_of(acquired=3)], None, []).level == "good"
+    assert verdict([row_of(acquired=3, peak=4, leased=4)], None, []).level == "strained"
+
+
+def test_workloads_are_part_of_the_settings() -> None:
+    assert WorkloadFacts("uploads", 30.0, 3, 1).max_connections == 3
+    assert DatabaseSettings(url="postgresql://h/d").recorder_file is None
