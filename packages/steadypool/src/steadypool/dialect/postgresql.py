@@ -53,9 +53,13 @@ class SteadypoolDialect(PsycopgDialect):
         return await super().open_raw(target, password, {**changed, "autocommit": True})
 
     def adopted(self, opened: Any, *, prepares: bool | None) -> PipelinedConnection:
-        """Put it into pipeline mode."""
+        """Put it into pipeline mode; it leads where the connection led that it takes over."""
         keeps = self.pooler_watch.keeps_statements if prepares is None else prepares
-        return PipelinedConnection(opened, clock=self.guards.clock, keeps_statements=keeps)
+        adopted = PipelinedConnection(opened, clock=self.guards.clock, keeps_statements=keeps)
+        place = self.guards.network.place_of(opened)
+        if place is not None:
+            self.guards.network.leads_to(adopted, place)
+        return adopted
 
     # -- transactions ------------------------------------------------------------------------------------------
 
