@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,8 +10,16 @@ from steadypool import Database, DatabaseSettings
 pytest.register_assert_rewrite(f"{__package__}.kit")
 
 from .kit import T  # noqa: E402 - only what is imported after that is rewritten
+from .live import LiveRules, rules_watched  # noqa: E402
 
 MakeDatabase = Callable[..., Database]
+
+
+@pytest.fixture(autouse=True)
+def live_rules(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LiveRules]]:
+    """Every pool that a test makes is watched; one that breaks a rule fails the test."""
+    with rules_watched(monkeypatch.setattr) as watched:
+        yield watched
 
 
 @pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
