@@ -6,10 +6,13 @@
 N ?= 100000
 LONG_N ?= 50000
 SEED ?=
+# Files of tests that run at a time; most of their time they wait for clocks and servers.
+WORKERS ?= 2
 # Options of the comparison, see `python -m speed --help` in bench/.
 BENCH ?=
 
 python := .venv/bin/python
+at_once := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help:
 	@echo 'make run       set up, start Postgres and the service on http://127.0.0.1:8000 (HOST, PORT, DATABASE_URL)'
@@ -28,14 +31,14 @@ run: setup
 
 test: setup
 	@sh scripts/system-packages.sh
-	$(python) -m pytest
+	$(python) -m pytest $(at_once)
 
 test-all: test test-sqlalchemy20 test-long
 
 test-sqlalchemy20:
 	@sh scripts/setup.sh sqlalchemy20
 	@sh scripts/system-packages.sh
-	.venv-sqlalchemy20/bin/python -m pytest
+	.venv-sqlalchemy20/bin/python -m pytest $(at_once)
 
 # Other seeds than the ones that `make test` has run already.
 test-long: setup

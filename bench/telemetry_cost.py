@@ -1,6 +1,6 @@
 """What telemetry costs: CPU of this process for 1,000 requests, with nothing that wants to know and with everything.
 
-    nice -n 15 python bench/telemetry_cost.py --rounds 30
+    nice -n 15 python bench/telemetry_cost.py --rounds 150
 
 A request is a session with one SELECT by primary key. The variants take turns in blocks, in an order that is drawn
 anew each round, so that a machine that becomes slower meets all of them; what is compared is the difference within a
@@ -32,7 +32,7 @@ from steadypool.telemetry.lines import log_lines
 from steadypool.telemetry.otel import instrument
 from steadypool.telemetry.prometheus import PoolCollector
 
-REQUESTS = 200
+REQUESTS = 50
 """Requests in a block."""
 
 QUERY = text("select name from tracks where id = :id")
@@ -134,7 +134,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=150)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):

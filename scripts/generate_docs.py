@@ -1,4 +1,5 @@
-"""Writes the tables of settings and of failures into the READMEs, between their markers: `make docs`.
+"""Writes the tables of settings and of failures into the READMEs, and what is made from code as a whole: the files for
+Prometheus and Grafana, and the runbooks, which are the pages of `steadypool why`: `make docs`.
 
 A test checks that the tables are current, and that a setting is marked as not in effect exactly as long as no code
 reads it.
@@ -12,7 +13,9 @@ import sys
 from pathlib import Path
 
 from steadypool import errors
+from steadypool.cli.why.topics import topics
 from steadypool.settings import DatabaseSettings, settings_table
+from steadypool.telemetry.deploy import grafana_dashboard, prometheus_rules
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "packages/steadypool/README.md")
@@ -71,8 +74,19 @@ def filled(text: str) -> str:
     return text
 
 
+def deployed() -> dict[Path, str]:
+    """The files for other people's programs, and what stands in them."""
+    return {
+        ROOT / "deploy/alerts.yml": prometheus_rules(),
+        ROOT / "deploy/grafana-dashboard.json": grafana_dashboard(),
+    } | {ROOT / f"docs/runbooks/{topic.key}.md": f"# {topic.title}\n\n{topic.body}\n" for topic in topics()}
+
+
 def main() -> int:
     """Write."""
+    for path, text in deployed().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
     for document in DOCUMENTS:
         document.write_text(filled(document.read_text()))
     return 0

@@ -18,7 +18,11 @@ def anyio_backend() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every async test is looked at last: the fixture is set up first, so it is torn down after all others."""
+    """The simulation comes first: a file belongs to one worker, and its files take longest.
+
+    Every async test is looked at last: the fixture is set up first, so it is torn down after all others.
+    """
+    items.sort(key=lambda item: "simulation" not in item.path.parts)
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             item.fixturenames.insert(0, "no_leaked_tasks")

@@ -1,4 +1,4 @@
-"""Each contract test runs four times: on SQLAlchemy's engine and on ours, with asyncpg and with psycopg."""
+"""Each contract test runs six times: on SQLAlchemy's engine and on ours, with each of the three drivers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from sqlalchemy.util import greenlet_spawn
 import steadypool.sqlalchemy as ours
 from steadypool.lab import EmbeddedPostgres
 
-collect_ignore = ["dropin"]  # its tests are run by test_dropin.py, once for each pool
+# Run by test_compliance.py and test_dropin.py, in processes of their own.
+collect_ignore = ["compliance", "dropin"]
 
 _numbers = itertools.count(1)
 
@@ -84,6 +85,11 @@ class Maker:
     def function(self) -> Callable[..., AsyncEngine]:
         return ours.create_async_engine if self.is_ours else stock.create_async_engine
 
+    @property
+    def terminates(self) -> bool:
+        """Whether a connection that nobody closed is closed; stock's psycopg dialect leaves it open."""
+        return self.driver != "psycopg" or self.differs("psycopg can be terminated")
+
     def __call__(self, url: Any = None, **arguments: Any) -> AsyncEngine:
         engine = self.function(self.url if url is None else url, **arguments)
         self.engines.append(engine)
@@ -93,7 +99,7 @@ class Maker:
         """Close a connection that was detached; stock's psycopg dialect leaves it open."""
         driver_connection = raw.dbapi_connection.driver_connection
         await greenlet_spawn(raw.close)
-        if self.driver == "psycopg" and not self.differs("psycopg can be terminated"):
+        if not self.terminates:
             assert not driver_connection.closed
             await driver_connection.close()
         assert driver_connection.is_closed() if self.driver == "asyncpg" else driver_connection.closed
@@ -122,7 +128,7 @@ def shared_database(server: EmbeddedPostgres) -> Iterator[str]:
     server.blocking.drop_database(name)
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 def driver(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -14,6 +14,11 @@ from sqlalchemy.engine import CreateEnginePlugin
 from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool, StaticPool
 from sqlalchemy.util import greenlet_spawn
 
+import steadypool
+from steadypool.connect import parse_url
+from steadypool.connect.psycopg_driver import open_psycopg
+from steadypool.pipeline import PipelinedConnection
+
 pytestmark = pytest.mark.anyio
 
 
@@ -40,12 +45,15 @@ async def test_connect_args_reach_the_driver(make: Any) -> None:
         "asyncpg": {"server_settings": {"application_name": "chosen", "jit": "off"}, "command_timeout": 3},
         "psycopg": {"application_name": "chosen", "options": "-c jit=off", "prepare_threshold": None},
     }
+    chosen["steadypool"] = chosen["psycopg"]
     async with make(connect_args=chosen[make.driver]).connect() as connection:
         assert await connection.scalar(text("show application_name")) == "chosen"
         assert await connection.scalar(text("show jit")) == "off"
         driver_connection: Any = (await connection.get_raw_connection()).driver_connection
         if make.driver == "psycopg":
             assert driver_connection.prepare_threshold is None
+        elif make.driver == "steadypool":
+            assert not driver_connection.statements.keeps
         else:
             assert driver_connection._config.command_timeout == 3
 
@@ -92,6 +100,8 @@ def open_raw(make: Any) -> Callable[[], Any]:
             import asyncpg
 
             return await asyncpg.connect(url)
+        if make.driver == "steadypool":
+            return PipelinedConnection(await open_psycopg(parse_url(url), timeout=10, autocommit=True))
         import psycopg
 
         return await psycopg.AsyncConnection.connect(url)
@@ -181,9 +191,25 @@ async def test_a_pool_class_of_the_callers(make: Any, pid_of: Any, poolclass: An
         async with engine.connect() as connection:
             pids.append(await pid_of(connection))
     assert (pids[0] == pids[1]) is (poolclass is not NullPool)
-    async with engine.begin() as connection:
+    async with engine.connect() as connection:
         with pytest.raises(exc.DBAPIError):
             await connection.execute(text("select 1/0"))
+
+
+async def test_a_commit_that_is_answered_by_a_rollback(make: Any) -> None:
+    """An error that was not let through: SQLAlchemy's drivers say nothing, and what was written is lost."""
+    engine = make()
+
+    async def commit() -> None:
+        async with engine.begin() as connection:
+            with pytest.raises(exc.DBAPIError):
+                await connection.execute(text("select 1/0"))
+
+    if make.driver == "steadypool":
+        with pytest.raises(steadypool.errors.TransactionRolledBack):
+            await commit()
+    else:
+        await commit()
 
 
 async def test_none_for_the_pool_class_is_the_default(make: Any) -> None:

@@ -159,8 +159,13 @@ async def test_detach(make: Any, counts: Any) -> None:
         pass
     assert raw.driver_connection is None
     await make.let_go(raw)
-    closes = make.driver == "asyncpg" or make.differs("psycopg can be terminated")
-    assert seen[2:] == ["connect", "reset", "checkin", "reset", *(["close_detached"] if closes else [])]
+    assert seen[2:] == [
+        "connect",
+        "reset",
+        "checkin",
+        "reset",
+        *(["close_detached"] if make.terminates else []),
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -172,8 +177,7 @@ async def test_a_garbage_collected_connection(make: Any, counts: Any, eventually
     with pytest.warns(SAWarning, match="garbage collector is trying to clean up"):
         del raw
         gc.collect()
-    terminated = make.driver == "asyncpg" or make.differs("psycopg can be terminated")
-    assert seen == ["reset", "detach", *(["close_detached"] if terminated else [])]
+    assert seen == ["reset", "detach", *(["close_detached"] if make.terminates else [])]
     await eventually(lambda: counts(engine)[3] == 0)
     async with engine.connect() as connection:
         await connection.execute(text("select 1"))

@@ -14,7 +14,7 @@ from .kit import T  # noqa: E402 - only what is imported after that is rewritten
 MakeDatabase = Callable[..., Database]
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 def driver(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -112,10 +112,17 @@ async def test_commit_within_a_deadline(db: Database, proxy: FaultProxy, pg: Obs
 @pytest.mark.parametrize("moment", ["statement", "rollback", "commit"])
 @pytest.mark.parametrize("way", ["session", "engine"])
 async def test_a_cancelled_caller_leaves_at_once(
-    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer, moment: str, way: str
+    make_db: MakeDatabase,
+    proxied_url: str,
+    proxy: FaultProxy,
+    pg: Observer,
+    driver: str,
+    moment: str,
+    way: str,
 ) -> None:
     db = make_db(proxied_url, statement_timeout=20)
     silent = asyncio.Event()
+    leaves_alone = driver == "steadypool" and moment == "rollback"  # which is not waited for
 
     async def call() -> None:
         # A session and a connection of the engine have these methods in common.
@@ -137,7 +144,7 @@ async def test_a_cancelled_caller_leaves_at_once(
     await asyncio.wait([task], timeout=10)
     # 0.1 s is what is promised; the rest is a busy machine.
     assert time.monotonic() - started < 0.1 + T
-    assert task.cancelled()
+    assert task.cancelled() is not leaves_alone
     await heals(db, proxy, pg)
 
 
@@ -221,6 +228,7 @@ async def test_exit_with_an_isolation_level_of_ones_own(
     await heals(db, proxy, pg)
 
 
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 async def test_what_stock_does_when_it_leaves_a_silent_network(
     driver: str, proxied_url: str, proxy: FaultProxy, pg: Observer
 ) -> None:
@@ -293,7 +301,11 @@ async def test_hundreds_of_tasks_cancelled_at_random_moments(
     await rests(db)
     await nothing_strays(pg, db)
     await serves(db)
-    assert {backend.state for backend in await pg.backends()} == {"idle"}
+
+    async def all_idle() -> bool:  # a ROLLBACK that nobody waited for may still be on its way
+        return {backend.state for backend in await pg.backends()} == {"idle"}
+
+    await pg.wait_until(all_idle)
 
 
 # -- the end -----------------------------------------------------------------------------------------------------

@@ -261,6 +261,8 @@ async def test_it_shows_who_holds_who_waits_and_for_how_long(database_url: str) 
         assert held["nightly report"]["workload"] == "uploads"
         assert held["nightly report"]["in_transaction"]
         assert held["nightly report"]["statement"].endswith("select ? as held")
+        assert "running" not in held["nightly report"]
+        assert "2 of them were idle in a transaction" in now["verdict"]["headline"]
         (waiting,) = now["waiters"]
         assert waiting["holder"] == "GET /waits"
         assert waiting["seconds"] + waiting["left"] == pytest.approx(20, abs=0.1)
@@ -271,6 +273,37 @@ async def test_it_shows_who_holds_who_waits_and_for_how_long(database_url: str) 
             {"name": "uploads", "statement_timeout": 30, "max_connections": 1, "held": 1}
         ]
         await people.go()
+
+
+async def test_it_shows_what_runs_on_a_connection(database_url: str) -> None:
+    async with running(settings(database_url)) as service:
+        database = service.database
+
+        async def in_a_session() -> None:
+            async with database.session() as session:
+                await session.execute(text("select pg_sleep(3), 'by session'"))
+
+        async def alone() -> None:
+            async with database.connection() as connection:
+                await connection.execute("select pg_sleep(3), 'alone'")
+
+        tasks = [
+            asyncio.create_task(in_a_session(), name="session"),
+            asyncio.create_task(alone(), name="alone"),
+        ]
+        await until(
+            lambda: (
+                sum(each.executing is not None for each in database.pool.core.connections().connections) == 2
+            )
+        )
+        await service.looked()
+        now = await service.now()
+        held = {each["holder"]: each for each in now["connections"]}
+        assert {each["running"].split("] ")[1] for each in held.values()} == {"select pg_sleep(?), ?"}
+        assert all(0 < each["executing"] < 3 for each in held.values())
+        assert "idle in a transaction" not in now["verdict"]["headline"]
+        await asyncio.gather(*tasks)
+        assert "running" not in json.dumps((await service.now())["connections"])
 
 
 async def test_it_remembers_who_held_and_who_waited(database_url: str) -> None:

@@ -1,4 +1,4 @@
-"""An engine of ours does what an engine of SQLAlchemy's does, on a real Postgres, with both drivers."""
+"""An engine of ours does what an engine of SQLAlchemy's does, on a real Postgres, with every driver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from steadypool.sqlalchemy import create_async_engine
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 def driver_url(request: pytest.FixtureRequest, database_url: str) -> str:
     return database_url.replace("postgresql://", f"postgresql+{request.param}://")
 

@@ -16,7 +16,7 @@ from .conftest import Plyr, tone
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 def driver(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -14,6 +14,7 @@ from psycopg import errors as sql
 from steadypool import deadline, errors
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.psycopg_driver import open_psycopg
+from steadypool.events import StatementFinished
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lease import PoolOptions, SlotState
 from steadypool.pipeline import PipelinedConnection, Segment
@@ -62,18 +63,27 @@ class Pipes:
 class House:
     """A pool, and the shared way on it."""
 
-    def __init__(self, url: str, *, size: int = 4, holds: bool = False, **options: Any) -> None:
-        self.driver = Pipes(url)
+    def __init__(
+        self,
+        url: str,
+        *,
+        size: int = 4,
+        pooled: Callable[[], bool] = lambda: False,
+        keeps_statements: bool = True,
+        **options: Any,
+    ) -> None:
+        self.driver = Pipes(url, keeps_statements=keeps_statements)
         timeouts = {"pool_timeout": 5.0, "connect_timeout": 5.0}
         self.pool: Pool[PipelinedConnection] = Pool(
             self.driver, PoolOptions(size=size, max_overflow=0, **timeouts)
         )
-        self.holds = holds
+        self.holds = False
         self.way = SharedWay(
             self.pool,
             pipelined=lambda connection: connection,
             options=SharedOptions(**options),
             holds=lambda: self.holds,
+            pooled=pooled,
         )
 
     async def ask(self, text: str, *args: Any, **options: Any) -> list[tuple[Any, ...]]:
@@ -404,6 +414,14 @@ async def test_a_statement_is_one_round_trip(make: MakeHouse, proxied_url: str, 
     assert proxy.round_trips - before == 5
 
 
+async def test_a_shared_connection_goes_back_now_and_then(make: MakeHouse) -> None:
+    house = make(connections=1, rotate_after=0.1)
+    await house.ask("select 1")
+    await _until(lambda: house.pool.count(SlotState.LEASED) == 0)
+    assert await house.ask("select 2") == [(2,)]
+    assert len(house.driver.opened) == 1
+
+
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
@@ -414,3 +432,21 @@ def _show(name: str) -> Any:
     from steadypool.pipeline import Statement
 
     return Statement(f"show {name}")
+
+
+async def test_every_statement_is_told_once(house: House) -> None:
+    told: list[Any] = []
+    house.pool.events.subscribe(told.append, StatementFinished)
+    await asyncio.gather(*(house.ask("select generate_series(1, $1::int)", 3) for _ in range(10)))
+    with pytest.raises(psycopg.Error):
+        await house.ask("select 1 / $1::int", 0)
+    with pytest.raises(errors.DeadlineExceeded), deadline(0.1):
+        await house.ask("select pg_sleep(0.5), 'anna@example.org'")
+    assert [(event.way, event.rows, event.sqlstate, event.error_type) for event in told] == [
+        *[("shared", 3, None, None)] * 10,
+        ("shared", None, "22012", "DivisionByZero"),
+        ("shared", None, None, "DeadlineExceeded"),
+    ]
+    assert all(event.seconds > 0 and event.waiting >= 0 for event in told)
+    assert told[-1].seconds + told[-1].waiting >= 0.1
+    assert "anna" not in repr(told)

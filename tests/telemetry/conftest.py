@@ -51,7 +51,7 @@ class Seen:
         assert self._prometheus(name, wanted) == theirs, (name, wanted)
         return theirs
 
-    def _points(self) -> Iterator[tuple[str, Any]]:
+    def points(self) -> Iterator[tuple[str, Any]]:
         data: Any = self.reader.get_metrics_data()
         for resource in data.resource_metrics if data is not None else ():
             for scope in resource.scope_metrics:
@@ -62,7 +62,7 @@ class Seen:
     def _otel(self, name: str, wanted: dict[str, str]) -> float:
         return sum(
             getattr(point, "count", None) if hasattr(point, "count") else point.value
-            for which, point in self._points()
+            for which, point in self.points()
             if which == name and wanted.items() <= dict(point.attributes).items()
         )
 
@@ -108,7 +108,7 @@ def seen() -> Iterator[Seen]:
     tracers.shutdown()
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 def driver(request: pytest.FixtureRequest) -> str:
     return request.param
 

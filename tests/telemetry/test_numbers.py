@@ -9,11 +9,10 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from steadypool import Database, deadline, errors
+from steadypool import Database, DatabaseSettings, deadline, errors
 from steadypool.lab import FaultProxy
 from steadypool.lab.proxy import Mode
 from steadypool.sqlalchemy import create_async_engine, source_of
-from steadypool.telemetry import metrics
 from steadypool.testing import Observer
 
 from .conftest import MakeDatabase, Seen
@@ -61,14 +60,15 @@ async def test_all_nine_metrics_of_the_conventions_are_there(db: Database, seen:
         "db.client.connection.idle.min": "{connection}",
         "db.client.connection.max": "{connection}",
         "db.client.connection.pending_requests": "{request}",
+        "db.client.connection.timeouts": "{timeout}",
         "db.client.connection.create_time": "s",
         "db.client.connection.wait_time": "s",
         "db.client.connection.use_time": "s",
         "db.client.operation.duration": "s",
     }
     assert units.items() >= conventions.items()
-    assert metrics.TIMEOUTS.name == "db.client.connection.timeouts"
-    assert metrics.TIMEOUTS.unit == "{timeout}"
+    assert seen.value("db.client.connection.timeouts") == 0
+    assert {point.value for name, point in seen.points() if name == "db.client.connection.timeouts"} == {0}
     assert seen.value("db.client.connection.idle.max") == 2
     assert seen.value("db.client.connection.idle.min") == 0
     assert seen.value("db.client.connection.max") == 3
@@ -301,6 +301,7 @@ async def test_nothing_is_counted_after_the_stop(
     stop()
     await ask(db)
     assert seen.value("db.client.connection.count") == 0
+    assert b'pool_name="main"' not in seen.collector.render()
     assert not db.events.wanted(metrics_event())
     assert len(seen.spans("SELECT")) == 1
 
@@ -309,3 +310,30 @@ def metrics_event() -> Any:
     from steadypool.events import WaitEnded
 
     return WaitEnded
+
+
+async def test_statements_of_the_shared_way(database_url: str, anyio_backend: str, seen: Seen) -> None:
+    settings = DatabaseSettings(url=database_url.replace("postgresql://", "postgresql+steadypool://"))
+    async with Database(settings) as db:
+        stop = seen.watch(db.source)
+        rows = await asyncio.gather(*(db.fetch("select generate_series(1, $1::int)", 3) for _ in range(20)))
+        assert [len(row) for row in rows] == [3] * 20
+        with pytest.raises(Exception, match="division by zero"):
+            await db.fetch("select 1 / $1::int", 0)
+        assert seen.value("db.client.operation.duration", steadypool__way="shared") == 21
+        assert seen.value("db.client.operation.duration") == 21
+        assert seen.value("db.client.operation.duration", db__response__status_code="22012") == 1
+        assert {span.attributes["db.response.returned_rows"] for span in seen.spans("SELECT")[:20]} == {3}  # type: ignore[index]
+        assert seen.value("steadypool.shared.collateral") == 0
+        stop()
+
+
+async def test_watching_twice_counts_once(db: Database, seen: Seen) -> None:
+    again = seen.watch(db.source)
+    await ask(db)
+    assert seen.value("db.client.operation.duration") == 1
+    assert seen.value("db.client.connection.count", pool="main-2") == 0
+    assert len(seen.spans("SELECT")) == 1
+    again()
+    await ask(db)
+    assert len(seen.spans("SELECT")) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -110,20 +111,22 @@ async def test_a_failed_connect_is_a_span(make_db: MakeDatabase, database_url: s
     stop()
 
 
-@pytest.fixture
-def upstream(seen: Seen) -> Iterator[None]:
-    """All three instrumentations that could draw the same statements."""
-    from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
-    from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
-    from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+UPSTREAM = {
+    "asyncpg": "AsyncPGInstrumentor",
+    "psycopg": "PsycopgInstrumentor",
+    "sqlalchemy": "SQLAlchemyInstrumentor",
+}
+"""What else could draw the same statements. Two of them at once draw them twice without us."""
 
-    instrumentors = [AsyncPGInstrumentor(), PsycopgInstrumentor(), SQLAlchemyInstrumentor()]
-    for instrumentor in instrumentors:
-        instrumentor.instrument(tracer_provider=seen.tracers, meter_provider=seen.meters)
+
+@pytest.fixture(params=UPSTREAM)
+def upstream(request: pytest.FixtureRequest, seen: Seen) -> Iterator[None]:
+    module = importlib.import_module(f"opentelemetry.instrumentation.{request.param}")
+    instrumentor: Any = getattr(module, UPSTREAM[request.param])()
+    instrumentor.instrument(tracer_provider=seen.tracers, meter_provider=seen.meters)
     yield
-    for instrumentor in instrumentors:
-        if instrumentor.is_instrumented_by_opentelemetry:
-            instrumentor.uninstrument()
+    if instrumentor.is_instrumented_by_opentelemetry:
+        instrumentor.uninstrument()
 
 
 @pytest.mark.usefixtures("upstream")

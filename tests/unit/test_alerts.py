@@ -6,16 +6,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from steadypool import events
 from steadypool.census import Census
+from steadypool.cli.why.topics import topics
 from steadypool.errors import PoolSnapshot
 from steadypool.telemetry.alerts import Alerts
 from steadypool.telemetry.recorder import Row, View
-from steadypool.telemetry.rules import RULES, Limits
+from steadypool.telemetry.rules import RULES, RUNBOOKS, Limits
 from steadypool.telemetry.webhook import MOST_WAITING, Webhook
 
 
@@ -53,6 +55,13 @@ def test_the_defaults_are_the_seeds() -> None:
         "statement_timeouts",
         "connection_errors",
     ]
+
+
+def test_every_runbook_that_is_named_is_there() -> None:
+    named = {rule.runbook for rule in RULES} | {"background-work", "cold-start"}  # the verdict's own
+    assert named <= {topic.key for topic in topics()}
+    for name in named:
+        assert (Path(__file__).parents[2] / f"{RUNBOOKS}/{name}.md").is_file()
 
 
 def test_utilization_has_to_last() -> None:

@@ -389,6 +389,7 @@ async def test_a_file_has_a_largest_size(tmp_path: Path) -> None:
     )
     await file.close()
     assert "filler" not in path.read_text()
+    assert not file.is_full, "what is in memory is nearly as much; it is not written anew at once"
     read = Recording.load(path)
     assert len(read.seconds) == 130
     assert read.journal[-1].text == "after"

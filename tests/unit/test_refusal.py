@@ -145,3 +145,12 @@ def test_a_closed_pool() -> None:
     error = refusal.closed("main")
     assert "'main' is closed" in str(error)
     assert error.phase is Phase.CLOSING
+
+
+def test_a_busy_event_loop_is_named_where_it_made_the_wait_longer() -> None:
+    assert "event loop was busy" not in str(out_of_time(FULL, now=110.2))
+    assert "said 0.70s late" in str(out_of_time(FULL, now=110.7))
+    assert "said 0.70s late" in str(out_of_time(EMPTY, now=110.7))
+    late = out_of_time(FULL, now=110.7, deadline=Deadline(110.0, 10.0))
+    assert type(late) is errors.DeadlineExceeded
+    assert "said 0.70s late" in str(late)

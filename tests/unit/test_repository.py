@@ -159,6 +159,13 @@ def test_the_tables_in_the_readmes_are_current(generator: ModuleType) -> None:
         assert text == generator.filled(text), f"{name_of(document)} is not current: make docs"
 
 
+def test_the_files_for_prometheus_and_grafana_and_the_runbooks_are_current(generator: ModuleType) -> None:
+    made = generator.deployed()
+    for path, text in made.items():
+        assert path.read_text() == text, f"{name_of(path)} is not current: make docs"
+    assert set((ROOT / "docs/runbooks").iterdir()) <= set(made)
+
+
 def test_every_variable_and_every_error_is_in_the_tables(generator: ModuleType) -> None:
     settings, failures = generator.settings_markdown(), generator.failures_markdown()
     assert [row.variable for row in settings_table() if f"`{row.variable}`" not in settings] == []

@@ -16,7 +16,8 @@ class ConnectionFacts:
     proving, silent, leased, resetting, closing), `seconds` how long it is in it. `age` and `proven`, since it was
     opened and since the server last answered on it, are None while it is being opened. `suspect` means that it has
     to prove itself before somebody gets it. `leases` is how often somebody has had it. `holder` is the endpoint or
-    task that has it, with its `workload`; None where nobody has.
+    task that has it, with its `workload`; None where nobody has. `statement` is the fingerprint of what executes on
+    it, `executing` for how long by now; None where nothing does.
     """
 
     number: int
@@ -28,6 +29,8 @@ class ConnectionFacts:
     leases: int
     holder: str | None
     workload: str | None
+    statement: str | None = None
+    executing: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

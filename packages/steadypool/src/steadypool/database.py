@@ -403,8 +403,9 @@ class Database(Sharing, Notifying):
         engine = self._engine(declared, read_only=False).sync_engine
         timeout = statement_timeout or (None if declared is None else declared.statement_timeout)
         fairy: Any = await greenlet_spawn(engine.raw_connection)
-        driver_connection = fairy.driver_connection
         dialect = self.pool.dialect
+        await dialect.prove_before_use(fairy)
+        driver_connection = fairy.driver_connection
         core = self.pool.core
         dialogue = _DIALOGUES[dialect.driver](driver_connection)
         pooler = dialect.pooler_watch
@@ -473,7 +474,12 @@ class Database(Sharing, Notifying):
     @property
     def source(self) -> Source:
         """What `steadypool.telemetry` asks: `otel.instrument(database.source)`."""
-        return source_of(self.engine, loop_lag=lambda: self._standard.lag.seconds, listener=self._hears)
+        return source_of(
+            self.engine,
+            loop_lag=lambda: self._standard.lag.seconds,
+            listener=self._hears,
+            collateral=lambda: 0 if (stats := self._shared_stats()) is None else stats.collateral,
+        )
 
     def _hears(self) -> ListenerFacts | None:
         stats = None if self._listener is None else self._listener.stats()

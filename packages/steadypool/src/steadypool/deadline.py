@@ -40,6 +40,9 @@ def current_deadline() -> Deadline | None:
 CLIENT_GRACE = 0.5
 """Seconds by which the client waits longer than the server's own limit, so that the server's answer normally wins."""
 
+EARLY = 0.05
+"""Seconds by which the server's clock may end a statement before ours says that it is time."""
+
 
 def nearest_end(own: float | None, now: float) -> tuple[float | None, Deadline | None]:
     """Seconds until the first of one's own limit and the deadline in force, and the deadline if it is that.

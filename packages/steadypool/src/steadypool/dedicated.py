@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from steadypool import errors
 from steadypool.clock import Clock
-from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
+from steadypool.deadline import CLIENT_GRACE, EARLY, Deadline, TimeLimit, nearest_end
 from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost, Events, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint, name_of
@@ -27,9 +27,6 @@ from steadypool.whereabouts import endpoint
 
 _BEGUN = ("BEGIN", "START TRANSACTION")
 """The tags of commands that begin a transaction."""
-
-EARLY = 0.05
-"""Seconds by which the server's clock may end a statement before ours says that it is time."""
 
 
 class Dialogue(Protocol):
@@ -94,7 +91,9 @@ class PipelinedDialogue:
     async def _run(self, sql: str, args: tuple[Any, ...]) -> Any:
         from steadypool.pipeline import Segment, Statement
 
-        return (await self._connection.run(Segment([Statement(sql, args)])))[0]
+        # What begins a transaction may bring along its limits: a segment of several statements.
+        parts = sql.split("; ") if sql.startswith("BEGIN; ") else [sql]
+        return (await self._connection.run(Segment([Statement(part, args) for part in parts])))[-1]
 
     async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
         """Run one statement and return its rows."""
@@ -281,6 +280,7 @@ class Dedicated:
         started = around.clock.monotonic()
         seconds, deadline = nearest_end(None if server is None else server + CLIENT_GRACE, started)
         limit = TimeLimit(seconds)
+        around.lease.running = sql, started
         try:
             with limit:
                 result = await run(sql, args)
@@ -297,6 +297,8 @@ class Dedicated:
             if named is None:
                 raise
             raise named from error
+        finally:
+            around.lease.running = None
         around.touch()
         return result
 

@@ -179,6 +179,7 @@ class Lease(Generic[T]):
         "name",
         "places",
         "reported",
+        "running",
         "slot",
         "told",
         "waited",
@@ -200,6 +201,8 @@ class Lease(Generic[T]):
         self.slot = slot
         self.places = places
         self.reported = False
+        self.running: tuple[str, float] | None = None
+        """The statement that executes on it and since when, by whoever executes it; for whoever looks."""
         self.told = False
         """Whether somebody was told what this lease cost."""
         self._release = release

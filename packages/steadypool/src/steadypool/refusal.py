@@ -9,6 +9,9 @@ from steadypool import errors
 from steadypool.deadline import Deadline
 from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report, words_of
 
+LATE = 0.25
+"""Seconds by which a busy event loop may be late before it is mentioned."""
+
 RETRY_AFTER = 1.0
 """Seconds after which a refused caller is invited to come back."""
 
@@ -74,8 +77,19 @@ def out_of_time(
             + (f"; the last attempt said: {words_of(cause)}" if cause else ""),
             facts,
         )
+    error.message += _said_late(waited - limit)
     error.__cause__ = cause
     return error
+
+
+def _said_late(seconds: float) -> str:
+    """What is added where the event loop did not get round to saying so in time: then the pool is not to blame."""
+    if seconds < LATE:
+        return ""
+    return (
+        f". The event loop was busy, so this is said {seconds:.2f}s late, and everything else in this process was as "
+        "late: look for what blocks it"
+    )
 
 
 def too_late(

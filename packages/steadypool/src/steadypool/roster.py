@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from steadypool import errors
 from steadypool.census import ConnectionFacts
 from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool.fingerprint import fingerprint
 from steadypool.lease import PoolOptions, Slot, SlotState
 
 T = TypeVar("T")
@@ -102,6 +103,7 @@ class Roster(Generic[T]):
 
 def _facts_of(slot: Slot[T], now: float) -> ConnectionFacts:
     there, lease = slot.connection is not None, slot.lease
+    running = None if lease is None else lease.running
     return ConnectionFacts(
         number=slot.number,
         state=slot.state.value,
@@ -112,4 +114,6 @@ def _facts_of(slot: Slot[T], now: float) -> ConnectionFacts:
         leases=slot.leases,
         holder=None if lease is None else lease.name,
         workload=None if lease is None else lease.workload,
+        statement=None if running is None else fingerprint(running[0]),
+        executing=None if running is None else now - running[1],
     )

@@ -170,6 +170,14 @@ class PipelinedConnection(Wire):
         """
         return await self.send(segment)
 
+    async def execute(self, sql: str, *parameters: Any) -> Result:
+        """One statement by itself, with `$1` placeholders; for hooks and other plain uses.
+
+        Example:
+            >>> await connection.execute("set search_path to tenant, public")
+        """
+        return (await self.run(Segment([Statement(sql, parameters)])))[0]
+
     def send(self, segment: Segment) -> asyncio.Future[list[Result]]:
         """Send it in this turn of the loop; the future is settled at its Sync.
 
@@ -205,8 +213,8 @@ class PipelinedConnection(Wire):
         self._flights.append(flight)
         if len(self._flights) == 1:
             self._new_head()
-            if not self._flushing:
-                self._flush()  # nobody is before it: the server can begin at once
+            if not self._flushing and not self._crowded:
+                self._flush()  # nobody is before it, and last time nobody came after: the server can begin at once
                 return
         self._flush_soon()
 
@@ -263,6 +271,9 @@ class PipelinedConnection(Wire):
         flight.steps.append((Step.RUN, known, index))
 
     # -- answers -----------------------------------------------------------------------------------------------
+
+    def _on_their_way(self) -> int:
+        return len(self._flights)
 
     def _collect(self) -> None:
         """Take the answers that are there, as far as they are complete."""

@@ -28,8 +28,15 @@ class Wire:
         self._descriptor = -1
         """libpq's socket while it is in pipeline mode and the loop watches it."""
         self._flushing = False
+        """Whether what is put down now goes out at the end of this turn."""
+        self._crowded = False
+        """Whether more than one thing went out last time."""
         self._writing = False
         self._encrypted = bool(pgconn.ssl_in_use or pgconn.used_gssapi)
+
+    def _on_their_way(self) -> int:
+        """How many segments are."""
+        raise NotImplementedError
 
     def _collect(self) -> None:
         """There may be answers."""
@@ -65,6 +72,7 @@ class Wire:
             self._flush()
 
     def _flush(self) -> None:
+        self._crowded = self._on_their_way() > 1
         try:
             unsent = self.pgconn.flush()
         except psycopg.Error as error:
@@ -78,6 +86,10 @@ class Wire:
                 self._loop.remove_writer(self._descriptor)
 
     def _readable(self) -> None:
+        waiting, self._flushing = (
+            self._flushing,
+            True,
+        )  # whoever is answered may send more: all of it goes at once
         try:
             self.pgconn.consume_input()
             if self._encrypted:
@@ -86,6 +98,8 @@ class Wire:
             self._collect_and_end(error)
             return
         self._collect()
+        if not waiting:
+            self._turn_over()
 
     def _read_all(self) -> None:
         """What the TLS library holds already, the loop does not see: read until the socket was empty twice in a row.

@@ -29,8 +29,8 @@ class Call:
     __slots__ = (
         "args",
         "attempts",
+        "connection",
         "deadline",
-        "future",
         "harmless",
         "limit",
         "segment",
@@ -58,6 +58,8 @@ class Call:
         self.since = since
         self.deadline = deadline
         self.attempts = 0
+        self.connection: int | None = None
+        """The number of the connection that it was sent on."""
         self.segment = self.prepare(options)
 
     def prepare(self, options: SharedOptions, *, alone: bool = False) -> Segment:

@@ -7,14 +7,12 @@ from collections.abc import Callable
 import psycopg
 
 from steadypool import errors
+from steadypool.deadline import EARLY
 from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report
 from steadypool.fingerprint import fingerprint
 from steadypool.pipeline import ConnectionGone, Overdue, ResultTooLarge, Unclean
 from steadypool.shared.call import Call
 from steadypool.sqlstate import QUERY_CANCELED
-
-EARLY = 0.05
-"""Seconds by which the server's clock may end a statement before ours says that it is time."""
 
 
 def refused(sql: str, why: str) -> errors.NotForSharing:

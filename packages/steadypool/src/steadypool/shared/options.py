@@ -23,7 +23,7 @@ class SharedOptions:
     prove_after: float | None = 0.5
     """A connection that has been silent for longer is asked for a sign of life before a statement that must not run
     twice; None for never."""
-    rotate_after: float = 60.0
+    rotate_after: float = 30.0
     """A connection is given back to the pool after this time, so that it can be recycled."""
     local: bool = False
 

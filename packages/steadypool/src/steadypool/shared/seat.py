@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
 from steadypool.lease import Lease
 from steadypool.pipeline import PipelinedConnection, Segment, Statement
@@ -17,6 +18,7 @@ _WATCHED = (
     b"search_path", b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding", b"session_authorization",
     b"default_transaction_read_only", b"standard_conforming_strings",
 )  # fmt: skip
+_IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 _SET = "select set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false)"
 
 
@@ -43,6 +45,7 @@ class Seat:
         self.fate = Fate.KEEP
         self.offence: str | None = None
         """Why it was ended, where that was one statement's fault."""
+        self._timer: asyncio.TimerHandle | None = None
         self._told = [connection.pgconn.parameter_status(name) for name in _WATCHED]
 
     async def begin(self, limit: float) -> None:
@@ -60,6 +63,10 @@ class Seat:
             statements.append(Statement(_SET, limits, prepare=False))
         await connection.run(Segment(statements, limit=limit))
         connection.refused_tags = REFUSED_TAGS
+
+    def until(self, seconds: float, then: Callable[[], None]) -> None:
+        """Call `then` after so many seconds, unless it has gone before."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, then)
 
     @property
     def load(self) -> int:
@@ -90,9 +97,9 @@ class Seat:
     def is_clean(self) -> bool:
         """Whether the last statements left the session as it was, as far as the server tells."""
         connection = self.connection
-        if connection.closed:
-            return True
-        if not connection.pending and connection.transaction_status != TransactionStatus.IDLE:
+        if connection.closed or connection.pgconn.status != ConnStatus.OK:
+            return True  # it is ending, which is nobody's fault here
+        if not connection.pending and connection.transaction_status in _IN_TRANSACTION:
             return False
         told = connection.pgconn.parameter_status
         return all(told(name) == value for name, value in zip(_WATCHED, self._told, strict=True))
@@ -102,6 +109,8 @@ class Seat:
         if self.left:
             return
         self.left = True
+        if self._timer is not None:
+            self._timer.cancel()
         connection = self.connection
         connection.refused_tags, connection.after_answers = frozenset(), None
         fate = Fate.EVICT if connection.closed else self.fate

@@ -12,6 +12,7 @@ import contextvars
 import copy
 import functools
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ import psycopg
 from steadypool import errors, refusal, sharable
 from steadypool.clock import Clock
 from steadypool.deadline import TimeLimit, current_deadline
-from steadypool.events import StatementTimedOut
+from steadypool.events import ConnectionLost, StatementTimedOut
 from steadypool.fingerprint import fingerprint
 from steadypool.lease import Lease, SlotState
 from steadypool.pipeline import (
@@ -40,7 +41,8 @@ from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions, SharedStats
 from steadypool.shared.pace import Paces
 from steadypool.shared.seat import Seat
-from steadypool.sqlstate import Fate, fate_of
+from steadypool.shared.telling import told
+from steadypool.sqlstate import Fate, cause_of_loss, fate_of
 
 _log = logging.getLogger("steadypool.shared")
 
@@ -120,9 +122,13 @@ class SharedWay:
             raise naming.refused(sql, why)
         now, deadline = self._clock.monotonic(), current_deadline()
         call = Call(sql, args, self.options, timeout=timeout, harmless=harmless, since=now, deadline=deadline)
-        if deadline is None:
+        return await told(self.pool, call, self._within_deadline)
+
+    async def _within_deadline(self, call: Call) -> Result:
+        """Within the caller's deadline, if there is one."""
+        if call.deadline is None:
             return await self._attempts(call)
-        limit = TimeLimit(deadline.remaining(now))
+        limit = TimeLimit(call.deadline.remaining(call.since))
         try:
             with limit:
                 return await self._attempts(call)
@@ -154,6 +160,9 @@ class SharedWay:
                     call.prepare(self.options)
                     continue
                 now = self._clock.monotonic()
+                if isinstance(error, ConnectionGone):
+                    cause = cause_of_loss(error.sqlstate)
+                    self.pool.events.emit(ConnectionLost(self.pool.name, now, call.connection, cause, None))
                 name = naming.named(call, error, now, self.pool.snapshot(), self._timed_out)
                 if name is None:
                     raise
@@ -208,6 +217,7 @@ class SharedWay:
 
     def _send(self, seat: Seat, call: Call) -> asyncio.Future[list[Result]]:
         segment = call.segment
+        call.connection = seat.lease.slot.number
         segment.on_settled = lambda _: self._answered(seat, call)
         return seat.connection.send(segment)
 
@@ -318,6 +328,7 @@ class SharedWay:
             self._seats.append(seat)
             seat.connection.after_answers = functools.partial(self._after_answers, seat)
             seat.connection.when_ended(functools.partial(self._let_go, seat))
+            seat.until(self._rotate_after, functools.partial(self._leave_soon, seat))
             return
 
     async def _behind_pooler(self, connection: PipelinedConnection) -> None:
@@ -369,9 +380,17 @@ class SharedWay:
     def make_room(self) -> None:
         """Somebody is about to wait in the pool: what is idle goes back at once, the rest when it has answered."""
         for seat in tuple(self._seats):
-            seat.leaving = True
-            if not seat.load:
-                self._let_go(seat)
+            self._leave_soon(seat)
+
+    def _leave_soon(self, seat: Seat) -> None:
+        seat.leaving = True
+        if not seat.load:
+            self._let_go(seat)
+
+    @property
+    def _rotate_after(self) -> float:
+        """Well before somebody would take it for a leak."""
+        return min(self.options.rotate_after, (self.pool.options.leak_after or math.inf) / 2)
 
     # -- alone -------------------------------------------------------------------------------------------------
 
@@ -380,6 +399,7 @@ class SharedWay:
         self._alone += 1
         lease: Lease[Any] = await self.pool.acquire()
         connection = self._pipelined(lease.connection)
+        call.connection = lease.slot.number
         fate = Fate.EVICT
         try:
             if not call.harmless and self._is_silent(connection):

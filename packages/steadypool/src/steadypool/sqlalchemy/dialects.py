@@ -42,6 +42,7 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
     supports_statement_cache = True
     execution_ctx_cls = AsyncpgContext
+    library = ASYNCPG
 
     adapter_names = frozenset(SQLALCHEMY_OPTIONS[ASYNCPG])
 
@@ -155,6 +156,7 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     supports_statement_cache = True
     execution_ctx_cls = PsycopgContext
     has_terminate = True
+    library = PSYCOPG
     connection_characteristics = PGDialectAsync_psycopg.connection_characteristics.union(
         {"postgresql_readonly": _ReadOnly()}  # pyright: ignore[reportArgumentType] - typed too narrowly
     )
@@ -196,6 +198,12 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
             **changed,
         )
 
+    def adopted(self, opened: Any, *, prepares: bool | None) -> Any:
+        """Behind a pooler that may hand the next transaction to another backend nothing is prepared."""
+        if prepares is None and not self.pooler_watch.keeps_statements:
+            opened.prepare_threshold = None
+        return opened
+
     @classmethod
     def get_async_dialect_cls(cls, url: Any) -> Any:
         """There is no other for async."""
@@ -210,7 +218,8 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
 
     def takes_no_writes(self, driver_connection: Any) -> bool:
         """Whether the server said last that it is a standby, or read-only by default."""
-        return any(driver_connection.info.parameter_status(name) == "on" for name in TAKES_NO_WRITES)
+        said = driver_connection.pgconn.parameter_status
+        return any(said(name.encode()) == b"on" for name in TAKES_NO_WRITES)
 
     def is_open(self, driver_connection: Any) -> bool:
         """libpq reads only when asked: something to read on an idle connection is an end of file or a last word."""
@@ -262,13 +271,16 @@ def _readable(driver_connection: Any) -> bool:
     return bool(poll.poll(0))
 
 
+PIPELINED = "postgresql+steadypool"
 OURS = {
     "postgresql": "postgresql+steadypool_asyncpg",
     "postgresql+asyncpg": "postgresql+steadypool_asyncpg",
     "postgresql+psycopg": "postgresql+steadypool_psycopg",
     "postgresql+psycopg_async": "postgresql+steadypool_psycopg",
+    PIPELINED: PIPELINED,
 }
 """SQLAlchemy's names of the drivers, and ours for the same with bounds."""
 
 registry.register("postgresql.steadypool_asyncpg", __name__, "AsyncpgDialect")
 registry.register("postgresql.steadypool_psycopg", __name__, "PsycopgDialect")
+registry.register("postgresql.steadypool", "steadypool.dialect", "SteadypoolDialect")

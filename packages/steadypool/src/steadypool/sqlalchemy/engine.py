@@ -17,7 +17,7 @@ from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
 from steadypool.settings import Password, Pooler
-from steadypool.sqlalchemy.dialects import OURS
+from steadypool.sqlalchemy.dialects import OURS, PIPELINED
 from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
@@ -58,7 +58,8 @@ def create_async_engine(
     caller's own pool is used, and only the bounds on statements, commit, rollback and close remain.
 
     Args:
-        url: `postgresql+asyncpg://…` or `postgresql+psycopg://…`; without a driver, asyncpg.
+        url: `postgresql+asyncpg://…`, `postgresql+psycopg://…` or, still experimental, `postgresql+steadypool://…`;
+            without a driver, asyncpg.
         connection_timeout: seconds for a whole connect; the driver's `connect_args` value, or 30, by default.
         statement_timeout: seconds that a statement may run, enforced by the server and, half a second later, by
             the client; no limit by default.
@@ -103,7 +104,7 @@ def create_async_engine(
             leak_after=leak_after,
             idle_timeout=idle_timeout,
         )
-        arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False)) | {
+        arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), given) | {
             "steady_name": pool_name,
             "steady_events": events,
             "steady_ceilings": ceilings,
@@ -156,13 +157,17 @@ def _at_start(statement_timeout: float | None) -> dict[str, str]:
     return {**NOTICE_VANISHED_CLIENT, "statement_timeout": milliseconds(statement_timeout)}
 
 
-def _pool_arguments(options: PoolOptions, pre_ping: bool | str) -> dict[str, Any]:
-    """What SQLAlchemy passes on to our pool; `select1` means a real SELECT before every use."""
+def _pool_arguments(options: PoolOptions, pre_ping: bool | str, url: URL) -> dict[str, Any]:
+    """What SQLAlchemy passes on to our pool; `select1` means a real SELECT before every use.
+
+    Over the pipelined driver BEGIN travels with the first statement, and its answer is the ping.
+    """
     by_select = pre_ping == "select1"
     return {
         "poolclass": SteadyPool,
         "pool_pre_ping": bool(pre_ping),
         "ping_by_select": by_select,
+        "first_use_proves": url.drivername == PIPELINED and not by_select,
         "steady_options": replace(options, ping_after_idle=0.0) if by_select else options,
     }
 

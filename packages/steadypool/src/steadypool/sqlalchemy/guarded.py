@@ -19,16 +19,13 @@ from steadypool import errors
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.dsn import ConnectTarget, Host, parse_url
 from steadypool.connect.network import NETWORK, Network
-from steadypool.connect.options import (
-    PSYCOPG,
-)
 from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
 from steadypool.refusal import hook_failed
 from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor
 from steadypool.sqlalchemy.pooler import PoolerWatch
-from steadypool.sqlalchemy.telling import COMMIT, fairy_of, mark_commit, tell_statement
+from steadypool.sqlalchemy.telling import COMMIT, fairy_of, lease_of, mark_commit, tell_statement
 
 GOODBYE = 0.25
 """Seconds that asyncpg waits, after its goodbye was sent, for the server to close; then its end is cut off."""
@@ -73,6 +70,8 @@ class GuardedDialect:
     """What both dialects have in common. Mixed in before SQLAlchemy's class."""
 
     driver: str
+    library: str
+    """What opens the connections: asyncpg or psycopg."""
     loaded_dbapi: Any
 
     def __init__(self, steadypool_guards: Guards | None = None, **kw: Any) -> None:
@@ -106,7 +105,14 @@ class GuardedDialect:
         started = self.guards.clock.monotonic()
         if context is not None:
             context.steadypool_started, context.steadypool_told = started, False
-        self.bounded_statement(server, connection, call, cursor, *args, context)
+        lease = None if context is None else lease_of(fairy_of(context))
+        if lease is not None:
+            lease.running = args[0], started
+        try:
+            self.bounded_statement(server, connection, call, cursor, *args, context)
+        finally:
+            if lease is not None:
+                lease.running = None
         seconds = self.guards.clock.monotonic() - started
         if isinstance(cursor, BoundedCursor):
             cursor.executed(seconds)
@@ -279,16 +285,18 @@ class GuardedDialect:
             target = replace(target, hosts=(place,))
         if "user" in changed:
             target = replace(target, user=changed.pop("user"))
-        own_threshold = "prepare_threshold" in changed
+        prepares = changed["prepare_threshold"] is not None if "prepare_threshold" in changed else None
         own = [target.options.get("options"), changed.get("options"), changed.get("server_settings")]
         opened = await self.open_raw(target, password, changed)
         try:
-            await self.pooler_watch.look(self.driver, opened, str(own))
+            await self.pooler_watch.look(self.library, opened, str(own))
+            return self.adopted(opened, prepares=prepares)
         except BaseException:  # also when cancelled: nobody else knows this connection
             self.cut(opened)
             raise
-        if self.driver == PSYCOPG and not (own_threshold or self.pooler_watch.keeps_statements):
-            opened.prepare_threshold = None
+
+    def adopted(self, opened: Any, *, prepares: bool | None) -> Any:
+        """The connection as this dialect uses it; `prepares` is what the caller says about prepared statements."""
         return opened
 
     adapter_names: frozenset[str]
@@ -332,6 +340,9 @@ class GuardedDialect:
     def in_transaction(self, driver_connection: Any) -> bool:
         """Whether the server has a transaction open on it."""
         raise NotImplementedError
+
+    async def prove_before_use(self, fairy: Any) -> None:
+        """Where the first use is the proof: prove a connection that was just leased and is used without SQLAlchemy."""
 
     async def prove(self, driver_connection: Any, *, select: bool) -> None:
         """One round trip, or an exception."""

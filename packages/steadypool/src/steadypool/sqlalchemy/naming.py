@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from steadypool import errors
+from steadypool.deadline import EARLY
 from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost as LostEvent
 from steadypool.events import StatementTimedOut
@@ -19,9 +20,6 @@ from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
-
-EARLY = 0.05
-"""Seconds by which the server's clock may end a statement before ours says that it is time."""
 
 WORKLOAD_OPTION = "steadypool_workload"
 """Execution option: the class of work a statement belongs to."""

@@ -29,6 +29,7 @@ from steadypool.events import Events, WaitEnded
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
 from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
+from steadypool.sqlalchemy.renewal import renew_when_lost
 from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
 from steadypool.whereabouts import Place, current_request, whereabouts
@@ -74,12 +75,12 @@ class Record(_ConnectionRecord):
     """Whether its last user forgot to give it back, and the garbage collector did."""
     _fairy_ref: weakref.ref[Any] | None = None
 
-    def __init__(self, owner: SteadyPool) -> None:
+    def __init__(self, owner: SteadyPool, connect: bool = True) -> None:
         self._owner = owner
         # SQLAlchemy makes it last, and 2.0.40 needs it where connecting fails.
         self.finalize_callback = deque()
         try:
-            super().__init__(owner)
+            super().__init__(owner, connect)
         except BaseException:
             # SQLAlchemy 2.0 leaves the connection behind when an event handler fails or is cancelled.
             self.cut()
@@ -224,7 +225,12 @@ class SteadyPool(pool.Pool):
     before_waiting: Callable[[], None] | None = None
     """Called when a session is about to wait for a connection: the shared ones go back."""
 
+    done = False
+    """Whether `close` has ended."""
+
     _drained_at = -math.inf
+    _home_thread: int | None = None
+    _home_loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
         self,
@@ -239,6 +245,7 @@ class SteadyPool(pool.Pool):
         steady_ceilings: dict[str, int] | None = None,
         steady_breaker: bool = True,
         ping_by_select: bool = False,
+        first_use_proves: bool = False,
         recycle: float = -1,
         pre_ping: bool = False,
         **kw: Any,
@@ -252,7 +259,7 @@ class SteadyPool(pool.Pool):
             max_overflow=None if pool_size == 0 or max_overflow == -1 else max_overflow,
             pool_timeout=math.inf if timeout is None else timeout,
             recycle=recycle if recycle >= 0 else None,
-            ping_after_idle=base.ping_after_idle if pre_ping else None,
+            ping_after_idle=base.ping_after_idle if pre_ping and not first_use_proves else None,
             use_lifo=use_lifo,
         )
         self.ping_by_select = ping_by_select
@@ -268,6 +275,7 @@ class SteadyPool(pool.Pool):
             "steady_ceilings": self.ceilings,
             "steady_breaker": steady_breaker,
             "ping_by_select": ping_by_select,
+            "first_use_proves": first_use_proves,
             "recycle": recycle,
             "pre_ping": pre_ping,
         }
@@ -281,9 +289,14 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
-        self.done = False  # whether `close` has ended
-        self._home_thread: int | None = None
-        self._home_loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def unproven_after(self) -> float | None:
+        """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
+        given = self._arguments
+        if not (given["pre_ping"] and given["first_use_proves"]):
+            return None
+        return (given["steady_options"] or PoolOptions()).ping_after_idle
 
     @property
     def options(self) -> PoolOptions:
@@ -311,6 +324,9 @@ class SteadyPool(pool.Pool):
         try:
             lease = await_only(self._acquire(places))
         except errors.SteadypoolError as error:
+            mistake = _mistake_in(error)
+            if mistake is not None:
+                raise mistake from None
             raise as_sqlalchemy(error) from error.__cause__
         if self._home_loop is None:
             self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
@@ -318,15 +334,28 @@ class SteadyPool(pool.Pool):
         record.lease = lease
         # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
         record.fairy_ref = None
+        unproven_after = self.unproven_after
+        if unproven_after is not None:
+            age = self.core.clock.monotonic() - lease.slot.proven_at
+            renew_when_lost(self, record, unproven=age >= unproven_after)
         return record
 
-    async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
+    async def acquire_again(self, ended: Lease[Record]) -> Lease[Record]:
+        """Another lease for whoever had this one, whose connection was dead."""
+        self._make_room()
+        return await self.core.acquire(name=ended.name, workload=ended.workload, places=ended.places)
+
+    def _make_room(self) -> None:
+        """Whoever is about to wait comes before the shared connections."""
         if (
             self.before_waiting is not None
             and not self.core.count(SlotState.IDLE)
             and self.core.count() >= self.options.limit
         ):
             self.before_waiting()
+
+    async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
+        self._make_room()
         workload = current_workload.get()
         acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
         if not self.observers.wanted(WaitEnded):
@@ -514,3 +543,11 @@ class SteadyPool(pool.Pool):
     def overflow(self) -> int:
         """Open connections beyond `size`; negative while there are fewer."""
         return 0 if self.size() == 0 else self.checkedin() + self.checkedout() - self.size()
+
+
+def _mistake_in(error: BaseException) -> exc.ArgumentError | None:
+    """An argument of the engine that makes no sense fails each connect, but says nothing of the server."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, exc.ArgumentError):
+        seen = seen.__cause__
+    return seen

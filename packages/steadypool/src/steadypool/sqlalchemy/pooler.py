@@ -58,16 +58,28 @@ class PoolerWatch:
     told: Callable[[str], None] | None = None
     looked: bool = False
     behind_pooler: bool = False
-    per_transaction: str | None = None
-    """SQL for the beginning of each transaction; None while the session has its guards from the start."""
+    _in_transactions: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         self.behind_pooler = self.mode in (Pooler.SESSION, Pooler.TRANSACTION)
 
     @property
+    def per_transaction(self) -> str | None:
+        """SQL for the beginning of each transaction; None while the session has its guards from the start."""
+        if self._in_transactions is None:
+            return None
+        literal = {name: value.replace("'", "''") for name, value in self._in_transactions.items()}
+        return "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in literal.items())
+
+    @property
     def at_start(self) -> Mapping[str, str]:
         """The settings to log in with."""
         return self.settings if self.per_transaction is None else {}
+
+    @property
+    def settings_per_transaction(self) -> Mapping[str, str]:
+        """The guards that are set in each transaction, by name; none while the session has them from the start."""
+        return self._in_transactions or {}
 
     @property
     def keeps_statements(self) -> bool:
@@ -112,12 +124,12 @@ class PoolerWatch:
         if wanted is not None and "statement_timeout" not in own and str(seen.statement_timeout) != wanted:
             self._give_up("accepted at the start of a session, but not passed on")
         if self.per_transaction is not None and seen.knows_check_interval:
-            self.per_transaction = self._sql((*_EVERYWHERE, _CHECK_INTERVAL))
+            self._in_transactions = self._chosen((*_EVERYWHERE, _CHECK_INTERVAL))
 
     def _give_up(self, why: str) -> None:
         if self.per_transaction is not None:
             return
-        self.per_transaction = self._sql(_EVERYWHERE)
+        self._in_transactions = self._chosen(_EVERYWHERE)
         reason = (
             f"the guards of sessions ({', '.join(self.settings)}) were {why}: statement_timeout and "
             "idle_in_transaction_session_timeout are set at the beginning of each transaction instead. Statements in "
@@ -128,9 +140,8 @@ class PoolerWatch:
         if self.told is not None:
             self.told(reason)
 
-    def _sql(self, names: tuple[str, ...]) -> str:
-        literal = {name: self.settings[name].replace("'", "''") for name in names if name in self.settings}
-        return "; ".join(f"SET LOCAL {name} = '{value}'" for name, value in literal.items())
+    def _chosen(self, names: tuple[str, ...]) -> Mapping[str, str]:
+        return {name: self.settings[name] for name in names if name in self.settings}
 
 
 async def _look_asyncpg(connection: Any) -> Seen:

@@ -19,6 +19,7 @@ def source_of(
     *,
     loop_lag: Callable[[], float] | None = None,
     listener: Callable[[], ListenerFacts | None] | None = None,
+    collateral: Callable[[], int] | None = None,
 ) -> Source:
     """The pool of an engine, for `steadypool.telemetry`; `Database.source` has it with everything of a database.
 
@@ -26,6 +27,7 @@ def source_of(
         engine: made by `steadypool.sqlalchemy.create_async_engine`.
         loop_lag: seconds by which the event loop is late.
         listener: what there is to know of the listener.
+        collateral: statements that failed on a shared connection because of somebody else's.
 
     Raises:
         ConfigurationError: the engine has another pool.
@@ -53,6 +55,7 @@ def source_of(
         breaker_open=lambda: pool().core.breaker.state is BreakerState.OPEN,
         loop_lag=loop_lag,
         listener=listener,
+        collateral=collateral,
     )
 
 

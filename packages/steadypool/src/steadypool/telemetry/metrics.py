@@ -146,6 +146,12 @@ CLOSED = Metric(
 LEAKS = Metric(
     "steadypool.leaks", Kind.COUNTER, "{connection}", "Connections held longer than DATABASE_LEAK_AFTER."
 )
+COLLATERAL = Metric(
+    "steadypool.shared.collateral",
+    Kind.COUNTER,
+    "{statement}",
+    "Statements that failed on a shared connection because of somebody else's.",
+)
 GAPS = Metric(
     "steadypool.listener.gaps", Kind.COUNTER, "{gap}", "Times that notifications may have been missed."
 )

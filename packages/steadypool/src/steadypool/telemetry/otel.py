@@ -50,6 +50,8 @@ def instrument(
 ) -> Callable[[], None]:
     """Report a pool from now on, until the function that this returns is called.
 
+    A pool that is reported to this meter provider already stays as it is, so that nothing is counted twice.
+
     Args:
         source: the pool: `database.source`, or `steadypool.sqlalchemy.source_of(engine)`.
         meter_provider: where metrics go; the global one if not given.
@@ -60,21 +62,24 @@ def instrument(
         >>> stop = instrument(database.source)
     """
     instruments = _instruments_of(meter_provider or otel_metrics.get_meter_provider())
+    for known, stop_known in instruments.tallies:
+        if known.counts_for(source):
+            return stop_known
     tally = Tally(source, instruments.observe, exporter=f"otel-{id(instruments)}")
-    instruments.tallies.append(tally)
-    undraw: Callable[[], None] = lambda: None  # noqa: E731 - nothing to undo
+    undraw: list[Callable[[], None]] = []
     if spans:
         tracer = (tracer_provider or trace.get_tracer_provider()).get_tracer(SCOPE)
-        undraw = source.events.subscribe(
-            _Spans(tracer, tally.name, source.driver), StatementFinished, WaitEnded
-        )
+        draw = _Spans(tracer, tally.name, source.driver)
+        undraw.append(source.events.subscribe(draw, StatementFinished, WaitEnded))
 
     def stop() -> None:
-        undraw()
-        if tally in instruments.tallies:
-            instruments.tallies.remove(tally)
+        if (tally, stop) in instruments.tallies:
+            instruments.tallies.remove((tally, stop))
             tally.stop()
+            for undo in undraw:
+                undo()
 
+    instruments.tallies.append((tally, stop))
     return stop
 
 
@@ -82,7 +87,7 @@ class _Instruments:
     """The instruments of one provider, shared by all pools: one of each name."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        self.tallies: list[Tally] = []
+        self.tallies: list[tuple[Tally, Callable[[], None]]] = []
         meter = provider.get_meter(SCOPE)
         self._histograms = {
             metric: _histogram(meter, metric) for metric in metrics.ALL if metric.kind is Kind.HISTOGRAM
@@ -108,7 +113,7 @@ class _Instruments:
     def _read(self, metric: Metric, _options: CallbackOptions) -> Iterable[Observation]:
         return [
             Observation(value, dict(attributes))
-            for tally in tuple(self.tallies)
+            for tally, _ in tuple(self.tallies)
             for which, attributes, value in _numbers(tally, metric)
             if which is metric
         ]

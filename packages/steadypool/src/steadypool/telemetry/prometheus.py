@@ -39,7 +39,7 @@ class PoolCollector(Collector):
     """
 
     def __init__(self) -> None:
-        self._tallies: list[Tally] = []
+        self._tallies: list[tuple[Tally, Callable[[], None]]] = []
         self._histograms: dict[tuple[Metric, Attributes], _Buckets] = {}
 
     def add(self, source: Source) -> Callable[[], None]:
@@ -48,14 +48,20 @@ class PoolCollector(Collector):
         Args:
             source: the pool: `database.source`, or `steadypool.sqlalchemy.source_of(engine)`.
         """
+        for known, stop_known in self._tallies:
+            if known.counts_for(source):
+                return stop_known  # nothing is counted twice
         tally = Tally(source, self._observe, exporter=f"prometheus-{id(self)}")
-        self._tallies.append(tally)
 
         def stop() -> None:
-            if tally in self._tallies:
-                self._tallies.remove(tally)
+            if (tally, stop) in self._tallies:
+                self._tallies.remove((tally, stop))
+                pool = (metrics.POOL, tally.name)
+                for key in [key for key in self._histograms if pool in key[1]]:
+                    del self._histograms[key]  # the next pool of this name begins anew
                 tally.stop()
 
+        self._tallies.append((tally, stop))
         return stop
 
     def _observe(self, metric: Metric, value: float, attributes: Attributes) -> None:
@@ -66,7 +72,7 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """The families of all metrics, as prometheus_client wants them."""
-        numbers = [row for tally in tuple(self._tallies) for row in (*tally.counts(), *tally.levels())]
+        numbers = [row for tally, _ in tuple(self._tallies) for row in (*tally.counts(), *tally.levels())]
         histograms = self._histograms.copy()
         for metric in metrics.ALL:
             keys = (metrics.POOL, *metric.attributes)

@@ -27,8 +27,8 @@ class Rule:
     `title` says what is wrong, `advice` what to do next, `runbook` where more stands: `steadypool why <runbook>` and
     `docs/runbooks/<runbook>.md`. `counted` are the columns of a recorder's row whose sum within `Limits.after` is
     compared with `Limits.rate`; without any the rule has a condition of its own (`alerts`). `expression` is the
-    same for Prometheus, with `{utilization}`, `{after}` and `{rate}` to be filled in; `lasting` says that it has
-    to hold for `Limits.after`, `steady` that it has to hold for so many seconds; `severity` is Prometheus's label.
+    same for Prometheus, with `{pool}`, `{utilization}`, `{after}` and `{rate}` to be filled in; `lasting` says that it
+    has to hold for `Limits.after`, `steady` that it has to hold for so many seconds; `severity` is Prometheus's label.
     """
 
     name: str
@@ -52,7 +52,7 @@ RULES: tuple[Rule, ...] = (
         "The pool is nearly full",
         "Look who holds the connections (/pool, or db.stats()); if they all work, raise DATABASE_POOL_SIZE.",
         "exhaustion",
-        'sum by (pool) (steadypool_connections{{state="used"}}) / steadypool_pool_size > {utilization}',
+        "max by ({pool}) (steadypool_pool_utilization_ratio) > {utilization}",
         lasting=True,
     ),
     Rule(
@@ -60,7 +60,8 @@ RULES: tuple[Rule, ...] = (
         "Callers get no connection in time",
         "Find out what holds the connections (/pool) before raising DATABASE_POOL_SIZE or DATABASE_MAX_OVERFLOW.",
         "exhaustion",
-        'sum by (pool) (increase(steadypool_failures_total{{cause=~"pool_timeout|queue_full"}}[{after}])) >= {rate}',
+        "sum by ({pool}) (increase(steadypool_acquire_failures_total"
+        '{{error_type=~"PoolTimeout|PoolQueueFull"}}[{after}])) >= {rate}',
         counted=("pool_timeouts", "queue_full"),
         severity="critical",
     ),
@@ -69,7 +70,7 @@ RULES: tuple[Rule, ...] = (
         "Statements run into their limit",
         "Look which statements (/pool, the slow-query log), EXPLAIN them; give long work a workload of its own.",
         "statement-timeouts",
-        'sum by (pool) (increase(steadypool_failures_total{{cause="statement_timeout"}}[{after}])) >= {rate}',
+        "sum by ({pool}) (increase(steadypool_statement_timeouts_total[{after}])) >= {rate}",
         counted=("statement_timeouts",),
     ),
     Rule(
@@ -77,7 +78,7 @@ RULES: tuple[Rule, ...] = (
         "Connections to the database cannot be opened",
         "Run `steadypool doctor`: it tries each address and says which step fails.",
         "connect-timeouts",
-        "sum by (pool) (increase(steadypool_connect_failures_total[{after}])) >= {rate}",
+        "sum by ({pool}) (increase(steadypool_connect_failures_total[{after}])) >= {rate}",
         counted=("connect_failures",),
         severity="critical",
     ),
@@ -86,7 +87,7 @@ RULES: tuple[Rule, ...] = (
         "The database cannot be reached",
         "Run `steadypool doctor`; until it answers, one attempt at a time goes out and callers are told at once.",
         "connect-timeouts",
-        "max by (pool) (steadypool_breaker_open) > 0",
+        "max by ({pool}) (steadypool_breaker_open) > 0",
         steady=5.0,
         severity="critical",
     ),
@@ -95,14 +96,15 @@ RULES: tuple[Rule, ...] = (
         "Notifications do not arrive",
         "A transaction pooler stands before the database: set DATABASE_DIRECT_URL to the address past it.",
         "deaf-listener",
-        'max by (pool) (steadypool_listener_state{{state="deaf"}}) > 0',
+        "min by ({pool}) (steadypool_listener_connected) < 1",
+        lasting=True,
     ),
     Rule(
         "leak",
         "A connection is held for too long",
         "See who acquired it, with the stack, on /pool or in the log; give connections back before slow work.",
         "leaks",
-        "sum by (pool) (increase(steadypool_leaks_total[{after}])) > 0",
+        "sum by ({pool}) (increase(steadypool_leaks_total[{after}])) > 0",
         counted=("leaks",),
     ),
 )

@@ -38,3 +38,5 @@ class Source:
     loop_lag: Callable[[], float] | None = None
     """By how many seconds the event loop is late."""
     listener: Callable[[], ListenerFacts | None] | None = None
+    collateral: Callable[[], int] | None = None
+    """Statements that failed on a shared connection because of somebody else's, so far."""

@@ -21,6 +21,9 @@ Observe = Callable[[Metric, float, Attributes], None]
 _IDLE_DEATH = "found dead"
 """The reason of `Closed` for a connection whose end was noticed while nobody used it."""
 
+MOST_KINDS = 1_000
+"""Kinds of statements whose attributes are remembered: most statements are of a kind that was there before."""
+
 TALLIED: tuple[type[events.Event], ...] = (
     events.ConnectSucceeded,
     events.ConnectAttemptFailed,
@@ -36,6 +39,20 @@ TALLIED: tuple[type[events.Event], ...] = (
     events.ListenerGap,
 )
 """The events that a `Tally` looks at."""
+
+_ERRORS = ("PoolTimeout", "ConnectTimeout", "DeadlineExceeded")
+_FROM_THE_START: tuple[tuple[Metric, tuple[tuple[str, str], ...]], ...] = (
+    (metrics.LEAKS, ()),
+    (metrics.GAPS, ()),
+    (metrics.STATEMENT_TIMEOUTS, ()),
+    *((metrics.TIMEOUTS, ((metrics.ERROR_TYPE, name),)) for name in _ERRORS),
+    *(
+        (metrics.ACQUIRE_FAILURES, ((metrics.ERROR_TYPE, name),))
+        for name in (*_ERRORS, "PoolQueueFull", "ConnectFailed", "DatabaseUnavailable")
+    ),
+    *((metrics.CONNECT_FAILURES, ((metrics.CAUSE, cause),)) for cause in ("refused", "timeout")),
+)
+"""Counters that are there before they count: a rate cannot see the first of a series that was not there before."""
 
 _names_lock = threading.Lock()
 _names_in_use: dict[str, set[str]] = {}
@@ -60,6 +77,9 @@ class Tally:
         self.name = _take_name(exporter, source.name)
         self._pool: Attributes = ((metrics.POOL, self.name),)
         self._counts: dict[tuple[Metric, Attributes], int] = {}
+        self._kinds: dict[tuple[str | None, ...], Attributes] = {}
+        for metric, attributes in _FROM_THE_START:
+            self._counts[metric, self._with(*attributes)] = 0
         self._unsubscribe = source.events.subscribe(self._tell, *TALLIED)
         self._tellers: dict[type[events.Event], Callable[..., None]] = {
             events.ConnectSucceeded: self._time(metrics.CREATE_TIME),
@@ -76,6 +96,10 @@ class Tally:
             events.ListenerGap: self._one(metrics.GAPS),
         }
 
+    def counts_for(self, source: Source) -> bool:
+        """Whether this is the one that counts what happens there."""
+        return self._source.events is source.events
+
     def stop(self) -> None:
         """Count no more, and give the name back."""
         self._unsubscribe()
@@ -86,6 +110,8 @@ class Tally:
         """Every counter so far; may be called from another thread."""
         for (metric, attributes), value in self._counts.copy().items():
             yield metric, attributes, value
+        if self._source.collateral is not None:
+            yield metrics.COLLATERAL, self._pool, self._source.collateral()
 
     def levels(self) -> Iterator[tuple[Metric, Attributes, float]]:
         """Every level and gauge at this moment; may be called from another thread."""
@@ -158,18 +184,23 @@ class Tally:
         self._count(metrics.BREAKER_CHANGES, (metrics.CAUSE, event.after))
 
     def _statement(self, event: events.StatementFinished) -> None:
-        self._observe(
-            metrics.DURATION,
-            event.seconds,
-            self._with(
-                (metrics.SYSTEM, "postgresql"),
-                (metrics.OPERATION, event.summary.partition(" ")[0]),
-                (metrics.SUMMARY, event.summary),
-                (metrics.STATUS_CODE, event.sqlstate),
-                (metrics.ERROR_TYPE, event.error_type),
-                (metrics.WAY, event.way),
-                (metrics.WORKLOAD, event.workload),
-            ),
+        kind = (event.summary, event.sqlstate, event.error_type, event.way, event.workload)
+        attributes = self._kinds.get(kind)
+        if attributes is None:
+            attributes = self._attributes_of(event)
+            if len(self._kinds) < MOST_KINDS:
+                self._kinds[kind] = attributes
+        self._observe(metrics.DURATION, event.seconds, attributes)
+
+    def _attributes_of(self, event: events.StatementFinished) -> Attributes:
+        return self._with(
+            (metrics.SYSTEM, "postgresql"),
+            (metrics.OPERATION, event.summary.partition(" ")[0]),
+            (metrics.SUMMARY, event.summary),
+            (metrics.STATUS_CODE, event.sqlstate),
+            (metrics.ERROR_TYPE, event.error_type),
+            (metrics.WAY, event.way),
+            (metrics.WORKLOAD, event.workload),
         )
 
 

@@ -167,7 +167,9 @@ class DashboardPage:
     async def _series(self, request: Request, database: Dashboarded) -> Response:
         recorder = database.watch.recorder
         span = 60 if request.query_params.get("span") == "60" else 1
-        return JSONResponse(series(recorder, span, _number(request, "since", recorder.now - 900)))
+        since = _number(request, "since", recorder.now - 900)
+        seconds, minutes = recorder.seconds.copy(), recorder.minutes.copy()
+        return JSONResponse(await asyncio.to_thread(series, seconds, minutes, span, since))
 
     async def _moment(self, request: Request, database: Dashboarded) -> Response:
         recorder = database.watch.recorder

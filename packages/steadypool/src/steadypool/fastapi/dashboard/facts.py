@@ -9,6 +9,7 @@ from typing import Any
 from steadypool.census import ConnectionFacts
 from steadypool.telemetry.recorder import Recorder, Row, View, verdict
 from steadypool.telemetry.recorder.histogram import Histogram
+from steadypool.telemetry.recorder.memory import Rows
 from steadypool.telemetry.recorder.recorder import waiting
 from steadypool.telemetry.recorder.recording import DURATIONS, FAILURES, merged
 from steadypool.telemetry.watch import Watch
@@ -132,13 +133,13 @@ def points(rows: Iterable[Row]) -> dict[str, Any]:
     return columns
 
 
-def series(recorder: Recorder, span: int, since: float) -> dict[str, Any]:
-    """The plots' data: by the second (`span` 1) or by the minute (60), from a moment on."""
+def series(seconds: Rows, whole: Rows, span: int, since: float) -> dict[str, Any]:
+    """The plots' data: by the second (`span` 1) or by whole minutes (60), from a moment on. An hour takes a while."""
     if span == 1:
-        return points(recorder.seconds.since(since))
-    minutes = tuple(recorder.minutes.since(since))
+        return points(seconds.since(since))
+    minutes = tuple(whole.since(since))
     begun = minutes[-1].at + MINUTE if minutes else since
-    begun_minute = tuple(recorder.seconds.since(begun))
+    begun_minute = tuple(seconds.since(begun))
     return points((*minutes, merged(begun_minute, int(begun // 60 * 60))) if begun_minute else minutes)
 
 

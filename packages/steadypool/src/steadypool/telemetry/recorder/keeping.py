@@ -7,6 +7,7 @@ out. When the file has grown to its limit it is written anew beside itself and p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
@@ -44,8 +45,9 @@ class RecorderFile:
     """
 
     def __init__(self, path: Path, *, largest: int = LARGEST) -> None:
-        self._largest = largest
+        self._limit = self._largest = largest
         self._complained = False
+        self._ended: Callable[[], None] = lambda: None
         for number in range(1, SIBLINGS + 1):
             self.path = path if number == 1 else path.with_name(f"{path.name}.{number}")
             descriptor = _open(self.path)
@@ -54,7 +56,8 @@ class RecorderFile:
             os.close(descriptor)
         else:
             raise OSError(f"{path} and {SIBLINGS - 1} others like it are in use by other processes")
-        self._descriptor = descriptor
+        self._descriptor = descriptor  # from here on the thread's alone
+        self._size = os.fstat(descriptor).st_size
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._pending = threading.Semaphore(4)  # what a disk that hangs may leave behind
         self._thread = threading.Thread(target=self._run, name="steadypool-recorder", daemon=True)
@@ -70,7 +73,7 @@ class RecorderFile:
     @property
     def is_full(self) -> bool:
         """Whether it is time for `rewrite`."""
-        return os.fstat(self._descriptor).st_size > self._largest
+        return self._size > self._limit
 
     def append(self, lines: Iterable[dict[str, Any]]) -> bool:
         """Append lines soon; False where the disk is so far behind that they are left out."""
@@ -85,10 +88,11 @@ class RecorderFile:
         """Write what is pending, for at most `LEAVE` seconds."""
         loop, written = asyncio.get_running_loop(), asyncio.Event()
 
-        def done() -> None:
-            loop.call_soon_threadsafe(written.set)
+        def ended() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waited so long
+                loop.call_soon_threadsafe(written.set)
 
-        self._work.put(done)
+        self._ended = ended
         self._work.put(None)
         try:
             async with asyncio.timeout(LEAVE):
@@ -119,10 +123,12 @@ class RecorderFile:
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             work()
-        os.close(self._descriptor)
+        os.close(self._descriptor)  # and with it the lock: whoever is told may open it again
+        self._ended()
 
     def _append(self, lines: Iterable[dict[str, Any]]) -> None:
         _write_all(self._descriptor, _encoded(lines))
+        self._size = os.fstat(self._descriptor).st_size
 
     def _rewrite(self, recording: Recording) -> None:
         beside = self.path.with_name(f"{self.path.name}.new")
@@ -137,6 +143,9 @@ class RecorderFile:
         except BaseException:
             os.close(descriptor)
             raise
+        # What is in memory may be nearly that much; it must not be written anew every second.
+        self._size = os.fstat(descriptor).st_size
+        self._limit = max(self._largest, 2 * self._size)
         os.close(self._descriptor)
         self._descriptor = descriptor
 

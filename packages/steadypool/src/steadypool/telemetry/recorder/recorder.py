@@ -322,7 +322,7 @@ class Recorder:
         }
 
     def holding(self, connection: ConnectionFacts, view: View) -> dict[str, Any]:
-        """What is known of a connection: its state, who has it, and the last statement that ended on it."""
+        """What is known of a connection: its state, who has it, and what runs on it or was the last to."""
         facts: dict[str, Any] = {
             "number": connection.number,
             "state": connection.state,
@@ -332,6 +332,9 @@ class Recorder:
             return facts
         facts |= {"holder": connection.holder[:LONGEST_NAME], "workload": connection.workload}
         facts["in_transaction"] = connection.number in view.in_transaction
+        if connection.statement is not None:
+            facts["running"] = connection.statement
+            facts["executing"] = round(connection.executing or 0.0, 2)
         last = self._last_statement.get(connection.number)
         if last is not None:
             facts["statement"] = last[0]

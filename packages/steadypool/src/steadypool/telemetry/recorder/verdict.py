@@ -18,6 +18,8 @@ SLOW_WAIT = 0.1
 SLOW_CONNECT = 1.0
 BUSY_LOOP = 1.0
 NEARLY_FULL = 0.8
+IDLE = 1.0
+"""Seconds without a statement after which an open transaction is called idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,11 @@ def _slow(row: Row, moment: Mapping[str, Any] | None) -> Reason | None:
         return None
     text = f"Statements were slow: {_time(slow)} at the 95th percentile"
     text += f", {timed_out:.0f} reached their limit and were ended" if timed_out else ""
-    statements = Counter(each.get("statement") for each in (moment or {}).get("connections", ()))
-    statements.pop(None, None)
-    if statements:
-        text += f". Last on the connections in use: {statements.most_common(1)[0][0]}"
+    running = Counter(each.get("running") for each in (moment or {}).get("connections", ()))
+    running.pop(None, None)
+    if running:
+        statement, connections = running.most_common(1)[0]
+        text += f". On {connections} of the connections in use it was {statement}"
     return Reason(text + ".", "statement-timeouts")
 
 
@@ -160,7 +163,15 @@ def _holders(moment: Mapping[str, Any] | None) -> str:
         longest[name] = max(longest.get(name, 0.0), each["seconds"])
     shown = sorted(many, key=lambda name: -many[name] * (1 + longest[name]))[:3]
     held = ", ".join(f"{many[name]} by {name} (up to {_time(longest[name])})" for name in shown)
-    return f"Held: {held}."
+    idle = sum(
+        bool(each.get("in_transaction")) and each.get("quiet", 0.0) >= IDLE and not each.get("running")
+        for each in moment["connections"]
+    )
+    return f"Held: {held}." + (f" {idle} of them {_was(idle)} idle in a transaction." if idle else "")
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def words(name: str) -> str:
@@ -171,4 +182,6 @@ def words(name: str) -> str:
 def _time(seconds: float | None) -> str:
     if seconds is None:
         return "no time"
+    if seconds < 0.001:
+        return "1 ms"
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -75,20 +75,22 @@ function cells(connections, counts) {
   const made = connections.slice(0, 200).map((each) => el("li", { class: each.state },
     el("div", {}, el("b", {}, `#${each.number} `), `${each.state} `, el("span", { class: "soft" }, duration(each.seconds))),
     each.holder ? el("div", { class: "who", title: each.holder }, each.holder) : null,
-    el("div", { class: "soft" }, each.holder ? [each.workload, each.in_transaction ? "in transaction" : null].filter(Boolean).join(" · ") || "in use" : each.age !== null && each.age !== undefined ? `age ${duration(each.age)} · used ${each.leases}×${each.suspect ? " · suspect" : ""}` : "no answer yet")));
+    el("div", { class: "soft" }, each.holder ? [each.workload, isIdle(each) ? "idle in transaction" : each.running ? "executing" : each.in_transaction ? "in transaction" : null].filter(Boolean).join(" · ") || "in use" : each.age !== null && each.age !== undefined ? `age ${duration(each.age)} · used ${each.leases}×${each.suspect ? " · suspect" : ""}` : "no answer yet")));
   for (let i = connections.length; i < Math.min(limit, 200); i += 1) {
     made.push(el("li", { class: "free" }, i < counts.size ? "not opened" : "overflow, not opened"));
   }
   $("cells").replaceChildren(...made);
 }
 
+const isIdle = (row) => row.in_transaction && !row.running && row.quiet >= 1;
+
 const HOLDERS = [
   ["Who", (row) => row.holder],
   ["Workload", (row) => row.workload],
   ["Held for", (row) => duration(row.seconds), { number: true }],
   ["Connection", (row) => `#${row.number}`, { number: true }],
-  ["Transaction", (row) => (row.in_transaction ? (row.quiet >= 1 ? `open; no statement ended for ${duration(row.quiet)}` : "open") : "none"), { mark: (row) => (row.in_transaction && row.quiet >= 1 ? "flag" : "") }],
-  ["Last statement that ended", (row) => (row.statement ? el("code", {}, row.statement) : "none yet")],
+  ["Transaction", (row) => (isIdle(row) ? `idle in transaction for ${duration(row.quiet)}` : row.in_transaction ? "open" : "none"), { mark: (row) => (isIdle(row) ? "flag" : "") }],
+  ["Statement", (row) => (row.running ? el("span", {}, `runs for ${duration(row.executing)}: `, el("code", {}, row.running)) : row.statement ? el("span", {}, "last: ", el("code", {}, row.statement)) : "none yet")],
 ];
 
 function holdersShown(connections, more) {

@@ -18,7 +18,7 @@ const PLOTS = [
   },
   { title: "Callers waiting", fill: true, series: [["waiting", (data) => data.waiting]], low: 4, unit: "" },
   {
-    title: "95th percentiles, ms",
+    title: "95th percentiles",
     series: [["waiting", milliseconds("p95_waiting")], ["connecting", milliseconds("p95_connecting")], ["executing", milliseconds("p95_executing")]],
     low: 100, unit: " ms", logarithmic: true,
   },
@@ -127,9 +127,15 @@ class Plots {
           ? { distr: 3, range: (_u, _low, high) => [0.1, 10 ** Math.ceil(Math.log10(Math.max(plot.low, high ?? 0)))] }
           : { range: (_u, _low, high) => [0, Math.max(plot.low, (high ?? 0) * 1.08)] },
       },
-      axes: [{ ...axis, values: (_u, ticks) => ticks.map((at, i) => clock(at, ticks[1] - ticks[0] < 60)) }, { ...axis, size: 52 }],
+      axes: [
+        { ...axis, space: 80, values: (_u, ticks) => ticks.map((at) => clock(at, ticks[1] - ticks[0] < 60)) },
+        plot.logarithmic
+          ? { ...axis, size: 62, grid: { ...axis.grid, filter: decades }, ticks: { ...axis.ticks, filter: decades },
+              filter: decades, values: (_u, ticks) => ticks.map((value) => (value === null ? null : value < 1000 ? `${round(value)} ms` : `${value / 1000} s`)) }
+          : { ...axis, size: 62 },
+      ],
       series: [{}, ...plot.series.map(([label, make], i) => ({
-        label, width: make ? 2 : 1, dash: make ? undefined : [6, 4], points: { size: 4 }, spanGaps: false,
+        label, width: make ? 2 : 1, dash: make ? undefined : [6, 4], points: make ? { size: 4 } : { show: false }, spanGaps: false,
         stroke: this.colour(make ? `--plot-${i + 1}` : "--plot-4"),
         fill: plot.fill && make ? this.colour("--fill") : undefined,
         paths: plot.steps ? uPlot.paths.stepped({ align: 1 }) : undefined,
@@ -176,6 +182,8 @@ class Plots {
 
   redraw() { for (const plot of this.plots) plot.redraw(false); }
 }
+
+function decades(_u, ticks) { return ticks.map((value) => (Number.isInteger(Math.round(Math.log10(value) * 1e6) / 1e6) ? value : null)); }
 
 function clock(at, seconds = true) {
   const when = new Date(at * 1000), two = (number) => String(number).padStart(2, "0");

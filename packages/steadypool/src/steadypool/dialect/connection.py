@@ -1,0 +1,391 @@
+"""SQLAlchemy's view of one pipelined connection: when a transaction begins, and what travels with what.
+
+The server is told of a transaction when there is something to do in it. Until then BEGIN waits, with its isolation
+level and what is to be set for the transaction, and all of it goes out in the flight of the first statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy.engine.interfaces import AdaptedConnection
+from sqlalchemy.util import await_only
+
+from steadypool.dialect.cursor import Cursor, ServerSideCursor
+from steadypool.errors import Phase, Report, TransactionRolledBack
+from steadypool.pipeline import (
+    ConnectionGone,
+    Overdue,
+    PipelinedConnection,
+    Result,
+    Segment,
+    Statement,
+    Unclean,
+)
+
+_OBJECTS = (
+    b"DOMAIN EXTENSION FOREIGN_TABLE FUNCTION MATERIALIZED_VIEW OPERATOR PROCEDURE ROUTINE RULE SCHEMA SEQUENCE TABLE"
+    b" TYPE VIEW"
+)
+_CHANGES_SCHEMA = frozenset(
+    b"%s %s" % (verb, what.replace(b"_", b" "))
+    for verb in (b"ALTER", b"CREATE", b"DROP")
+    for what in _OBJECTS.split()
+)
+"""Command tags after which a prepared statement may mean something else."""
+
+_OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
+_COMMIT = Statement("COMMIT", prepare=False)
+_ROLLBACK = Statement("ROLLBACK", prepare=False)
+
+
+def roll_back_soon(connection: PipelinedConnection, limit: float | None) -> None:
+    """Send a ROLLBACK that nobody waits for: it comes before whatever is sent next.
+
+    Args:
+        connection: in a transaction in which everything has succeeded, with nothing on its way.
+        limit: seconds after which the connection is aborted if there is no answer.
+    """
+    connection.post(Segment([_ROLLBACK], limit=limit))
+
+
+@dataclass
+class Surroundings:
+    """What the connections of one engine have in common.
+
+    `every_transaction` is asked for what is to be set in each transaction, by name. `leave_timeout` is how many
+    seconds a ROLLBACK that nobody waits for may take. `schema` counts the changes of the schema that were seen: a
+    statement that was prepared before one may return other columns after it.
+    """
+
+    every_transaction: Callable[[], Mapping[str, str]] = dict
+    leave_timeout: float | None = None
+    schema: int = 0
+
+
+class Connection(AdaptedConnection):
+    """One connection as SQLAlchemy's dialects expect it from a driver (PEP 249, and what psycopg has beyond it).
+
+    Args:
+        dbapi: the module it is made by.
+        connection: the pipelined connection underneath.
+        surroundings: what it shares with the engine's other connections.
+    """
+
+    __slots__ = (
+        "_begun",
+        "_changes_schema",
+        "_failed",
+        "_local",
+        "_renew",
+        "_schema",
+        "_surroundings",
+        "_unproven",
+        "_xid",
+        "autocommit",
+        "dbapi",
+        "deferrable",
+        "isolation_level",
+        "read_only",
+    )
+
+    _connection: PipelinedConnection  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        dbapi: Any,
+        connection: PipelinedConnection,
+        surroundings: Surroundings,
+    ) -> None:
+        self.dbapi = dbapi
+        self._connection = connection  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._surroundings = surroundings
+        self._schema = surroundings.schema
+        self._changes_schema = False
+        self.autocommit = False
+        self.isolation_level: str | None = None
+        self.read_only: bool | None = None
+        self.deferrable: bool | None = None
+        self._renew: Callable[[], Awaitable[bool]] | None = None
+        self._unproven = False
+        self._local: dict[str, str] = {}
+        self._begun = False
+        self._failed = False
+        self._xid: str | None = None
+
+    # -- what can be seen --------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self._connection.closed
+
+    broken = closed
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the server has been told of a transaction that has not ended."""
+        return self._begun
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it is in a transaction in which everything has succeeded."""
+        return self._begun and not self._failed
+
+    @property
+    def info(self) -> Any:
+        """psycopg's description of the connection."""
+        return self._psycopg.info
+
+    @property
+    def adapters(self) -> Any:
+        """psycopg's adapters, to register types with."""
+        return self._psycopg.adapters
+
+    @property
+    def _psycopg(self) -> Any:
+        return self._connection.psycopg_connection
+
+    def add_notice_handler(self, handler: Callable[[Any], None]) -> None:
+        """As psycopg's."""
+        self._psycopg.add_notice_handler(handler)
+
+    # -- statements --------------------------------------------------------------------------------------------
+
+    def cursor(self, name: str | None = None) -> Cursor:
+        """A cursor; with a name, one whose rows stay on the server until they are fetched."""
+        return Cursor(self) if name is None else ServerSideCursor(self, name)
+
+    def set_local(self, settings: Mapping[str, str]) -> None:
+        """Set these for the transaction that has begun for SQLAlchemy, but not yet for the server."""
+        self._local.update(settings)
+
+    async def run(self, statements: Sequence[Statement], *, repeatable: bool = True) -> list[Result]:
+        """Send statements in one flight, with the beginning of the transaction where it has not begun.
+
+        Where the connection turns out to be dead, its first flight is sent again over another, once: unless the
+        server began to answer, or fell silent, or the flight is one that is not `repeatable`.
+
+        Raises:
+            psycopg.Error: what the server said, or why the connection ended.
+        """
+        if self.autocommit and not self.read_only:
+            await self.prove()
+        first = not self._begun and (not self.autocommit or bool(self.read_only))
+        try:
+            return await self._fly(statements)
+        except ConnectionGone as gone:
+            if not (first and repeatable and await self._renewed(gone)):
+                raise
+        return await self._fly(statements)
+
+    async def _fly(self, statements: Sequence[Statement]) -> list[Result]:
+        if self._schema != self._surroundings.schema:
+            self._schema = self._surroundings.schema
+            self._connection.statements.forget_all()
+        prelude = self._prelude()
+        segment = Segment([*prelude, *statements], prelude=len(prelude), ping=bool(prelude))
+        answer = self._connection.send(segment)  # raises where nothing can be sent; then nothing has begun
+        if prelude:
+            self._begun, self._failed = True, False
+        try:
+            results = await answer
+        except BaseException:
+            self._failed = True
+            raise
+        self._unproven, self._renew = False, None  # from here on it may know things that another does not
+        if any(result.pgresult.command_status in _CHANGES_SCHEMA for result in results):
+            self._schema_changed()
+        return results[len(prelude) :]
+
+    # -- a connection that turns out to be dead ----------------------------------------------------------------
+
+    def lease_begins(self, renew: Callable[[], Awaitable[bool]], *, unproven: bool) -> None:
+        """Somebody has it from now on.
+
+        Args:
+            renew: puts another connection in the place of a dead one by `adopt`; returns whether it could.
+            unproven: whether it has been idle for long.
+        """
+        self._renew = renew
+        self._unproven = unproven
+
+    def twin(self) -> Connection:
+        """The same connection once more, for whoever buries it."""
+        return Connection(self.dbapi, self._connection, self._surroundings)
+
+    def adopt(self, other: Connection) -> None:
+        """Go on with the connection of another, which nobody uses."""
+        self._connection = other._connection  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._schema = other._schema
+        self._begun = self._failed = False
+
+    async def prove(self) -> None:
+        """Send a Sync before what cannot be sent twice, if the connection has been idle for long."""
+        if not self._unproven:
+            return
+        self._unproven = False
+        try:
+            await self._connection.run(Segment([], limit=self._surroundings.leave_timeout))
+        except ConnectionGone as gone:
+            if gone.answered or not await self._exchanged():
+                raise
+
+    async def _renewed(self, gone: ConnectionGone) -> bool:
+        """Whether there is another connection now; at most once a lease."""
+        if gone.answered or isinstance(gone, Overdue | Unclean):
+            return False
+        return await self._exchanged()
+
+    async def _exchanged(self) -> bool:
+        renew, self._renew = self._renew, None
+        return renew is not None and await renew()
+
+    def _schema_changed(self) -> None:
+        """Seen here at once, by others after the commit, and here again after a rollback."""
+        self._surroundings.schema += 1
+        self._changes_schema = self._begun
+
+    def _prelude(self) -> list[Statement]:
+        if self._begun or self.autocommit:
+            return []
+        begin = "BEGIN"
+        if self.isolation_level is not None:
+            begin += f" ISOLATION LEVEL {self.isolation_level}"
+        if self.read_only is not None:
+            begin += " READ ONLY" if self.read_only else " READ WRITE"
+        if self.deferrable is not None:
+            begin += " DEFERRABLE" if self.deferrable else " NOT DEFERRABLE"
+        # `_local` is kept until the transaction ends: where it has to begin twice, it begins the same way.
+        prelude = [Statement(begin, prepare=False)]
+        if settings := {**self._surroundings.every_transaction(), **self._local}:
+            calls = ", ".join(
+                f"set_config(${2 * i + 1}::text, ${2 * i + 2}::text, true)" for i in range(len(settings))
+            )
+            pairs = [word for pair in settings.items() for word in pair]
+            prelude.append(Statement(f"SELECT {calls}", pairs))
+        return prelude
+
+    # -- transactions ------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Commit what has begun.
+
+        Raises:
+            errors.TransactionRolledBack: the server rolled back instead: a statement had failed.
+        """
+        self._local.clear()
+        if self._is_open():
+            tag = await_only(self._end(_COMMIT))
+            if tag == "ROLLBACK":
+                raise TransactionRolledBack(
+                    "COMMIT was answered by ROLLBACK: a statement in the transaction had failed, and its error "
+                    "was not let through",
+                    Report(Phase.EXECUTING),
+                )
+
+    def rollback(self) -> None:
+        """Roll back what has begun; waited for only where something had failed."""
+        self._local.clear()
+        if not self._is_open():
+            return
+        connection = self._connection
+        if self._failed or connection.pending or connection.transaction_status != TransactionStatus.INTRANS:
+            await_only(self._end(_ROLLBACK))
+        else:
+            self._begun = False
+            if self._changes_schema:
+                self._schema_changed()
+            roll_back_soon(connection, self._surroundings.leave_timeout)
+
+    def _is_open(self) -> bool:
+        """Whether there is a transaction to end: one of ours, or one that was begun by hand."""
+        return self._begun or self._connection.transaction_status in _OPEN
+
+    async def _end(self, statement: Statement) -> str:
+        self._begun = False
+        if self._changes_schema:
+            self._schema_changed()
+        results = await self._connection.run(Segment([statement]))
+        return results[0].tag
+
+    def _run_alone(self, sql: str) -> None:
+        """Run a statement that cannot be in a transaction."""
+        if self._begun:
+            self.rollback()
+        await_only(self._connection.run(Segment([Statement(sql, prepare=False)])))
+
+    # -- settings of transactions ------------------------------------------------------------------------------
+
+    def set_autocommit(self, value: bool) -> None:
+        """Whether each statement is a transaction of its own."""
+        self._refuse_inside("autocommit")
+        self.autocommit = value
+
+    def set_isolation_level(self, value: str | None) -> None:
+        """The level of each transaction from now on, in SQL's words; None for the server's default."""
+        self._refuse_inside("isolation_level")
+        self.isolation_level = value
+
+    def set_read_only(self, value: bool | None) -> None:
+        """Whether each transaction from now on is READ ONLY; None for the server's default."""
+        self._refuse_inside("read_only")
+        self.read_only = value
+
+    def set_deferrable(self, value: bool | None) -> None:
+        """Whether each transaction from now on is DEFERRABLE; None for the server's default."""
+        self._refuse_inside("deferrable")
+        self.deferrable = value
+
+    def _refuse_inside(self, what: str) -> None:
+        if self._begun:
+            raise psycopg.ProgrammingError(f"can't change {what!r} now: the connection is in a transaction")
+
+    # -- transactions in two phases ----------------------------------------------------------------------------
+
+    def tpc_begin(self, xid: str) -> None:
+        """The transaction that comes will be prepared under this name."""
+        self._refuse_inside("the transaction")
+        self._xid = str(xid)
+
+    def tpc_prepare(self) -> None:
+        """First phase: from now on the transaction survives its connection."""
+        prepare = Statement(f"PREPARE TRANSACTION {_literal(self._xid or '')}", prepare=False)
+        await_only(self.run([prepare], repeatable=False))
+        self._begun = False
+
+    def tpc_commit(self, xid: str | None = None) -> None:
+        """Second phase, or the only one where nothing was prepared."""
+        self._second_phase("COMMIT PREPARED", xid, self.commit)
+
+    def tpc_rollback(self, xid: str | None = None) -> None:
+        """Undo it, prepared or not."""
+        self._second_phase("ROLLBACK PREPARED", xid, self.rollback)
+
+    def _second_phase(self, command: str, xid: str | None, in_one: Callable[[], None]) -> None:
+        own, self._xid = self._xid, None
+        if xid is None and self._begun:
+            in_one()
+        elif (prepared := xid or own) is not None:
+            self._run_alone(f"{command} {_literal(str(prepared))}")
+
+    def tpc_recover(self) -> list[str]:
+        """The names of the transactions that wait for their second phase."""
+        sql = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
+        results = await_only(self._connection.run(Segment([Statement(sql)])))
+        rows: list[tuple[str]] = results[0].rows(tuple)
+        return [name for (name,) in rows]
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Say goodbye."""
+        await_only(self._connection.close())
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

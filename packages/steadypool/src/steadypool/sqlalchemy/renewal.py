@@ -1,0 +1,55 @@
+"""A connection that turns out to be dead at its first use is exchanged for another, once, and nobody notices.
+
+Only for drivers whose first flight is the proof: it carries nothing that could take effect without a COMMIT.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from steadypool import errors
+from steadypool.sqlalchemy.errors import as_sqlalchemy
+from steadypool.sqlstate import Fate
+
+if TYPE_CHECKING:
+    from steadypool.sqlalchemy.pool import Record, SteadyPool
+
+
+def renew_when_lost(pool: SteadyPool, record: Record, *, unproven: bool) -> None:
+    """Tell the adapter of a connection that was just leased how to get another; `unproven`: it has been idle long."""
+    adapter: Any = record.dbapi_connection
+
+    async def renew() -> bool:
+        return await _renew(pool, record, adapter)
+
+    adapter.lease_begins(renew, unproven=unproven)
+
+
+async def _renew(pool: SteadyPool, record: Record, adapter: Any) -> bool:
+    """Put a live connection under the adapter; False where that cannot be done.
+
+    The dead one leaves its place in the pool first, with a record of its own: when all connections have died, those
+    who hold them must not wait for each other.
+    """
+    lease = record.lease
+    if lease is None or record.dbapi_connection is not adapter:
+        return False  # detached, or closed meanwhile
+    corpse = type(record)(pool, connect=False)
+    corpse.dbapi_connection = adapter.twin()
+    lease.slot.connection = corpse
+    record.lease = None
+    pool.core.suspect_all()
+    lease.release(Fate.EVICT)
+    try:
+        fresh = await pool.acquire_again(lease)
+    except errors.SteadypoolError as error:
+        raise as_sqlalchemy(error) from error.__cause__
+    other = fresh.connection
+    adapter.adopt(other.dbapi_connection)
+    record.starttime = other.starttime
+    record.info.clear()
+    record.info.update(other.info)
+    other.dbapi_connection = None
+    fresh.slot.connection = record
+    record.lease = fresh
+    return True

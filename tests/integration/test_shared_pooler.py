@@ -1,0 +1,130 @@
+"""The shared way behind poolers: PgBouncer in both modes, and one that stops at a second query."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+
+from steadypool import errors
+
+from .test_listener_pooler import pgbouncer
+from .test_shared_way import House, ends
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def behind(url: str, *, pooled: bool, keeps: bool, **options: float) -> AsyncIterator[House]:
+    house = House(url, pooled=lambda: pooled, keeps_statements=keeps, **options)
+    try:
+        yield house
+    finally:
+        await house.close()
+
+
+async def is_served(house: House) -> None:
+    rows = await ends(*(house.ask("select $1::int, 'x'", number) for number in range(200)))
+    assert rows == [[(number, "x")] for number in range(200)]
+
+
+async def test_pgbouncer_in_transaction_mode(database_url: str) -> None:
+    async with pgbouncer(database_url, "transaction") as url:
+        async with behind(url, pooled=True, keeps=False, statement_timeout=0.5) as house:
+            await is_served(house)
+            assert (house.way.options.local, house.way.options.window) == (True, 8), "the canary lived"
+            with pytest.raises(errors.StatementTimeout):
+                await house.ask("select pg_sleep(5)")
+            assert await house.ask("select current_setting('lock_timeout')") == [("1s",)]
+            await is_served(house)
+        async with behind(url, pooled=True, keeps=False) as later:
+            connection = await later.driver.open()
+            assert connection.parameter("server_version")
+            (row,) = await later.ask("select current_setting('statement_timeout')")
+            assert row == ("2s",)
+            connection.abort()
+
+
+async def test_nothing_is_left_on_the_servers_of_pgbouncer(database_url: str) -> None:
+    async with pgbouncer(database_url, "transaction") as url:
+        async with behind(url, pooled=True, keeps=False, statement_timeout=0.5) as house:
+            await is_served(house)
+            lease = await house.pool.acquire()
+            from steadypool.pipeline import Segment, Statement
+
+            shown = await lease.connection.run(Segment([Statement("show statement_timeout")]))
+            prepared = await lease.connection.run(
+                Segment([Statement("select count(*) from pg_prepared_statements")])
+            )
+            assert (shown[0].rows(), prepared[0].rows()) == ([("0",)], [(0,)])
+            lease.release()
+
+
+async def test_pgbouncer_in_session_mode(database_url: str) -> None:
+    async with pgbouncer(database_url, "session") as url:
+        async with behind(url, pooled=False, keeps=True, statement_timeout=0.5) as house:
+            for _ in range(3):
+                await is_served(house)
+            with pytest.raises(errors.StatementTimeout):
+                await house.ask("select pg_sleep(5)")
+
+
+@asynccontextmanager
+async def one_at_a_time(url: str) -> AsyncIterator[tuple[str, Callable[[], int]]]:
+    """A pooler that forgets a connection for which a second Sync comes before the first was answered."""
+    parts = urlsplit(url)
+    wedged = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal wedged
+        below_reader, below_writer = await asyncio.open_connection(parts.hostname, parts.port)
+        unanswered = 0
+
+        async def answers() -> None:
+            nonlocal unanswered
+            while head := await below_reader.readexactly(5):
+                body = await below_reader.readexactly(int.from_bytes(head[1:], "big") - 4)
+                unanswered -= head[:1] == b"Z" and unanswered > 0
+                writer.write(head + body)
+
+        size = await reader.readexactly(4)
+        below_writer.write(size + await reader.readexactly(int.from_bytes(size, "big") - 4))
+        task = asyncio.create_task(answers())
+        try:
+            while True:
+                head = await reader.readexactly(5)
+                body = await reader.readexactly(int.from_bytes(head[1:], "big") - 4)
+                if head[:1] == b"S":
+                    unanswered += 1
+                    if unanswered > 1:
+                        wedged += 1
+                        await reader.read(-1)  # says nothing more, ever
+                        return
+                below_writer.write(head + body)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client has left
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            below_writer.close()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    place = f"{parts.netloc.rpartition(':')[0]}:{port}"
+    try:
+        yield urlunsplit(parts._replace(netloc=place)) + "?sslmode=disable&gssencmode=disable", lambda: wedged
+    finally:
+        server.close()
+
+
+async def test_a_pooler_that_stops_at_a_second_query(database_url: str) -> None:
+    async with one_at_a_time(database_url) as (url, wedged):
+        async with behind(url, pooled=True, keeps=False) as house:
+            await is_served(house)
+            assert house.way.options.window == 1
+            assert wedged() == 1, "the canary, and nobody's statement"
+            assert house.way.stats().collateral == 0

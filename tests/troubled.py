@@ -1,0 +1,200 @@
+"""A small service with the live page, and its troubles on demand: in a thread of its own, with its own event loop.
+
+The browser's tests look at it, and `scripts/screenshots.py` takes the documentation's pictures of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Coroutine, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from steadypool import Database, DatabaseSettings, deadline
+from steadypool.errors import SteadypoolError
+from steadypool.fastapi import install, lifespan
+from steadypool.fastapi.dashboard import DashboardPage, dashboard
+from steadypool.lab import FaultProxy
+from steadypool.lab.proxy import Mode
+
+T = TypeVar("T")
+
+SLOW = "select pg_sleep(:seconds), 'report' as slow_report"
+QUICK = (
+    "select id, title from (values (1, 'First Light'), (2, 'Ten and Five')) tracks (id, title) where id = :id"
+)
+
+
+class Troubled:
+    """The service: four connections and two more, of which reports and exports take what they can get."""
+
+    def __init__(self, postgres_url: str, **settings: Any) -> None:
+        self._postgres = urlsplit(postgres_url)
+        self._settings = settings
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._stop = asyncio.Event()
+        self._failed: BaseException | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.url = ""
+        self.database: Database
+        self.proxy: FaultProxy
+
+    def run(self) -> None:
+        """The thread."""
+        try:
+            self._loop.run_until_complete(self._serve())
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it is told
+            self._failed = error
+        finally:
+            self._ready.set()
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        async with AsyncExitStack() as stack:
+            parts = self._postgres
+            self.proxy = await stack.enter_async_context(FaultProxy(parts.hostname or "", parts.port or 0))
+            netloc = f"{parts.netloc.rpartition(':')[0]}:{self.proxy.port}"
+            values = {
+                "pool_size": 4, "max_overflow": 2, "pool_timeout": 2, "connection_timeout": 2, "statement_timeout": 8,
+                "leak_after": 2, "alert_after": 3, "dashboard": "loopback",
+            }  # fmt: skip
+            settings = DatabaseSettings(
+                url=urlunsplit(parts._replace(netloc=netloc)), **(values | self._settings)
+            )
+            self.database = Database(settings)
+            self.database.workload("exports", statement_timeout=30, max_connections=2)
+            app = FastAPI(lifespan=lifespan(self.database))
+            install(app, self.database)
+            page = dashboard(app, self.database)
+            await stack.enter_async_context(self._listening(app, page))
+            self._ready.set()
+            await self._stop.wait()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _listening(self, app: FastAPI, page: DashboardPage) -> AsyncIterator[None]:
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
+        serving = asyncio.create_task(server.serve([listener]))
+        while not server.started:
+            assert not serving.done(), serving
+            await asyncio.sleep(0.01)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield
+        page.end_streams()
+        server.should_exit = True
+        await serving
+
+    # -- for the other thread ----------------------------------------------------------------------------------------
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have something done in the service's thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def started(self) -> None:
+        """Wait until requests are answered."""
+        self._ready.wait(60)
+        if self._failed is not None:
+            raise self._failed
+
+    def stop(self) -> None:
+        """End it all."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    def now(self) -> float:
+        """Seconds since 1970, as the recorder sees it."""
+        return self.database.recorder.now
+
+    def network(self, mode: Mode) -> None:
+        """What the network before the database does from now on."""
+
+        async def change() -> None:
+            self.proxy.mode = mode
+
+        self.do(change())
+
+    def ask(
+        self,
+        name: str,
+        statement: str = QUICK,
+        *,
+        workload: str | None = None,
+        hold: float = 0.0,
+        **values: Any,
+    ) -> None:
+        """A request begins: one statement, and the connection kept for `hold` seconds after it."""
+
+        async def begin() -> None:
+            self._begin(name, statement, workload, hold, values)
+
+        self.do(begin())
+
+    def _begin(
+        self, name: str, statement: str, workload: str | None, hold: float, values: dict[str, Any]
+    ) -> None:
+        async def request() -> None:
+            try:
+                with deadline(10):
+                    async with self.database.session(workload=workload) as session:
+                        await session.execute(text(statement), values or {"id": 1})
+                        await asyncio.sleep(hold)
+            except SteadypoolError:
+                pass  # that is what the page shows
+
+        task = asyncio.get_running_loop().create_task(request(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def crowd(self, seconds: float = 4.0, waiting: int = 9) -> None:
+        """Reports and an export take all connections for so many seconds, and requests wait."""
+        for number in range(5):
+            self.ask(f"GET /reports/{number}", SLOW, seconds=seconds)
+        self.ask("POST /exports/7", "select 1 as export_begins", workload="exports", hold=seconds)
+        for number in range(waiting):
+            self.ask(f"GET /tracks/{number}")
+
+    def trickle(self, seconds: float) -> None:
+        """Quick requests, twenty a second, for so long; returns when they were made."""
+        self.do(self._trickle(seconds))
+
+    def keep_trickling(self, seconds: float) -> None:
+        """The same, in the background."""
+
+        async def begin() -> None:
+            task = asyncio.get_running_loop().create_task(self._trickle(seconds))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        self.do(begin())
+
+    async def _trickle(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while loop.time() < end:
+            self._begin("GET /tracks/1", QUICK, None, 0.0, {})
+            await asyncio.sleep(0.05)
+
+
+@contextmanager
+def troubled_service(postgres_url: str, **settings: Any) -> Generator[Troubled]:
+    """The service while the block runs."""
+    service = Troubled(postgres_url, **settings)
+    thread = threading.Thread(target=service.run, name="troubled")
+    thread.start()
+    try:
+        service.started()
+        yield service
+    finally:
+        service.stop()
+        thread.join(60)
