@@ -20,6 +20,7 @@ import pytest
 from sqlalchemy import text
 
 from steadypool import Database, DatabaseSettings, errors
+from steadypool.breaker import BreakerState
 from steadypool.events import Event, GuardsLost
 from steadypool.lab import FaultProxy
 from steadypool.sqlalchemy import create_async_engine
@@ -34,7 +35,7 @@ GUARDS = (
 
 
 @contextlib.contextmanager
-def pgbouncer(url: str, mode: str, ignored: str = "", size: int = 3) -> Iterator[str]:
+def pgbouncer(url: str, mode: str, ignored: str = "", size: int = 3, more: str = "") -> Iterator[str]:
     """PgBouncer before the server of that URL; gives the URL through it."""
     binary = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if binary is None:
@@ -48,7 +49,7 @@ def pgbouncer(url: str, mode: str, ignored: str = "", size: int = 3) -> Iterator
             "[databases]\n"
             f"* = host={parts.hostname} port={parts.port} user={parts.username} password={parts.password}\n"
             f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-            f"pool_mode = {mode}\ndefault_pool_size = {size}\nignore_startup_parameters = {ignored}\n"
+            f"pool_mode = {mode}\ndefault_pool_size = {size}\nignore_startup_parameters = {ignored}\n{more}\n"
         )
         account: dict[str, Any] = {}
         if os.getuid() == 0:
@@ -256,3 +257,21 @@ def test_an_old_server_is_not_told_what_it_does_not_know() -> None:
     watch = PoolerWatch(settings=guards)
     watch.saw(Seen(1, 2, 0, knows_check_interval=True))
     assert "client_connection_check_interval = '1000'" in (watch.per_transaction or "")
+
+
+async def test_a_pooler_without_a_free_server_is_given_time(database_url: str, driver: str) -> None:
+    """PgBouncer's `query_wait_timeout`: it ends the client's connection, and the statement was never sent.
+
+    asyncpg drops the last words of a server that then hangs up, so there nobody can know why: the connection is lost.
+    """
+    heard = driver == "psycopg"
+    with pgbouncer(database_url, "transaction", GUARDS, size=1, more="query_wait_timeout = 1") as url:
+        async with database(url, driver, statement_timeout=5) as db:
+            assert await db.warm_up(2) == 2
+            async with db.session() as first:
+                await first.execute(text("select 1"))  # its transaction has the only one
+                with pytest.raises(errors.ConnectionLost, match="08P01" if heard else "08003") as caught:
+                    await ask(db, "select 1")
+                assert caught.value.maybe_executed is not heard
+                assert db.stats().breaker is (BreakerState.OPEN if heard else BreakerState.CLOSED)
+            assert await ask(db, "select 1") == 1

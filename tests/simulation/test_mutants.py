@@ -29,5 +29,5 @@ def test_a_broken_pool_is_found_out(name: str) -> None:
 def test_there_is_a_mutant_for_every_rule() -> None:
     rules = {rule for rule, _ in MUTANTS.values()}
     assert rules == {
-        "R1", "R2", "R3", "R4", "R5", "R7", "R8", "R9", "R11", "R12", "R13", "ceiling", "events"
+        "R1", "R2", "R3", "R4", "R5", "R7", "R8", "R9", "R11", "R12", "R13", "S", "ceiling", "events"
     }  # fmt: skip

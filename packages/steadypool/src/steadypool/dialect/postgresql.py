@@ -122,10 +122,6 @@ class SteadypoolDialect(PsycopgDialect):
     def rest(self, driver_connection: Any, tell: Callable[[], None]) -> None:
         """The event loop looks at the socket anyway."""
 
-    def on_standby(self, driver_connection: Any) -> bool:
-        """Whether the server said last that it is a standby."""
-        return driver_connection.parameter("in_hot_standby") == "on"
-
     def in_transaction(self, driver_connection: Any) -> bool:
         """Whether the server has a transaction open on it; one whose ROLLBACK is on its way is over."""
         return driver_connection.transaction_status in _OPEN

@@ -70,7 +70,7 @@ def _named(context: ExceptionContext) -> BaseException | None:
     gone = gone or _dialect(context).is_confused(original)
     if context.is_disconnect or gone or isinstance(original, OSError):
         context.is_disconnect = True
-        return _lost(context, sqlstate)
+        return _lost(context, sqlstate, sent=fate is not Fate.BACK_OFF)
     if fate is Fate.DRAIN_HOST and _meets_a_standby(context):
         context.is_disconnect = True
     return None
@@ -177,12 +177,14 @@ def _deadline(context: ExceptionContext, reached: LimitReached) -> errors.Deadli
     )
 
 
-def _lost(context: ExceptionContext, sqlstate: str | None) -> ConnectionLost:
+def _lost(context: ExceptionContext, sqlstate: str | None, *, sent: bool) -> ConnectionLost:
+    """`sent` is false where a pooler has said that it did not pass the statement on."""
     because = f"the server said {sqlstate}" if sqlstate else "it ended without a word"
     return ConnectionLost(
         f"the connection was lost after {_elapsed(context):.2f}s in: {_statement(context)} ({because}). "
-        "Whether the statement took effect is not known; the next one gets another connection",
-        _report(context, maybe_executed=True),
+        + ("Whether the statement took effect is not known" if sent else "The statement was not passed on")
+        + "; the next one gets another connection",
+        _report(context, maybe_executed=sent),
         statement=context.statement,
         orig=context.original_exception,
         connection_invalidated=True,
