@@ -24,7 +24,10 @@ async def connected(engine: AsyncEngine) -> AsyncConnection:
 
 
 def test_each_wanted_difference_is_tested(wanted_differences: dict[str, str]) -> None:
-    sources = "".join(path.read_text() for path in Path(__file__).parent.glob("test_sqlalchemy_*.py"))
+    folder = Path(__file__).parent
+    sources = "".join(
+        path.read_text() for path in [*folder.glob("test_sqlalchemy_*.py"), folder / "conftest.py"]
+    )
     untested = [name for name in wanted_differences if f'differs("{name}")' not in sources]
     assert untested == []
 
