@@ -5,14 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,49 +20,14 @@ from steadypool.lab import FaultProxy
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.pooler import PoolerWatch, Seen
 
+from .poolers import pgbouncer
+
 pytestmark = pytest.mark.anyio
 
 GUARDS = (
     "statement_timeout, idle_in_transaction_session_timeout, client_connection_check_interval, "
     "tcp_keepalives_idle, tcp_keepalives_interval, tcp_keepalives_count, tcp_user_timeout, options"
 )
-
-
-@contextlib.contextmanager
-def pgbouncer(url: str, mode: str, ignored: str = "", size: int = 3, more: str = "") -> Iterator[str]:
-    """PgBouncer before the server of that URL; gives the URL through it."""
-    binary = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if binary is None:
-        pytest.fail("these tests need PgBouncer: apt-get install --no-install-recommends pgbouncer")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    parts = urlsplit(url)
-    with tempfile.TemporaryDirectory(prefix="steadypool-pgbouncer-") as folder:
-        file = Path(folder) / "pgbouncer.ini"
-        file.write_text(
-            "[databases]\n"
-            f"* = host={parts.hostname} port={parts.port} user={parts.username} password={parts.password}\n"
-            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
-            f"pool_mode = {mode}\ndefault_pool_size = {size}\nignore_startup_parameters = {ignored}\n{more}\n"
-        )
-        account: dict[str, Any] = {}
-        if os.getuid() == 0:
-            shutil.chown(folder, "nobody")
-            shutil.chown(file, "nobody")
-            account = {"user": "nobody", "extra_groups": []}
-        process = subprocess.Popen([binary, "-q", file], stderr=subprocess.DEVNULL, **account)
-        try:
-            end = time.monotonic() + 10
-            while True:
-                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                    break
-                assert process.poll() is None, "PgBouncer does not start"
-                assert time.monotonic() < end, "PgBouncer does not answer"
-                time.sleep(0.02)
-            yield f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}"
-        finally:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
@@ -84,7 +43,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["", GUARDS], ids=["refused", "ignored"])
 def behind(request: pytest.FixtureRequest, database_url: str, mode: str) -> Iterator[str]:
     """A URL through a PgBouncer that refuses the guards, or is told to ignore them."""
-    with pgbouncer(database_url, mode, request.param) as url:
+    with pgbouncer(database_url, mode, size=3, ignored=request.param) as url:
         yield url
 
 
@@ -142,7 +101,7 @@ async def test_a_workloads_limit_stays_with_its_dedicated_connection(
 ) -> None:
     """The pooler has one connection to the server: what one client leaves there, the next one finds."""
     asked = "select current_setting('statement_timeout'), pg_backend_pid()"
-    with pgbouncer(database_url, mode, GUARDS, size=1 if mode == "transaction" else 2) as url:
+    with pgbouncer(database_url, mode, ignored=GUARDS, size=1 if mode == "transaction" else 2) as url:
         async with database(url, driver) as db, database(url, driver) as other:
             db.workload("slow", statement_timeout=2)
             async with db.connection(workload="slow") as mine, other.connection() as theirs:
@@ -165,7 +124,7 @@ async def test_a_workloads_limit_stays_with_its_dedicated_connection(
 
 async def test_what_a_workloads_limit_costs_behind_a_pooler(driver: str, database_url: str) -> None:
     """Statements travel in a transaction of their own: BEGIN with the limit, the statement, COMMIT."""
-    with pgbouncer(database_url, "transaction", GUARDS) as url:
+    with pgbouncer(database_url, "transaction", ignored=GUARDS) as url:
         async with FaultProxy("127.0.0.1", int(urlsplit(url).port or 0)) as proxy:
             there = url.replace(f":{urlsplit(url).port}", f":{proxy.port}")
             async with database(there, driver, statement_timeout=20, ping_after_idle=60) as db:
@@ -265,7 +224,7 @@ async def test_a_pooler_without_a_free_server_is_given_time(database_url: str, d
     asyncpg drops the last words of a server that then hangs up, so there nobody can know why: the connection is lost.
     """
     heard = driver == "psycopg"
-    with pgbouncer(database_url, "transaction", GUARDS, size=1, more="query_wait_timeout = 1") as url:
+    with pgbouncer(database_url, "transaction", ignored=GUARDS, size=1, more="query_wait_timeout = 1") as url:
         async with database(url, driver, statement_timeout=5) as db:
             assert await db.warm_up(2) == 2
             async with db.session() as first:

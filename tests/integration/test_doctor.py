@@ -23,7 +23,7 @@ from steadypool.cli.doctor.run import GROUPS, Result, all_checks, chosen_checks,
 from steadypool.lab import EmbeddedPostgres, FaultProxy, Mode, TlsFront, self_signed
 from steadypool.testing import Observer
 
-from .test_listener_pooler import pgbouncer
+from .poolers import pgbouncer
 
 pytestmark = pytest.mark.anyio
 

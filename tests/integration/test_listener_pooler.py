@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import socket
-import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import psycopg
@@ -19,83 +14,11 @@ import pytest
 from steadypool import Database, DatabaseSettings, errors
 from steadypool.listener import Gap, ListenerOptions, ListenerState, Notification, Subscription
 
+from .poolers import pgbouncer
+
 pytestmark = pytest.mark.anyio
 
 QUICK = ListenerOptions(connect_timeout=5.0, heartbeat_interval=0.2, heartbeat_timeout=0.5)
-UNPRIVILEGED = "nobody"
-
-
-def pgbouncer_binary() -> str:
-    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if found is None:
-        pytest.fail(
-            "these tests need PgBouncer, which is not installed: apt-get install --no-install-recommends pgbouncer "
-            "(the service need not run; `make test` does it through scripts/system-packages.sh)"
-        )
-    return found
-
-
-def configuration(url: str, port: int, mode: str) -> str:
-    parts = urlsplit(url)
-    target = f"host={parts.hostname} port={parts.port} user={parts.username} password={parts.password}"
-    return f"""
-[databases]
-* = {target}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = any
-pool_mode = {mode}
-default_pool_size = 10
-server_lifetime = 60
-"""
-
-
-@asynccontextmanager
-async def pgbouncer(url: str, mode: str, port: int | None = None) -> AsyncIterator[str]:
-    """PgBouncer before the server of that URL; the URL through it. Root runs it under an account without rights."""
-    binary = pgbouncer_binary()
-    if port is None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="pgbouncer-") as folder:
-        file = Path(folder) / "pgbouncer.ini"
-        file.write_text(configuration(url, port, mode))
-        file.chmod(0o600)
-        account: dict[str, object] = {}
-        if os.getuid() == 0:
-            shutil.chown(folder, UNPRIVILEGED)
-            shutil.chown(file, UNPRIVILEGED)
-            account = {"user": UNPRIVILEGED, "extra_groups": []}
-        process = await asyncio.create_subprocess_exec(
-            binary,
-            "-q",
-            str(file),
-            stderr=asyncio.subprocess.PIPE,
-            **account,  # type: ignore[arg-type]
-        )
-        parts = urlsplit(url)
-        through = f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}"
-        try:
-            await _answers(through, process)
-            yield through
-        finally:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
-
-
-async def _answers(url: str, process: asyncio.subprocess.Process) -> None:
-    end = time.monotonic() + 10
-    while True:
-        assert process.returncode is None, (await process.communicate())[1].decode()
-        try:
-            async with await psycopg.AsyncConnection.connect(url, connect_timeout=5):
-                return
-        except psycopg.OperationalError:
-            assert time.monotonic() < end, "PgBouncer does not answer"
-            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import pytest
 
 from steadypool import errors
 
-from .test_listener_pooler import pgbouncer
+from .poolers import pgbouncer
 from .test_shared_way import House, ends
 
 pytestmark = pytest.mark.anyio
