@@ -65,16 +65,7 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         changed.pop("timeout", None)  # create_async_engine made it the limit of the whole connect
         if self.guards.statement_timeout is not None:
             changed.setdefault("command_timeout", self.guards.statement_timeout + CLIENT_GRACE)
-        return await open_asyncpg(
-            target,
-            timeout=self.guards.connect_timeout,
-            guards=self.pooler_watch.at_start,
-            socket_options=self.guards.socket_options,
-            password=password,
-            on_guards_refused=self.pooler_watch.refused,
-            network=self.guards.network,
-            **changed,
-        )
+        return await open_asyncpg(target, password=password, **self.opening, **changed)
 
     @contextlib.contextmanager
     def driver_limit(self, driver_connection: Any, seconds: float | None) -> Generator[None]:
@@ -187,16 +178,7 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         for name in ("context", "client_encoding"):
             if name in self._url_arguments:
                 changed.setdefault(name, self._url_arguments[name])
-        return await open_psycopg(
-            target,
-            timeout=self.guards.connect_timeout,
-            guards=self.pooler_watch.at_start,
-            socket_options=self.guards.socket_options,
-            password=password,
-            on_guards_refused=self.pooler_watch.refused,
-            network=self.guards.network,
-            **changed,
-        )
+        return await open_psycopg(target, password=password, **self.opening, **changed)
 
     def adopted(self, opened: Any, *, prepares: bool | None) -> Any:
         """Behind a pooler that may hand the next transaction to another backend nothing is prepared."""

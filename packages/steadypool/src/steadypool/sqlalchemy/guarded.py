@@ -309,6 +309,17 @@ class GuardedDialect:
         """What the URL says to the driver. Raises ConfigurationError where it cannot do what is asked."""
         raise NotImplementedError
 
+    @property
+    def opening(self) -> dict[str, Any]:
+        """What `connect` is told whichever driver it is for."""
+        return {
+            "timeout": self.guards.connect_timeout,
+            "guards": self.pooler_watch.at_start,
+            "socket_options": self.guards.socket_options,
+            "on_guards_refused": self.pooler_watch.refused,
+            "network": self.guards.network,
+        }
+
     async def open_raw(
         self, target: ConnectTarget, password: Password | None, changed: dict[str, Any]
     ) -> Any:
