@@ -22,7 +22,7 @@ from steadypool.events import ConnectionLost, Events, StatementFinished, Stateme
 from steadypool.fingerprint import fingerprint, name_of
 from steadypool.lease import Lease
 from steadypool.rows import Row, named_rows, row_type
-from steadypool.sqlstate import QUERY_CANCELED, THE_DRIVERS_OWN, Fate, cause_of_loss, fate_of
+from steadypool.sqlstate import QUERY_CANCELED, THE_DRIVERS_OWN, Fate, cause_of_loss, fate_of, sqlstate_in
 from steadypool.whereabouts import endpoint
 
 _BEGUN = ("BEGIN", "START TRANSACTION")
@@ -193,11 +193,7 @@ class Dedicated:
         else:
             tag = await self._order(f"RELEASE SAVEPOINT {savepoint}" if depth else "COMMIT")
             if tag == "ROLLBACK":
-                raise errors.TransactionRolledBack(
-                    "COMMIT was answered by ROLLBACK: a statement in the transaction had failed, and its error "
-                    "was not let through",
-                    Report(Phase.EXECUTING),
-                )
+                raise errors.TransactionRolledBack.at_commit()
         finally:
             # A cancellation sends nothing: whoever yielded this connection cuts it off.
             self._depth = depth
@@ -248,9 +244,7 @@ class Dedicated:
         around, now = self._around, self._around.clock.monotonic()
         waiting, connecting = around.lease.take_cost()
         name = name_of(sql)
-        state = getattr(error, "sqlstate", None) or getattr(
-            getattr(error, "__cause__", None), "sqlstate", None
-        )
+        state = sqlstate_in(error)
         around.events.emit(
             StatementFinished(
                 around.pool,

@@ -31,6 +31,7 @@ either keeps working.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar, Self
@@ -192,6 +193,15 @@ class SteadypoolError(Exception):
         return self
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was made from, and so on; twenty at most, since causes may go round in a circle."""
+    for _ in range(20):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__
+
+
 def words_of(failure: BaseException) -> str:
     """What an error says, for a message that quotes it: without the hint; the name of its kind if it says nothing.
 
@@ -275,6 +285,15 @@ class ListenerDeaf(SteadypoolError):
 
 class TransactionRolledBack(SteadypoolError):
     """COMMIT was answered by ROLLBACK: a statement had failed before, and nobody noticed."""
+
+    @classmethod
+    def at_commit(cls) -> TransactionRolledBack:
+        """The error for whoever sent the COMMIT."""
+        return cls(
+            "COMMIT was answered by ROLLBACK: a statement in the transaction had failed, and its error "
+            "was not let through",
+            Report(Phase.EXECUTING),
+        )
 
 
 class NotForSharing(SteadypoolError):

@@ -8,6 +8,7 @@ from typing import TypeGuard
 from steadypool import errors
 from steadypool.deadline import Deadline
 from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report, words_of
+from steadypool.fingerprint import fingerprint
 
 LATE = 0.25
 """Seconds by which a busy event loop may be late before it is mentioned."""
@@ -200,6 +201,14 @@ def is_bug(failure: BaseException) -> TypeGuard[errors.SteadypoolError]:
 def is_final(failure: BaseException) -> bool:
     """Whether connecting again cannot help. What is not a known connect error is a bug, so it is final too."""
     return not isinstance(failure, errors.ConnectFailed) or failure.final
+
+
+def not_for_sharing(sql: str, why: str) -> errors.NotForSharing:
+    """The error for a statement that `sharable` refuses; it was not sent."""
+    return errors.NotForSharing(
+        f"refused on the shared way: {why}. Use db.session() or db.connection() for: {fingerprint(sql)}",
+        Report(phase=Phase.WAITING),
+    )
 
 
 def closed(name: str) -> errors.PoolClosed:

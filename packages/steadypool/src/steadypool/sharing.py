@@ -7,10 +7,8 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from steadypool import errors, sharable
+from steadypool import refusal, sharable
 from steadypool.dedicated import Dedicated
-from steadypool.errors import Phase, Report
-from steadypool.fingerprint import fingerprint
 from steadypool.rows import Row, row_type
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy.pool import SteadyPool
@@ -181,10 +179,7 @@ def _check(sql: str) -> None:
     """What one driver refuses, all refuse."""
     why = sharable.refusal(sql)
     if why is not None:
-        raise errors.NotForSharing(
-            f"refused on the shared way: {why}. Use db.session() or db.connection() for: {fingerprint(sql)}",
-            Report(Phase.WAITING),
-        )
+        raise refusal.not_for_sharing(sql, why)
 
 
 def _rows(result: Result) -> list[Any]:

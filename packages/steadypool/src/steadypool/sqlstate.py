@@ -86,6 +86,11 @@ def fate_of(sqlstate: str | None, *, read_only: bool = False, words: str = "") -
     return _FATES.get(sqlstate, Fate.KEEP)
 
 
+def sqlstate_in(error: BaseException | None) -> str | None:
+    """The SQLSTATE of an error, or of the one that it was made from."""
+    return getattr(error, "sqlstate", None) or getattr(getattr(error, "__cause__", None), "sqlstate", None)
+
+
 def cause_of_loss(sqlstate: str | None) -> str:
     """Why a connection died, for statistics: what the server said, or `NO_WORD`."""
     return NO_WORD if sqlstate is None or sqlstate in THE_DRIVERS_OWN else sqlstate

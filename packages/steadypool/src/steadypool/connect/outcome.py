@@ -10,10 +10,9 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from steadypool.errors import ConfigurationError
+from steadypool.errors import ConfigurationError, causes
 from steadypool.sqlstate import THE_DRIVERS_OWN, is_final_at_connect
 
 INVALID_PASSWORD = "28P01"
@@ -104,7 +103,7 @@ def classify_connect_error(error: BaseException) -> ConnectOutcome:
         >>> classify_connect_error(ConnectionRefusedError(111, "Connection refused"))
         ConnectOutcome(final=False, sqlstate=None, summary='Connection refused')
     """
-    for cause in _chain(error):
+    for cause in causes(error):
         sqlstate = getattr(cause, "sqlstate", None)
         if isinstance(sqlstate, str) and sqlstate not in THE_DRIVERS_OWN:
             return ConnectOutcome(
@@ -116,13 +115,6 @@ def classify_connect_error(error: BaseException) -> ConnectOutcome:
 
 _ALSO_FINAL = frozenset({"42704", "22023", "0A000"})
 """An unknown setting, a value it cannot have, a feature the server lacks: asked for by us, so asked for again."""
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__
 
 
 def _name(error: BaseException) -> str:

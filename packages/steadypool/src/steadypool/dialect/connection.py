@@ -16,7 +16,7 @@ from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.util import await_only
 
 from steadypool.dialect.cursor import Cursor, ServerSideCursor
-from steadypool.errors import Phase, Report, TransactionRolledBack
+from steadypool.errors import TransactionRolledBack
 from steadypool.pipeline import (
     ConnectionGone,
     Overdue,
@@ -38,7 +38,6 @@ _CHANGES_SCHEMA = frozenset(
 )
 """Command tags after which a prepared statement may mean something else."""
 
-_OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _COMMIT = Statement("COMMIT", prepare=False)
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
 
@@ -282,11 +281,7 @@ class Connection(AdaptedConnection):
         if self._is_open():
             tag = await_only(self._end(_COMMIT))
             if tag == "ROLLBACK":
-                raise TransactionRolledBack(
-                    "COMMIT was answered by ROLLBACK: a statement in the transaction had failed, and its error "
-                    "was not let through",
-                    Report(Phase.EXECUTING),
-                )
+                raise TransactionRolledBack.at_commit()
 
     def rollback(self) -> None:
         """Roll back what has begun; waited for only where something had failed."""
@@ -304,7 +299,7 @@ class Connection(AdaptedConnection):
 
     def _is_open(self) -> bool:
         """Whether there is a transaction to end: one of ours, or one that was begun by hand."""
-        return self._begun or self._connection.transaction_status in _OPEN
+        return self._begun or self._connection.in_transaction
 
     async def _end(self, statement: Statement) -> str:
         self._begun = False

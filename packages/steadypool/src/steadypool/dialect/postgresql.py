@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
-from psycopg.pq import TransactionStatus
 from psycopg.types import TypeInfo
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.util import await_only
@@ -18,7 +17,6 @@ from steadypool.settings import Password
 from steadypool.sqlalchemy.dialects import PsycopgDialect
 from steadypool.sqlalchemy.guarded import TAKES_NO_WRITES
 
-_OPEN = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _LEVELS = ("READ COMMITTED", "READ UNCOMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
@@ -124,7 +122,7 @@ class SteadypoolDialect(PsycopgDialect):
 
     def in_transaction(self, driver_connection: Any) -> bool:
         """Whether the server has a transaction open on it; one whose ROLLBACK is on its way is over."""
-        return driver_connection.transaction_status in _OPEN
+        return driver_connection.in_transaction
 
     async def prove_before_use(self, fairy: Any) -> None:
         """One round trip where it has been idle for long; a dead one is exchanged for another."""

@@ -28,6 +28,7 @@ from steadypool.pipeline.statements import STALE, Known, State, Statements
 from steadypool.pipeline.wire import Wire
 
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
+_IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
 _CANCEL_AGAIN = 0.1
 """Seconds after which a cancel request that had no effect is made again."""
@@ -140,6 +141,11 @@ class PipelinedConnection(Wire):
         return (
             TransactionStatus.UNKNOWN if self._closed else TransactionStatus(self.pgconn.transaction_status)
         )
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the server has a transaction open on it; one whose end is on its way is over."""
+        return self.transaction_status in _IN_TRANSACTION
 
     def parameter(self, name: str) -> str | None:
         """What the server last told about one of its parameters."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from steadypool.connect.guards import milliseconds
 from steadypool.deadline import CLIENT_GRACE, Deadline
 from steadypool.pipeline import Segment, Statement
 from steadypool.shared.options import SharedOptions
@@ -66,10 +67,10 @@ class Call:
         """The segment for its next attempt."""
         statements = [Statement(self.sql, self.args)]
         if options.local or alone:
-            limits = (_milliseconds(self.limit), _milliseconds(options.lock_timeout))
+            limits = (milliseconds(self.limit), milliseconds(options.lock_timeout))
             statements.insert(0, Statement(_LOCAL_LIMITS, limits))
         elif self.timeout is not None:
-            statements.insert(0, Statement(_LIMITS, (_milliseconds(self.limit),)))
+            statements.insert(0, Statement(_LIMITS, (milliseconds(self.limit),)))
         self.segment = Segment(
             statements,
             prelude=len(statements) - 1,
@@ -77,7 +78,3 @@ class Call:
             byte_limit=options.result_limit,
         )
         return self.segment
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(max(1, round(seconds * 1000)))

@@ -15,14 +15,6 @@ from steadypool.shared.call import Call
 from steadypool.sqlstate import QUERY_CANCELED
 
 
-def refused(sql: str, why: str) -> errors.NotForSharing:
-    """It was not sent."""
-    return errors.NotForSharing(
-        f"refused on the shared way: {why}. Use db.session() or db.connection() for: {fingerprint(sql)}",
-        Report(Phase.WAITING),
-    )
-
-
 def deadline_passed(call: Call, now: float, pool: PoolSnapshot) -> errors.DeadlineExceeded:
     """The caller gave up; what was not sent yet will not be."""
     sent = call.segment.sent

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq import ConnStatus
 
+from steadypool.connect.guards import milliseconds
 from steadypool.lease import Lease
 from steadypool.pipeline import PipelinedConnection, Segment, Statement
 from steadypool.sharable import REFUSED_TAGS
@@ -18,7 +19,6 @@ _WATCHED = (
     b"search_path", b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding", b"session_authorization",
     b"default_transaction_read_only", b"standard_conforming_strings",
 )  # fmt: skip
-_IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 _SET = "select set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false)"
 
 
@@ -57,9 +57,7 @@ class Seat:
         connection, options = self.connection, self.options
         statements: list[Statement] = []
         if not options.local:
-            limits = [
-                str(round(seconds * 1000)) for seconds in (options.statement_timeout, options.lock_timeout)
-            ]
+            limits = [milliseconds(options.statement_timeout), milliseconds(options.lock_timeout)]
             statements.append(Statement(_SET, limits, prepare=False))
         await connection.run(Segment(statements, limit=limit))
         connection.refused_tags = REFUSED_TAGS
@@ -99,7 +97,7 @@ class Seat:
         connection = self.connection
         if connection.closed or connection.pgconn.status != ConnStatus.OK:
             return True  # it is ending, which is nobody's fault here
-        if not connection.pending and connection.transaction_status in _IN_TRANSACTION:
+        if not connection.pending and connection.in_transaction:
             return False
         told = connection.pgconn.parameter_status
         return all(told(name) == value for name, value in zip(_WATCHED, self._told, strict=True))

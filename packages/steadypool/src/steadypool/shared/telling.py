@@ -10,6 +10,7 @@ from steadypool.fingerprint import name_of
 from steadypool.pipeline import Result
 from steadypool.pool import Pool
 from steadypool.shared.call import Call
+from steadypool.sqlstate import sqlstate_in
 from steadypool.whereabouts import endpoint
 
 
@@ -30,7 +31,7 @@ def _tell(pool: Pool[Any], call: Call, rows: int | None, error: BaseException | 
     now, name = pool.clock.monotonic(), name_of(call.sql)
     elapsed = now - call.since
     seconds = min(call.segment.took, elapsed) or (elapsed if call.segment.sent else 0.0)
-    state = getattr(error, "sqlstate", None) or getattr(getattr(error, "__cause__", None), "sqlstate", None)
+    state = sqlstate_in(error)
     pool.events.emit(
         StatementFinished(
             pool.name,

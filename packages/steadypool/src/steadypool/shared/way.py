@@ -119,7 +119,7 @@ class SharedWay:
         why = sharable.refusal(sql)
         if why is not None:
             self._refused += 1
-            raise naming.refused(sql, why)
+            raise refusal.not_for_sharing(sql, why)
         now, deadline = self._clock.monotonic(), current_deadline()
         call = Call(sql, args, self.options, timeout=timeout, harmless=harmless, since=now, deadline=deadline)
         return await told(self.pool, call, self._within_deadline)

@@ -81,16 +81,11 @@ def tell_statement(
             None if lease is None else lease.workload,
             None if lease is None else lease.slot.number,
             None if sqlstate in THE_DRIVERS_OWN else sqlstate,
-            None if error is None else kind_of(error),
+            None if error is None else type(error).__name__,
             endpoint(),
             name.summary,
         )
     )
-
-
-def kind_of(error: BaseException) -> str:
-    """What an error is called in statistics: its class."""
-    return type(error).__name__
 
 
 def tell_wait(
@@ -126,7 +121,7 @@ def tell_wait(
             connecting,
             workload,
             None,
-            None if error is None else kind_of(error),
+            None if error is None else type(error).__name__,
             endpoint(),
         )
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
 
 from steadypool import errors
+from steadypool.errors import causes
 
 _BY_STATE = {
     "28P01": "password",
@@ -37,7 +37,7 @@ def connect_cause(error: BaseException) -> str:
         >>> connect_cause(ConnectionRefusedError(111, "Connection refused"))
         'refused'
     """
-    chain = tuple(_chain(error))
+    chain = tuple(causes(error))
     for cause in chain:
         state = getattr(cause, "sqlstate", None)
         if isinstance(state, str) and state[:2] not in ("", "08"):
@@ -46,12 +46,3 @@ def connect_cause(error: BaseException) -> str:
         if any(isinstance(cause, kind) for cause in chain):
             return word
     return "other"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what caused it."""
-    for _ in range(20):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__

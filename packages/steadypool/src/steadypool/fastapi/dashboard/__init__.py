@@ -129,8 +129,11 @@ class DashboardPage:
 
     async def visible_to(self, request: Request) -> bool:
         """Whether who sent this request may see the page: for those who link to it."""
-        database = self._database() if callable(self._database) else self._database
+        database = self._current()
         return await may_see(request, Dashboard(database.settings.dashboard), self._allow)
+
+    def _current(self) -> Dashboarded:
+        return self._database() if callable(self._database) else self._database
 
     def guarded(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """The handler for those who may see the page; nothing is there for everybody else."""
@@ -138,7 +141,7 @@ class DashboardPage:
         async def handle(request: Request) -> Response:
             if not await self.visible_to(request):
                 return PlainTextResponse("Not Found", status_code=404)
-            database = self._database() if callable(self._database) else self._database
+            database = self._current()
             response = await handler(request, database)
             response.headers.update(HEADERS)
             return response

@@ -17,6 +17,7 @@ from steadypool.telemetry.watch import Watch
 RECENT = 60
 """Seconds that the figures of "now" are made from."""
 SHOWN_STATEMENTS, SHOWN_NOTES, SHOWN_WAITERS = 15, 60, 50
+SHOWN_FAILURES = (*FAILURES, "connect_failures")
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
 
 
@@ -92,7 +93,7 @@ def _failures(recorder: Recorder, at: float, recent: Iterable[Row]) -> list[dict
             "hour": int(last_hour[cause]),
             "total": recorder.totals[cause],
         }
-        for cause in (*FAILURES, "connect_failures")
+        for cause in SHOWN_FAILURES
     ]
 
 
@@ -115,7 +116,7 @@ PLOTTED: dict[str, Callable[[Row], float | None]] = {
     "p95_waiting": _p95("waiting"),
     "p95_connecting": _p95("connecting"),
     "p95_executing": _p95("executing"),
-    **{cause: _column(cause) for cause in (*FAILURES, "connect_failures")},
+    **{cause: _column(cause) for cause in SHOWN_FAILURES},
     "breaker": _column("breaker"),
     "lag": _column("lag"),
 }
@@ -165,7 +166,7 @@ def past_facts(recorder: Recorder, since: float, until: float) -> dict[str, Any]
             name: row[name] for name in ("size", "overflow", "leased", "peak", "waiting", "acquired", "lag")
         },
         "latency": latency(rows),
-        "failures": [{"cause": cause, "count": int(row[cause])} for cause in (*FAILURES, "connect_failures")],
+        "failures": [{"cause": cause, "count": int(row[cause])} for cause in SHOWN_FAILURES],
         "breaker": "open" if row["breaker"] else "closed",
         "journal": [note.as_json() for note in notes],
         "statements": recorder.tops.between(since, until),
