@@ -13,26 +13,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any
 
 import asyncpg
 import uvloop
-from sqlalchemy import make_url
 
 from steadypool.lab import EmbeddedPostgres
 
 from . import http, node, report
+from .distance import Relay
 from .measure import Round, jain, percentile, run_round
 from .ours import OURS
 from .peers import PEERS
@@ -68,41 +66,6 @@ class Crossing:
     contestant: str
     round_trips: float
     statements: float
-
-
-class Relay:
-    """The relay's process.
-
-    Args:
-        url: the server that it stands before.
-        delay: seconds that each piece takes, one way.
-    """
-
-    def __init__(self, url: str, delay: float) -> None:
-        server = make_url(url)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "speed.relay", str(server.host), str(server.port), str(delay)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=BENCH,
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._ask, self._answers = self._process.stdin, self._process.stdout
-        self.url = server.set(port=int(self._answers.readline())).render_as_string(hide_password=False)
-
-    def counts(self) -> dict[str, int]:
-        self._ask.write(b"\n")
-        self._ask.flush()
-        return json.loads(self._answers.readline())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._ask.close()
-        self._process.wait(timeout=5)
-        self._answers.close()
 
 
 async def most_backends(observer: Any, stop: asyncio.Event) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from . import ours, peers
+from .distance import Relay
 from .measure import percentile
 from .work import READ, READ_100
 
@@ -123,8 +124,6 @@ async def user(port: int, row: int, until: float, latencies: list[float], failur
 
 async def compare(url: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of results for each distance and number of users."""
-    from .__main__ import Relay  # the program's own part, which knows this module
-
     rows: list[dict[str, Any]] = []
     for distance in args.distance:
         with Relay(url, distance / 2000) as relay:

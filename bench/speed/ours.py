@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
-import sqlalchemy.ext.asyncio as stock
-
 from steadypool import Database, DatabaseSettings
 
 from . import work
 from .peers import NUMBERED, Sessions
-from .work import Contestant, Kind, Request
-
-DRIVER = os.environ.get("BENCH_DRIVER", "steadypool")
+from .work import Contestant
 
 
 class Ours(Contestant):
-    driver = DRIVER
+    driver = "steadypool"
 
     async def open(self) -> None:
         self.db = Database(
@@ -32,19 +26,14 @@ class Shared(Ours):
     name = "steadypool shared"
     size = 2
 
-    def requests(self) -> dict[Kind, Request]:
-        db = self.db
+    async def read(self, row: int) -> object:
+        return await self.db.fetchrow(NUMBERED["READ"], row)
 
-        async def read(row: int) -> object:
-            return await db.fetchrow(NUMBERED["READ"], row)
+    async def write(self, row: int) -> object:
+        return await self.db.execute(NUMBERED["UPDATE"], row)
 
-        async def write(row: int) -> object:
-            return await db.execute(NUMBERED["UPDATE"], row)
-
-        async def read_100(row: int) -> object:
-            return await db.fetch(NUMBERED["READ_100"], row)
-
-        return {Kind.READ: read, Kind.WRITE: write, Kind.READ_100: read_100, Kind.MIXED: read}
+    async def read_100(self, row: int) -> object:
+        return await self.db.fetch(NUMBERED["READ_100"], row)
 
     async def slow(self, _row: int) -> object:
         return await self.db.fetch(work.SLOW)
@@ -56,39 +45,27 @@ class Shared(Ours):
 class Dedicated(Ours):
     name = "steadypool dedicated"
 
-    def requests(self) -> dict[Kind, Request]:
-        db = self.db
+    async def read(self, row: int) -> object:
+        async with self.db.connection() as connection:
+            return await connection.fetchrow(NUMBERED["READ"], row)
 
-        async def read(row: int) -> object:
-            async with db.connection() as connection:
-                return await connection.fetchrow(NUMBERED["READ"], row)
+    async def read_transaction(self, row: int) -> None:
+        async with self.db.connection() as connection, connection.transaction():
+            for more in range(3):
+                await connection.fetchrow(NUMBERED["READ"], row + more)
 
-        async def read_transaction(row: int) -> None:
-            async with db.connection() as connection, connection.transaction():
-                for more in range(3):
-                    await connection.fetchrow(NUMBERED["READ"], row + more)
+    async def write_transaction(self, row: int) -> None:
+        async with self.db.connection() as connection, connection.transaction():
+            await connection.fetchrow(NUMBERED["READ"], row)
+            await connection.execute(NUMBERED["UPDATE"], row)
 
-        async def write_transaction(row: int) -> None:
-            async with db.connection() as connection, connection.transaction():
-                await connection.fetchrow(NUMBERED["READ"], row)
-                await connection.execute(NUMBERED["UPDATE"], row)
+    async def write(self, row: int) -> None:
+        async with self.db.connection() as connection:
+            await connection.execute(NUMBERED["UPDATE"], row)
 
-        async def write(row: int) -> None:
-            async with db.connection() as connection:
-                await connection.execute(NUMBERED["UPDATE"], row)
-
-        async def read_100(row: int) -> object:
-            async with db.connection() as connection:
-                return await connection.fetch(NUMBERED["READ_100"], row)
-
-        return {
-            Kind.READ: read,
-            Kind.READ_TRANSACTION: read_transaction,
-            Kind.WRITE_TRANSACTION: write_transaction,
-            Kind.WRITE: write,
-            Kind.READ_100: read_100,
-            Kind.MIXED: read,
-        }
+    async def read_100(self, row: int) -> object:
+        async with self.db.connection() as connection:
+            return await connection.fetch(NUMBERED["READ_100"], row)
 
     async def slow(self, _row: int) -> object:
         async with self.db.connection() as connection:
@@ -99,22 +76,12 @@ class Dedicated(Ours):
             return await connection.fetch(work.LARGE)
 
 
-class Session(Sessions):
+class Session(Ours, Sessions):
     name = "steadypool session"
-    driver = DRIVER
 
     async def open(self) -> None:
-        self.db = Database(
-            DatabaseSettings(url=self.url.replace("postgresql://", f"postgresql+{self.driver}://"))
-        )
-        await self.db.open()
+        await super().open()
         self.engine = self.db.engine
-
-    async def close(self) -> None:
-        await self.db.close()
-
-    def session(self) -> stock.AsyncSession:
-        return stock.AsyncSession(self.engine, expire_on_commit=False)
 
 
 class SessionAsyncpg(Session):

@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import text
 
 from . import work
-from .work import Contestant, Kind, Request
+from .work import Contestant
 
 NUMBERED = {name: getattr(work, name).format("$1", "$2") for name in ("READ", "READ_100", "UPDATE", "INSERT")}
 PERCENT = {
@@ -37,41 +37,28 @@ class AsyncpgPool(Contestant):
     async def close(self) -> None:
         await self.pool.close()
 
-    def requests(self) -> dict[Kind, Request]:
-        pool = self.pool
+    async def read(self, row: int) -> object:
+        return await self.pool.fetchrow(NUMBERED["READ"], row)
 
-        async def read(row: int) -> object:
-            return await pool.fetchrow(NUMBERED["READ"], row)
+    async def read_transaction(self, row: int) -> None:
+        async with self.pool.acquire() as connection, connection.transaction(readonly=True):
+            await connection.fetchrow(NUMBERED["READ"], row)
+            await connection.fetchrow(NUMBERED["READ"], row + 1)
+            await connection.fetchrow(NUMBERED["READ"], row + 2)
 
-        async def read_transaction(row: int) -> None:
-            async with pool.acquire() as connection, connection.transaction(readonly=True):
-                await connection.fetchrow(NUMBERED["READ"], row)
-                await connection.fetchrow(NUMBERED["READ"], row + 1)
-                await connection.fetchrow(NUMBERED["READ"], row + 2)
+    async def write_transaction(self, row: int) -> None:
+        async with self.pool.acquire() as connection, connection.transaction():
+            await connection.fetchrow(NUMBERED["READ"], row)
+            await connection.execute(NUMBERED["UPDATE"], row)
 
-        async def write_transaction(row: int) -> None:
-            async with pool.acquire() as connection, connection.transaction():
-                await connection.fetchrow(NUMBERED["READ"], row)
-                await connection.execute(NUMBERED["UPDATE"], row)
+    async def write(self, row: int) -> object:
+        return await self.pool.execute(NUMBERED["UPDATE"], row)
 
-        async def write(row: int) -> object:
-            return await pool.execute(NUMBERED["UPDATE"], row)
+    async def insert_100(self, row: int) -> object:
+        return await self.pool.executemany(NUMBERED["INSERT"], [(row, "body")] * 100)
 
-        async def insert_100(row: int) -> object:
-            return await pool.executemany(NUMBERED["INSERT"], [(row, "body")] * 100)
-
-        async def read_100(row: int) -> object:
-            return await pool.fetch(NUMBERED["READ_100"], row)
-
-        return {
-            Kind.READ: read,
-            Kind.READ_TRANSACTION: read_transaction,
-            Kind.WRITE_TRANSACTION: write_transaction,
-            Kind.WRITE: write,
-            Kind.INSERT_100: insert_100,
-            Kind.READ_100: read_100,
-            Kind.MIXED: read,
-        }
+    async def read_100(self, row: int) -> object:
+        return await self.pool.fetch(NUMBERED["READ_100"], row)
 
     async def slow(self, _row: int) -> object:
         return await self.pool.fetch(work.SLOW)
@@ -105,20 +92,17 @@ class AsyncpgShared(Contestant):
     async def close(self) -> None:
         await self.connection.close()
 
-    def requests(self) -> dict[Kind, Request]:
-        async def read(row: int) -> object:
-            async with self.lock:
-                return await self.connection.fetchrow(NUMBERED["READ"], row)
+    async def read(self, row: int) -> object:
+        async with self.lock:
+            return await self.connection.fetchrow(NUMBERED["READ"], row)
 
-        async def write(row: int) -> object:
-            async with self.lock:
-                return await self.connection.execute(NUMBERED["UPDATE"], row)
+    async def write(self, row: int) -> object:
+        async with self.lock:
+            return await self.connection.execute(NUMBERED["UPDATE"], row)
 
-        async def read_100(row: int) -> object:
-            async with self.lock:
-                return await self.connection.fetch(NUMBERED["READ_100"], row)
-
-        return {Kind.READ: read, Kind.WRITE: write, Kind.READ_100: read_100}
+    async def read_100(self, row: int) -> object:
+        async with self.lock:
+            return await self.connection.fetch(NUMBERED["READ_100"], row)
 
 
 class PsycopgPool(Contestant):
@@ -134,45 +118,32 @@ class PsycopgPool(Contestant):
     async def close(self) -> None:
         await self.pool.close()
 
-    def requests(self) -> dict[Kind, Request]:
-        pool = self.pool
+    async def read(self, row: int) -> object:
+        async with self.pool.connection() as connection:
+            return await (await connection.execute(PERCENT["READ"], {"a": row})).fetchone()
 
-        async def read(row: int) -> object:
-            async with pool.connection() as connection:
-                return await (await connection.execute(PERCENT["READ"], {"a": row})).fetchone()
+    async def read_transaction(self, row: int) -> None:
+        async with self.pool.connection() as connection, connection.transaction():
+            for more in range(3):
+                await (await connection.execute(PERCENT["READ"], {"a": row + more})).fetchone()
 
-        async def read_transaction(row: int) -> None:
-            async with pool.connection() as connection, connection.transaction():
-                for more in range(3):
-                    await (await connection.execute(PERCENT["READ"], {"a": row + more})).fetchone()
+    async def write_transaction(self, row: int) -> None:
+        async with self.pool.connection() as connection, connection.transaction():
+            await (await connection.execute(PERCENT["READ"], {"a": row})).fetchone()
+            await connection.execute(PERCENT["UPDATE"], {"a": row})
 
-        async def write_transaction(row: int) -> None:
-            async with pool.connection() as connection, connection.transaction():
-                await (await connection.execute(PERCENT["READ"], {"a": row})).fetchone()
-                await connection.execute(PERCENT["UPDATE"], {"a": row})
+    async def write(self, row: int) -> None:
+        async with self.pool.connection() as connection:
+            await connection.execute(PERCENT["UPDATE"], {"a": row})
 
-        async def write(row: int) -> None:
-            async with pool.connection() as connection:
-                await connection.execute(PERCENT["UPDATE"], {"a": row})
+    async def insert_100(self, row: int) -> None:
+        async with self.pool.connection() as connection, connection.transaction():
+            async with connection.cursor() as cursor:
+                await cursor.executemany(PERCENT["INSERT"], [{"a": row, "b": "body"}] * 100)
 
-        async def insert_100(row: int) -> None:
-            async with pool.connection() as connection, connection.transaction():
-                async with connection.cursor() as cursor:
-                    await cursor.executemany(PERCENT["INSERT"], [{"a": row, "b": "body"}] * 100)
-
-        async def read_100(row: int) -> object:
-            async with pool.connection() as connection:
-                return await (await connection.execute(PERCENT["READ_100"], {"a": row})).fetchall()
-
-        return {
-            Kind.READ: read,
-            Kind.READ_TRANSACTION: read_transaction,
-            Kind.WRITE_TRANSACTION: write_transaction,
-            Kind.WRITE: write,
-            Kind.INSERT_100: insert_100,
-            Kind.READ_100: read_100,
-            Kind.MIXED: read,
-        }
+    async def read_100(self, row: int) -> object:
+        async with self.pool.connection() as connection:
+            return await (await connection.execute(PERCENT["READ_100"], {"a": row})).fetchall()
 
     async def slow(self, _row: int) -> object:
         async with self.pool.connection() as connection:
@@ -203,19 +174,16 @@ class PsycopgPipeline(Contestant):
         await self.block.__aexit__(None, None, None)
         await self.connection.close()
 
-    def requests(self) -> dict[Kind, Request]:
-        async def read(row: int) -> object:
-            return await (await self.connection.execute(PERCENT["READ"], {"a": row})).fetchone()
+    async def read(self, row: int) -> object:
+        return await (await self.connection.execute(PERCENT["READ"], {"a": row})).fetchone()
 
-        async def write(row: int) -> object:
-            cursor = await self.connection.execute(PERCENT["UPDATE"], {"a": row})
-            await self.pipeline.sync()
-            return cursor.rowcount
+    async def write(self, row: int) -> object:
+        cursor = await self.connection.execute(PERCENT["UPDATE"], {"a": row})
+        await self.pipeline.sync()
+        return cursor.rowcount
 
-        async def read_100(row: int) -> object:
-            return await (await self.connection.execute(PERCENT["READ_100"], {"a": row})).fetchall()
-
-        return {Kind.READ: read, Kind.WRITE: write, Kind.READ_100: read_100}
+    async def read_100(self, row: int) -> object:
+        return await (await self.connection.execute(PERCENT["READ_100"], {"a": row})).fetchall()
 
 
 class Sessions(Contestant):
@@ -229,47 +197,34 @@ class Sessions(Contestant):
     async def close(self) -> None:
         await self.engine.dispose()
 
-    def requests(self) -> dict[Kind, Request]:
-        session = self.session
+    async def read(self, row: int) -> object:
+        async with self.session() as s:
+            return (await s.execute(NAMED["READ"], {"a": row})).one()
 
-        async def read(row: int) -> object:
-            async with session() as s:
-                return (await s.execute(NAMED["READ"], {"a": row})).one()
+    async def read_transaction(self, row: int) -> None:
+        async with self.session() as s:
+            for more in range(3):
+                (await s.execute(NAMED["READ"], {"a": row + more})).one()
 
-        async def read_transaction(row: int) -> None:
-            async with session() as s:
-                for more in range(3):
-                    (await s.execute(NAMED["READ"], {"a": row + more})).one()
+    async def write_transaction(self, row: int) -> None:
+        async with self.session() as s:
+            (await s.execute(NAMED["READ"], {"a": row})).one()
+            await s.execute(NAMED["UPDATE"], {"a": row})
+            await s.commit()
 
-        async def write_transaction(row: int) -> None:
-            async with session() as s:
-                (await s.execute(NAMED["READ"], {"a": row})).one()
-                await s.execute(NAMED["UPDATE"], {"a": row})
-                await s.commit()
+    async def write(self, row: int) -> None:
+        async with self.session() as s:
+            await s.execute(NAMED["UPDATE"], {"a": row})
+            await s.commit()
 
-        async def write(row: int) -> None:
-            async with session() as s:
-                await s.execute(NAMED["UPDATE"], {"a": row})
-                await s.commit()
+    async def insert_100(self, row: int) -> None:
+        async with self.session() as s:
+            await s.execute(NAMED["INSERT"], [{"a": row, "b": "body"}] * 100)
+            await s.commit()
 
-        async def insert_100(row: int) -> None:
-            async with session() as s:
-                await s.execute(NAMED["INSERT"], [{"a": row, "b": "body"}] * 100)
-                await s.commit()
-
-        async def read_100(row: int) -> object:
-            async with session() as s:
-                return (await s.execute(NAMED["READ_100"], {"a": row})).all()
-
-        return {
-            Kind.READ: read,
-            Kind.READ_TRANSACTION: read_transaction,
-            Kind.WRITE_TRANSACTION: write_transaction,
-            Kind.WRITE: write,
-            Kind.INSERT_100: insert_100,
-            Kind.READ_100: read_100,
-            Kind.MIXED: read,
-        }
+    async def read_100(self, row: int) -> object:
+        async with self.session() as s:
+            return (await s.execute(NAMED["READ_100"], {"a": row})).all()
 
     async def slow(self, _row: int) -> object:
         async with self.session() as s:

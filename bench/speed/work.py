@@ -45,6 +45,16 @@ class Kind(StrEnum):
     MIXED = "mixed"
 
 
+METHODS = {
+    Kind.READ: "read",
+    Kind.READ_TRANSACTION: "read_transaction",
+    Kind.WRITE_TRANSACTION: "write_transaction",
+    Kind.WRITE: "write",
+    Kind.INSERT_100: "insert_100",
+    Kind.READ_100: "read_100",
+}
+"""The methods of a contestant, each a `Request`; it has those that its way can do."""
+
 Request = Callable[[int], Awaitable[object]]
 """One request; the number is a row that no other caller writes to."""
 
@@ -55,10 +65,14 @@ class Contestant(ABC):
     Attributes:
         name: what tables and plots call it.
         size: the most connections that it may hold.
+        slow: the slow statement of the mixed load; who takes no part in that has neither this nor the next.
+        large: the large result of the mixed load.
     """
 
     name: ClassVar[str]
     size: int = 15
+    slow: Request
+    large: Request
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -71,14 +85,11 @@ class Contestant(ABC):
     async def close(self) -> None:
         """Close it."""
 
-    @abstractmethod
     def requests(self) -> dict[Kind, Request]:
-        """What it can do; a kind that a way cannot do is not there."""
-
-    async def slow(self, _row: int) -> object:
-        """The slow statement of the mixed load."""
-        raise NotImplementedError
-
-    async def large(self, _row: int) -> object:
-        """The large result of the mixed load."""
-        raise NotImplementedError
+        """What it can do, by kind; of the mixed load the quick part."""
+        found: dict[Kind, Request] = {
+            kind: getattr(self, name) for kind, name in METHODS.items() if hasattr(self, name)
+        }
+        if hasattr(self, "slow"):
+            found[Kind.MIXED] = found[Kind.READ]
+        return found
