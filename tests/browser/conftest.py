@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from steadypool.lab import EmbeddedPostgres
 
-from .kit import Service, Visit, running_service
+from .kit import Service, Visit, kept_visits, running_service
 
 # What Chromium would do beside showing the page: nothing in these tests looks beyond this machine.
 FLAGS = [
@@ -60,19 +60,15 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def visit(service: Service, browser: Browser) -> Iterator[OpenVisit]:
     """Opens visits; whatever their consoles complained about fails the test."""
-    visits: list[Visit] = []
+    with kept_visits() as visits:
 
-    def start(**options: Any) -> Visit:
-        context = browser.new_context(locale="en-GB", **options)
-        context.set_default_timeout(10_000)
-        visits.append(Visit(context.new_page(), service.url))
-        return visits[-1]
+        def start(**options: Any) -> Visit:
+            context = browser.new_context(locale="en-GB", **options)
+            context.set_default_timeout(10_000)
+            visits.append(Visit(context.new_page(), service.url))
+            return visits[-1]
 
-    yield start
-    for each in visits:
-        each.page.context.close()
-    for each in visits:
-        each.verify()
+        yield start
 
 
 @pytest.fixture

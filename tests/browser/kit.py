@@ -152,3 +152,14 @@ class Visit:
             self.page.wait_for_timeout(50)
             waited += 50
             assert waited < 10_000, f"never: {condition}"
+
+
+@contextmanager
+def kept_visits() -> Generator[list[Visit]]:
+    """A list for visits; at the end all are over, and whatever their consoles complained about fails the test."""
+    visits: list[Visit] = []
+    yield visits
+    for each in visits:
+        each.page.context.close()
+    for each in visits:
+        each.verify()

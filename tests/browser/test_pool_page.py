@@ -17,7 +17,7 @@ from steadypool.telemetry.recorder import Recording
 from troubled import Troubled, troubled_service
 
 from .conftest import OpenVisit
-from .kit import Visit
+from .kit import Visit, kept_visits
 from .test_looks import COLOURS, PHONE, TARGETS, contrast
 
 HOSTILE = '<img src="/nowhere" onerror="window.ran = true"></td><script>window.ran = true</script>'
@@ -40,22 +40,18 @@ def troubled() -> Iterator[Troubled]:
 @pytest.fixture
 def see(troubled: Troubled, browser: Browser) -> Iterator[See]:
     """Opens the page; whatever its console complained about fails the test."""
-    visits: list[Visit] = []
+    with kept_visits() as visits:
 
-    def start(fragment: str = "", **options: Any) -> Visit:
-        context = browser.new_context(locale="en-GB", timezone_id="Europe/Berlin", **options)
-        context.set_default_timeout(SOON)
-        visits.append(Visit(context.new_page(), troubled.url))
-        page = visits[-1].page
-        page.goto(f"{troubled.url}/pool{fragment}")
-        expect(page.locator("#feed")).to_contain_text("live", timeout=SOON)
-        return visits[-1]
+        def start(fragment: str = "", **options: Any) -> Visit:
+            context = browser.new_context(locale="en-GB", timezone_id="Europe/Berlin", **options)
+            context.set_default_timeout(SOON)
+            visits.append(Visit(context.new_page(), troubled.url))
+            page = visits[-1].page
+            page.goto(f"{troubled.url}/pool{fragment}")
+            expect(page.locator("#feed")).to_contain_text("live", timeout=SOON)
+            return visits[-1]
 
-    yield start
-    for each in visits:
-        each.page.context.close()
-    for each in visits:
-        each.verify()
+        yield start
 
 
 def at_rest(troubled: Troubled) -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import text
 
+from conditions import until
 from steadypool import Database, deadline, errors
 from steadypool.lab import FaultProxy
 from steadypool.lease import SlotState
@@ -87,15 +88,6 @@ def assert_all_named(outcomes: Sequence[Outcome], within: float, *kinds: type[Ba
 def failures(outcomes: Iterable[Outcome]) -> list[BaseException]:
     """The errors among them."""
     return [outcome.error for outcome in outcomes if outcome.error is not None]
-
-
-async def until(condition: Callable[[], Any], seconds: float = 5.0) -> float:
-    """Wait until the condition holds, and tell how long it took; fail if it never does."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"did not hold within {seconds} s"
-        await asyncio.sleep(0.005)
-    return time.monotonic() - started
 
 
 def assert_at_rest(db: Database) -> None:

@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, OperationalError
@@ -23,6 +22,7 @@ from backend.migrations.upgrade import upgrade
 from backend.services.live_queues import LiveQueues
 from backend.services.queue_cache import Queue
 from backend.utilities.database import build_database
+from conditions import until
 from steadypool import Database, DatabaseSettings, events
 from steadypool.errors import SteadypoolError
 from steadypool.lab import EmbeddedPostgres, FaultProxy
@@ -106,12 +106,6 @@ async def _instance(name: str, server: EmbeddedPostgres, run: Run) -> AsyncGener
             yield Instance(name, database, live, proxy)
 
 
-async def _until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 class Writer:
     """Adds one to its own number in a queue, again and again, as a client with If-Match would."""
 
@@ -187,7 +181,7 @@ class Breaker:
                     return
                 await fault(self.rng.choice(self.instances))
                 self.run.faults[fault.__name__.lstrip("_")] += 1
-                await _until(lambda: all(instance.live.is_live for instance in self.instances))
+                await until(lambda: all(instance.live.is_live for instance in self.instances), seconds=60)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -225,7 +219,7 @@ async def campaign(
     dids = [f"did:plc:{number}" for number in range(queues)]
     async with _instance("a", server, run) as a, _instance("b", server, run) as b:
         instances = [a, b]
-        await _until(lambda: a.live.is_live and b.live.is_live)
+        await until(lambda: a.live.is_live and b.live.is_live, seconds=60)
         async with a.database.session() as session:
             for did in dids:
                 await session.execute(
@@ -261,7 +255,7 @@ async def campaign(
         run.seconds = time.monotonic() - started
         breaker.stopped.set()
         await breaking
-        await _until(lambda: a.live.is_live and b.live.is_live)
+        await until(lambda: a.live.is_live and b.live.is_live, seconds=60)
         for did in dids:
             run.final[did] = await read(a, did, run)
             await read(b, did, run)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import text
 
+from conditions import until
 from steadypool import Database, errors, events
 from steadypool.breaker import BreakerState
 from steadypool.lab import EmbeddedPostgres, FaultProxy
@@ -17,7 +18,7 @@ from steadypool.lease import SlotState
 from steadypool.listener import Gap, ListenerOptions, ListenerState
 from steadypool.testing import Observer
 
-from .kit import ask, password_of, until
+from .kit import ask, password_of
 from .listening import QUICK, States, gap, listening, payload, take, until_heard
 
 pytestmark = pytest.mark.anyio

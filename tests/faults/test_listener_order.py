@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from conditions import until
 from steadypool import Database, DatabaseSettings, deadline, errors
 from steadypool.lab import EmbeddedPostgres
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.listener import ListenerState, Notification, Subscription
 from steadypool.testing import Observer
 
-from .kit import until
 from .listening import QUICK, gap, listening, payload, take, until_heard
 
 pytestmark = pytest.mark.anyio

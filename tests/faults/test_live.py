@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from conditions import until
 from steadypool import deadline, errors, events
 from steadypool.lease import Lease, PoolOptions, Slot, SlotState, Waiter
 from steadypool.pool import Pool
 from steadypool.sqlstate import Fate
 
-from .kit import until
 from .live import LiveRules, rules_watched
 
 pytestmark = pytest.mark.anyio

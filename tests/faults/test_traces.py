@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from conditions import until
 from steadypool import Database, errors, events
 from steadypool.lab import FaultProxy, Mode
 from steadypool.lease import Lease, SlotState
@@ -28,7 +29,7 @@ from steadypool.sqlstate import Fate
 from steadypool.testing import Observer
 
 from .conftest import MakeDatabase
-from .kit import MARGIN, rests, until
+from .kit import MARGIN, rests
 
 pytestmark = pytest.mark.anyio
 

@@ -15,6 +15,7 @@ import psycopg
 import pytest
 import uvloop
 
+from conditions import until
 from steadypool.connect.asyncpg_driver import open_asyncpg
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.guards import session_guards, socket_guards
@@ -67,13 +68,6 @@ on_both_loops = pytest.mark.parametrize(
     "anyio_backend",
     ["asyncio", pytest.param(("asyncio", {"loop_factory": uvloop.new_event_loop}), id="uvloop")],
 )
-
-
-async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)
 
 
 def changed(url: str, **parts: str) -> str:

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from starlette.requests import Request
 
+from conditions import until
 from steadypool import Database, DatabaseSettings, errors
 from steadypool.fastapi import install, lifespan
 from steadypool.fastapi.dashboard import ASSETS, asset, dashboard
@@ -244,9 +245,9 @@ async def crowd(database: Database) -> Crowd:
         asyncio.create_task(hold_until(database, leave, "uploads"), name="nightly report"),
         asyncio.create_task(hold_until(database, leave), name="another"),
     ]
-    await until(lambda: database.pool.checkedout() == 2)
+    await until(lambda: database.pool.checkedout() == 2, seconds=10)
     waiter = asyncio.create_task(hold_until(database, leave), name="GET /waits")
-    await until(lambda: database.pool.core.waiting == 1)
+    await until(lambda: database.pool.core.waiting == 1, seconds=10)
     return Crowd([*holders, waiter], leave)
 
 
@@ -294,7 +295,8 @@ async def test_it_shows_what_runs_on_a_connection(database_url: str) -> None:
         await until(
             lambda: (
                 sum(each.executing is not None for each in database.pool.core.connections().connections) == 2
-            )
+            ),
+            seconds=10,
         )
         await service.looked()
         now = await service.now()
@@ -335,19 +337,13 @@ async def hold_until(database: Database, leave: asyncio.Event, workload: str | N
         await leave.wait()
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 async def test_it_lives_while_the_database_is_away_and_the_pool_is_full(
     proxied_url: str, proxy: FaultProxy
 ) -> None:
     async with running(settings(proxied_url, connection_timeout=0.5, request_deadline=1)) as service:
         leave = asyncio.Event()
         holders = [asyncio.create_task(hold_until(service.database, leave)) for _ in range(2)]
-        await until(lambda: service.database.pool.checkedout() == 2)
+        await until(lambda: service.database.pool.checkedout() == 2, seconds=10)
         proxy.mode = "silent"
         seen: list[dict[str, Any]] = []
         async with service.client.stream("GET", "/pool/events") as events:
@@ -380,7 +376,7 @@ async def test_what_others_wrote_is_text_and_no_secret_is_shown(database_url: st
     async with running(settings(database_url)) as service:
         leave = asyncio.Event()
         task = asyncio.create_task(hold_until(service.database, leave), name=HOSTILE + "x" * 1000)
-        await until(lambda: service.database.pool.checkedout() == 1)
+        await until(lambda: service.database.pool.checkedout() == 1, seconds=10)
         async with service.database.session() as session:
             await session.execute(text(f"select 'p4ssw0rd' as {HOSTILE_NAME}"))
         answer = await service.client.get("/pool/now.json")
@@ -404,7 +400,7 @@ async def test_what_others_wrote_is_text_and_no_secret_is_shown(database_url: st
 async def test_a_stream_ends_when_the_server_does() -> None:
     async with running(settings(NOWHERE)) as service:
         streaming = asyncio.create_task(read_all(service))
-        await until(lambda: not streaming.done())
+        await until(lambda: not streaming.done(), seconds=10)
         await service.looked()
     await asyncio.wait_for(streaming, 10)
 

@@ -6,13 +6,14 @@ import asyncio
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
 import psycopg
 import pytest
 
+from conditions import until
 from steadypool.lab import (
     EmbeddedPostgres,
     FaultProxy,
@@ -28,13 +29,6 @@ from steadypool.lab.sleepy import Wakefulness
 pytestmark = pytest.mark.anyio
 
 WAKE = 0.6
-
-
-async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.01)
 
 
 async def ask(url: str, sql: str = "select 42") -> int:
@@ -60,7 +54,7 @@ async def test_it_is_stopped_when_idle_and_started_by_the_first_connection(home:
         # A statement that runs keeps it awake, for longer than sleep_after.
         await open_but_idle.execute("select pg_sleep(0.7)")
         assert sleepy.knocks.suspends == 0
-        await eventually(lambda: sleepy.state is Wakefulness.ASLEEP)
+        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=10)
         assert not sleepy.server.is_running
         with pytest.raises((asyncpg.AdminShutdownError, asyncpg.InterfaceError, ConnectionError)):
             await open_but_idle.fetchval("select 1")
@@ -82,10 +76,10 @@ async def test_a_visitor_who_has_left_is_not_counted_beside_the_one_who_comes_ne
     async with SleepyPostgres(data_dir=home, sleep_after=None, wake=30.0) as sleepy:
         await sleepy.fall_asleep()
         visitors = [knock(sleepy.port), knock(sleepy.port)]
-        await eventually(lambda: sleepy.knocks.held == 2)
+        await until(lambda: sleepy.knocks.held == 2, seconds=10)
         visitors[0].close()  # and the next one comes before the lab has had a turn in which to notice
         visitors.append(knock(sleepy.port))
-        await eventually(lambda: sleepy.knocks.held == 3)
+        await until(lambda: sleepy.knocks.held == 3, seconds=10)
         for visitor in visitors[1:]:
             visitor.close()
         assert sleepy.knocks.most_at_once == 2
@@ -97,7 +91,7 @@ async def test_an_open_transaction_keeps_it_awake(home: Path) -> None:
             await connection.execute("select 1")
             await asyncio.sleep(0.5)
             assert sleepy.state is Wakefulness.AWAKE
-        await eventually(lambda: sleepy.state is Wakefulness.ASLEEP)
+        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=10)
 
 
 async def test_woken_while_it_falls_asleep(home: Path) -> None:
@@ -121,7 +115,7 @@ async def test_refused_until_it_is_awake(home: Path) -> None:
             await ask(sleepy.url)
         with pytest.raises(ConnectionRefusedError):
             await ask(sleepy.url)
-        await eventually(lambda: sleepy.state is Wakefulness.AWAKE)
+        await until(lambda: sleepy.state is Wakefulness.AWAKE, seconds=10)
         assert await ask(sleepy.url) == 42
 
 
@@ -131,7 +125,7 @@ async def test_rejected_until_it_is_awake(home: Path) -> None:
         for _ in range(2):
             with pytest.raises(asyncpg.CannotConnectNowError, match="starting up"):
                 await ask(sleepy.url)
-        await eventually(lambda: sleepy.state is Wakefulness.AWAKE)
+        await until(lambda: sleepy.state is Wakefulness.AWAKE, seconds=10)
         assert await ask(sleepy.url) == 42
         assert (sleepy.knocks.wakes, sleepy.knocks.attempts) == (1, 2)
 
@@ -145,7 +139,7 @@ async def test_closing_the_connection_that_wakes_it(home: Path, aborts: bool) ->
         with pytest.raises(TimeoutError):
             await asyncpg.connect(sleepy.url, timeout=0.2)
         if aborts:
-            await eventually(lambda: sleepy.state is Wakefulness.ASLEEP)
+            await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=10)
             assert not sleepy.server.is_running
         began = time.monotonic()
         assert await ask(sleepy.url) == 42

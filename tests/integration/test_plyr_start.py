@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from backend.models import Base
 from backend.services.demo import ensure_demo
 from backend.storage.local import LocalStorage
 from backend.utilities.database import build_database
+from conditions import until
 from steadypool import DatabaseSettings
 
 from .conftest import tone
@@ -233,9 +234,9 @@ async def test_requests_in_flight_finish_after_the_signal(tmp_path: Path, databa
             + body
         )
         await writer.drain()
-        await until(lambda: any((tmp_path / ".data/audio/tmp").glob("*")))
+        await until(lambda: any((tmp_path / ".data/audio/tmp").glob("*")), seconds=20)
         started.process.send_signal(signal.SIGTERM)
-        await until(lambda: refuses(host, int(port)))
+        await until(lambda: refuses(host, int(port)), seconds=20)
         writer.write(rest)
         assert b"202" in await reader.readline()
         code, output, errors = await started.wait()
@@ -294,9 +295,3 @@ def refuses(host: str, port: int) -> bool:
     except ConnectionRefusedError:
         return True
     return False
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.02)

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from backend.services import uploads
 from backend.services.upload_jobs import UploadJobs
 from backend.utilities.database import UPLOADS, db_session
+from conditions import until
 
 from .conftest import MAX_UPLOAD, Plyr, tone
 
@@ -184,12 +185,6 @@ async def test_no_connection_is_held_while_audio_is_sent(plyr: Plyr) -> None:
     assert (await loop.sock_recv(slow, 12)) == b"HTTP/1.1 200"
     assert plyr.database.stats().pool.leased == 0
     slow.close()
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def _accept(plyr: Plyr) -> uuid.UUID:

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import errors as sql
 
+from conditions import until
 from steadypool import deadline, errors
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.psycopg_driver import open_psycopg
@@ -188,7 +189,7 @@ async def test_a_lock_that_a_stranger_waits_for(make: MakeHouse, database_url: s
     async with await psycopg.AsyncConnection.connect(database_url) as session:
         await session.execute("update t set n = 1 where id = 1")
         stranger = asyncio.create_task(house.ask("update t set n = n + 1 where id = 1 returning n"))
-        await _until(lambda: house.way.stats().in_flight == 1)
+        await until(lambda: house.way.stats().in_flight == 1)
         house.holds = True
         async with asyncio.timeout(3):
             assert await house.ask("select 'not behind the stranger'")
@@ -214,7 +215,7 @@ async def test_a_lock_on_the_shared_way_has_a_limit(make: MakeHouse, database_ur
 async def test_a_slow_statement_has_its_limit_and_the_connection_goes_on(make: MakeHouse) -> None:
     house = make(connections=1, statement_timeout=0.3)
     slow = asyncio.create_task(house.ask("select pg_sleep(5)"))
-    await _until(lambda: house.way.stats().in_flight == 1)
+    await until(lambda: house.way.stats().in_flight == 1)
     assert await house.ask("select 'after'") == [("after",)]
     with pytest.raises(errors.StatementTimeout) as late:
         await slow
@@ -232,7 +233,7 @@ async def test_a_call_may_have_less_time_than_the_others(house: House) -> None:
 async def test_a_call_with_more_time_does_not_stand_in_the_way(make: MakeHouse) -> None:
     house = make(connections=1, statement_timeout=0.3)
     slow = asyncio.create_task(house.ask("select pg_sleep(0.8), 'done'", timeout=5))
-    await _until(lambda: house.pool.count(SlotState.LEASED) == 1)
+    await until(lambda: house.pool.count(SlotState.LEASED) == 1)
     assert await house.ask("select 'meanwhile'") == [("meanwhile",)]
     assert not slow.done()
     assert await slow == [("", "done")]
@@ -241,7 +242,7 @@ async def test_a_call_with_more_time_does_not_stand_in_the_way(make: MakeHouse) 
 async def test_others_go_elsewhere_while_the_head_is_slow(make: MakeHouse) -> None:
     house = make(connections=2)
     slow = asyncio.create_task(house.ask("select pg_sleep(1)"))
-    await _until(lambda: house.way.stats().in_flight == 1)
+    await until(lambda: house.way.stats().in_flight == 1)
     await asyncio.sleep(0.1)
     for _ in range(10):
         await house.ask("select 1")
@@ -260,7 +261,7 @@ async def test_giving_up_while_queued_is_not_executed(make: MakeHouse) -> None:
     house = make(connections=1, window=1)
     await house.ask("create table t (n int)")
     slow = asyncio.create_task(house.ask("select pg_sleep(0.5)"))
-    await _until(lambda: house.way.stats().in_flight == 1)
+    await until(lambda: house.way.stats().in_flight == 1)
     with pytest.raises(errors.DeadlineExceeded) as unsent:
         with deadline(0.1):
             await house.ask("insert into t values (1)")
@@ -323,7 +324,7 @@ async def test_sessions_get_the_shared_connections_when_they_need_them(make: Mak
 async def test_a_busy_shared_connection_is_handed_over_when_it_has_answered(make: MakeHouse) -> None:
     house = make(size=1)
     running = asyncio.create_task(house.ask("select pg_sleep(0.2), 'finished'"))
-    await _until(lambda: house.way.stats().in_flight == 1)
+    await until(lambda: house.way.stats().in_flight == 1)
     lease_task = asyncio.create_task(house.pool.acquire())
     await asyncio.sleep(0)
     house.way.make_room()
@@ -346,7 +347,7 @@ async def test_the_limits_of_the_pool_hold(make: MakeHouse, pg: Observer) -> Non
 async def test_close_lets_those_on_their_way_finish(make: MakeHouse) -> None:
     house = make(connections=1, window=1)
     running = asyncio.create_task(house.ask("select pg_sleep(0.2), 'finished'"))
-    await _until(lambda: house.way.stats().in_flight == 1)
+    await until(lambda: house.way.stats().in_flight == 1)
     queued = asyncio.create_task(house.ask("select 1"))
     await asyncio.sleep(0)
     await house.close()
@@ -381,7 +382,7 @@ async def test_what_does_no_harm_is_sent_again(make: MakeHouse, pg: Observer) ->
     house = make(connections=1)
     safe = asyncio.create_task(house.ask("select 'safe' from pg_sleep(0.3)", harmless=True))
     unsafe = asyncio.create_task(house.ask("select 'unsafe' from pg_sleep(0.3)"))
-    await _until(lambda: house.way.stats().in_flight == 2)
+    await until(lambda: house.way.stats().in_flight == 2)
     await pg.terminate()
     assert await safe == [("safe",)]
     with pytest.raises(errors.ConnectionLost) as lost:
@@ -417,15 +418,9 @@ async def test_a_statement_is_one_round_trip(make: MakeHouse, proxied_url: str, 
 async def test_a_shared_connection_goes_back_now_and_then(make: MakeHouse) -> None:
     house = make(connections=1, rotate_after=0.1)
     await house.ask("select 1")
-    await _until(lambda: house.pool.count(SlotState.LEASED) == 0)
+    await until(lambda: house.pool.count(SlotState.LEASED) == 0)
     assert await house.ask("select 2") == [(2,)]
     assert len(house.driver.opened) == 1
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def _show(name: str) -> Any:

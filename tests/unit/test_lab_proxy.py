@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from conditions import until
 from steadypool.lab import FaultProxy, Mode
 
 pytestmark = pytest.mark.anyio
@@ -43,7 +44,7 @@ async def echo(anyio_backend: str) -> AsyncIterator[Echo]:
     echo.port = server.sockets[0].getsockname()[1]
     yield echo
     server.close()
-    await eventually(lambda: echo.open == 0)
+    await until(lambda: echo.open == 0)
 
 
 @pytest.fixture
@@ -92,13 +93,6 @@ async def connect(link: FaultProxy) -> AsyncIterator[Connect]:
         await client.close()
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    end = asyncio.get_running_loop().time() + 5
-    while not condition():
-        assert asyncio.get_running_loop().time() < end
-        await asyncio.sleep(0.005)
-
-
 async def stays(condition: Callable[[], bool], seconds: float = 0.1) -> None:
     end = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < end:
@@ -114,16 +108,16 @@ async def test_passes_and_counts(link: FaultProxy, connect: Connect) -> None:
     assert (link.accepted, link.open, link.round_trips) == (2, 2, 3)
     assert (link.bytes_up, link.bytes_down) == (14, 14)
     await first.close()
-    await eventually(lambda: link.open == 1)
+    await until(lambda: link.open == 1)
     assert link.accepted == 2
 
 
 async def test_a_client_that_has_left_is_not_counted_beside_the_next(link: FaultProxy) -> None:
     first = socket.create_connection(("127.0.0.1", link.port))
-    await eventually(lambda: link.open == 1)
+    await until(lambda: link.open == 1)
     first.close()  # and the next one comes before the proxy has had a turn in which to notice
     with socket.create_connection(("127.0.0.1", link.port)):
-        await eventually(lambda: link.accepted == 2 and link.open == 1)
+        await until(lambda: link.accepted == 2 and link.open == 1)
     assert link.most_open == 1
 
 
@@ -188,10 +182,10 @@ async def test_silence_hides_the_end_of_a_connection(link: FaultProxy, echo: Ech
     assert await client.ask(b"before\n") == b"before\n"
     link.mode = Mode.SILENT
     await client.close()
-    await eventually(lambda: link.open == 0)
+    await until(lambda: link.open == 0)
     await stays(lambda: echo.open == 1)
     link.mode = Mode.PASS
-    await eventually(lambda: echo.open == 0)
+    await until(lambda: echo.open == 0)
 
 
 async def test_who_gives_up_during_silence_never_reaches_the_server(
@@ -200,9 +194,9 @@ async def test_who_gives_up_during_silence_never_reaches_the_server(
     link.mode = Mode.SILENT
     client = await connect()
     client.send(b"anybody?\n")
-    await eventually(lambda: link.open == 1)
+    await until(lambda: link.open == 1)
     await client.close()
-    await eventually(lambda: link.open == 0)
+    await until(lambda: link.open == 0)
     link.mode = Mode.PASS
     after = await connect()
     assert await after.ask(b"after\n") == b"after\n"
@@ -228,7 +222,7 @@ async def test_reset_ends_the_old_and_the_new_at_once(link: FaultProxy, echo: Ec
     link.mode = Mode.RESET
     with pytest.raises(ConnectionResetError):
         await client.answer()
-    await eventually(lambda: echo.resets == 1)
+    await until(lambda: echo.resets == 1)
     with pytest.raises(ConnectionResetError):
         await (await connect()).ask(b"later\n")
     assert (link.accepted, link.open) == (2, 0)
@@ -240,7 +234,7 @@ async def test_drop_all_ends_orderly(link: FaultProxy, echo: Echo, connect: Conn
     assert await client.ask(b"before\n") == b"before\n"
     link.drop_all()
     assert await client.answer() == b""
-    await eventually(lambda: echo.open == 0)
+    await until(lambda: echo.open == 0)
     assert (echo.resets, link.open) == (0, 0)
 
 
@@ -249,8 +243,8 @@ async def test_a_clients_reset_reaches_the_server(link: FaultProxy, echo: Echo, 
     assert await client.ask(b"before\n") == b"before\n"
     client.writer.transport.get_extra_info("socket").setsockopt(1, 13, b"\x01\0\0\0\0\0\0\0")
     client.writer.transport.abort()
-    await eventually(lambda: echo.resets == 1)
-    await eventually(lambda: link.open == 0)
+    await until(lambda: echo.resets == 1)
+    await until(lambda: link.open == 0)
 
 
 async def test_the_servers_end_reaches_the_client(link: FaultProxy, connect: Connect) -> None:
@@ -264,7 +258,7 @@ async def test_the_servers_end_reaches_the_client(link: FaultProxy, connect: Con
         assert await client.answer() == b"bye\n"
         assert await client.answer() == b""
         await client.close()
-        await eventually(lambda: link.open == 0)
+        await until(lambda: link.open == 0)
 
 
 async def test_a_server_that_is_not_there_is_a_reset(link: FaultProxy, connect: Connect) -> None:
@@ -273,7 +267,7 @@ async def test_a_server_that_is_not_there_is_a_reset(link: FaultProxy, connect: 
     client = await connect()
     with pytest.raises(ConnectionResetError):
         await client.ask(b"anybody?\n")
-    await eventually(lambda: link.open == 0)
+    await until(lambda: link.open == 0)
 
 
 async def test_leaving_ends_everything(echo: Echo) -> None:
@@ -283,14 +277,14 @@ async def test_leaving_ends_everything(echo: Echo) -> None:
         assert await reader.readline() == b"hello\n"
         proxy.mode = Mode.SILENT
         _, waiting = await asyncio.open_connection("127.0.0.1", proxy.port)
-        await eventually(lambda: proxy.open == 2)
+        await until(lambda: proxy.open == 2)
     with pytest.raises(ConnectionResetError):
         await reader.readline()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", proxy.port)
     for end in (writer, waiting):
         end.close()
-    await eventually(lambda: echo.open == 0)
+    await until(lambda: echo.open == 0)
 
 
 async def test_an_unknown_mode_is_refused(link: FaultProxy) -> None:

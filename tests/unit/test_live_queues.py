@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from backend.services.live_queues import LiveQueues
+from conditions import until
 from steadypool import Database, DatabaseSettings
 from steadypool.errors import ConfigurationError, ListenerDeaf
 from steadypool.listener import Gap, Notification
@@ -59,12 +60,6 @@ async def live_queues(
 ) -> AsyncGenerator[LiveQueues]:
     async with LiveQueues(Scripted(script, idle_policy), poll_every=0.02) as live:
         yield live
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 async def test_behind_a_pooler_it_waits_until_it_hears(caplog: pytest.LogCaptureFixture) -> None:
