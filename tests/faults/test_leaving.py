@@ -15,11 +15,12 @@ import pytest
 import sqlalchemy.ext.asyncio as stock
 from sqlalchemy import text
 
-from steadypool import Database, deadline, errors
+from steadypool import Database, deadline, errors, events
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lease import SlotState
 from steadypool.sqlalchemy.guarded import GOODBYE
 from steadypool.testing import Observer
+from steadypool.whereabouts import as_text
 
 from .conftest import MakeDatabase
 from .kit import (
@@ -439,6 +440,8 @@ async def test_a_session_that_is_forgotten(
     make_db: MakeDatabase, proxied_url: str, pg: Observer, way: str
 ) -> None:
     db = make_db(proxied_url, pool_size=1, max_overflow=0, pool_timeout=5, connection_timeout=5)
+    told: list[Any] = []
+    db.events.subscribe(told.append, events.LeakSuspected)
 
     async def forget() -> None:
         # None of them in an `async with`: the user's mistake.
@@ -460,6 +463,9 @@ async def test_a_session_that_is_forgotten(
             await rests(db)
             await serves(db, callers=2)
     await nothing_strays(pg, db)
+    if way in ("session", "engine"):  # the others are generators, which the event loop ends orderly
+        assert [leak.forgotten for leak in told] == [True] * 3
+        assert "in forget\n" in as_text(told[0].places)
 
 
 async def test_failing_connect_hooks_leave_no_descriptor(

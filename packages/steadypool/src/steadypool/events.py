@@ -114,7 +114,8 @@ class Closed(Event):
 class LeakSuspected(Event):
     """A connection has been held for `seconds`, longer than DATABASE_LEAK_AFTER. Told once a lease.
 
-    `places` are the frames that acquired it, for `whereabouts.as_text`.
+    `places` are the frames that acquired it, for `whereabouts.as_text`. `forgotten`: whoever had it never gave it
+    back, and the garbage collector did, whether or not it had been held for long.
     """
 
     connection: int
@@ -122,6 +123,7 @@ class LeakSuspected(Event):
     holder: str
     workload: str | None
     places: tuple[Place, ...]
+    forgotten: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from steadypool.lease import Lease, Slot
 
 
 class LeakWatch:
-    """Reports each lease that lasts longer than a limit, once.
+    """Reports each lease that lasts longer than a limit, or that nobody ended, once.
 
     One timer serves all leases: it is set when there is something to watch, and looks at what is due.
 
@@ -62,7 +62,12 @@ class LeakWatch:
         if begins:
             self._timer = loop.call_later(max(0.0, min(begins) + limit - now), self._look, loop, limit)
 
-    def _report(self, lease: Lease[Any], now: float) -> None:
+    def forgotten(self, lease: Lease[Any]) -> None:
+        """The garbage collector found a lease that its holder never ended; where the watch is off, nobody is told."""
+        if self._limit is not None and not lease.reported:
+            self._report(lease, self._clock.monotonic(), forgotten=True)
+
+    def _report(self, lease: Lease[Any], now: float, *, forgotten: bool = False) -> None:
         lease.reported = True
         self._events.emit(
             events.LeakSuspected(
@@ -73,5 +78,6 @@ class LeakWatch:
                 lease.name,
                 lease.workload,
                 lease.places,
+                forgotten,
             )
         )

@@ -179,6 +179,10 @@ class Pool(Operating[T]):
         self._leaks.watch(self._loop())
         return lease
 
+    def forgotten(self, lease: Lease[T]) -> None:
+        """Report a lease that the garbage collector found, and that is about to be released for its holder."""
+        self._leaks.forgotten(lease)
+
     def _released(self, lease: Lease[T], fate: Fate) -> None:
         slot, now = lease.slot, self.clock.monotonic()
         if fate is Fate.EVICT_AND_PROVE:

@@ -320,6 +320,13 @@ class SteadypoolPsycopg(Steadypool):
     driver = "psycopg"
 
 
+class SteadypoolPipelined(Steadypool):
+    """steadypool on its own driver."""
+
+    name = "steadypool/steadypool"
+    driver = "steadypool"
+
+
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
     for peer in (
@@ -329,6 +336,7 @@ PEERS: dict[str, type[Peer]] = {
         StockSqlAlchemy,
         SteadypoolAsyncpg,
         SteadypoolPsycopg,
+        SteadypoolPipelined,
     )
 }
-"""By name; steadypool's two are the last."""
+"""By name; steadypool's are the last."""

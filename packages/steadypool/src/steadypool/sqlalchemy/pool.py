@@ -384,6 +384,8 @@ class SteadyPool(pool.Pool):
             return  # the pool has ended with its loop
         if entry.collected or threading.get_ident() != self._home_thread:
             # The garbage collector runs in whichever thread happens to allocate, and in the middle of anything.
+            if entry.collected:
+                home.call_soon_threadsafe(self.core.forgotten, lease)
             home.call_soon_threadsafe(lease.release, fate)
         else:
             if not gone:

@@ -14,12 +14,16 @@ def log_notable(event: Event) -> None:
     """An observer: writes a warning for what a person should look at, and nothing for everything else."""
     if isinstance(event, LeakSuspected):
         workload = f" on workload {event.workload!r}" if event.workload else ""
+        question = (
+            "nobody gave it back, and the garbage collector found it" if event.forgotten else "is it ever given back?"
+        )
         _log.warning(
-            "connection %d of pool %r has been held for %.1fs by %s%s: is it ever given back? Acquired at\n%s",
+            "connection %d of pool %r has been held for %.1fs by %s%s: %s Acquired at\n%s",
             event.connection,
             event.pool,
             event.seconds,
             event.holder,
             workload,
+            question,
             as_text(event.places) or "  (not known)",
         )

@@ -46,7 +46,7 @@ def matrix(
     ----------
     peers
         Their names, with commas: asyncpg, psycopg_pool, psycopg_pool+check, sqlalchemy, steadypool/asyncpg,
-        steadypool/psycopg; or steadypool for both of the last.
+        steadypool/psycopg, steadypool/steadypool; or steadypool for all of the last.
     only
         Keys of rows, with commas; all by default.
     scale
