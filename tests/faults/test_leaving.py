@@ -233,21 +233,38 @@ async def test_exit_with_an_isolation_level_of_ones_own(
 async def test_what_stock_does_when_it_leaves_a_silent_network(
     driver: str, proxied_url: str, proxy: FaultProxy, pg: Observer
 ) -> None:
-    """The comparison: SQLAlchemy's own engine is still in its exit when ours has long ended."""
-    engine = stock.create_async_engine(proxied_url.replace("postgresql://", f"postgresql+{driver}://"))
+    """The comparison: SQLAlchemy's own engine is still leaving when ours has long left, in all the ways tested here."""
+    url = proxied_url.replace("postgresql://", f"postgresql+{driver}://")
+    engine, idle = stock.create_async_engine(url), stock.create_async_engine(url)
+    silent, inside = asyncio.Event(), 0
 
-    async def call() -> None:
+    async def call(how: str) -> None:
+        nonlocal inside
         async with stock.AsyncSession(engine) as session:
             await session.execute(text("select 1"))
-            proxy.mode = Mode.SILENT
+            inside += 1
+            await silent.wait()
+            if how == "rollback":
+                await session.rollback()
+            elif how == "cancel":
+                await session.execute(text("select 2"))
 
-    task = asyncio.create_task(call())
-    await until(lambda: proxy.mode is Mode.SILENT)
-    done, _ = await asyncio.wait([task], timeout=T + MARGIN)
-    assert not done
+    async with idle.connect():
+        pass
+    leaving = {how: asyncio.create_task(call(how)) for how in ("exit", "rollback", "cancel")}
+    await until(lambda: inside == 3)
+    proxy.mode = Mode.SILENT
+    silent.set()
+    if driver == "asyncpg":  # psycopg says no goodbye that it would wait for
+        leaving["dispose"] = asyncio.create_task(idle.dispose())
+    await asyncio.sleep(0.05)
+    leaving["cancel"].cancel()
+    await asyncio.wait(leaving.values(), timeout=T + MARGIN)
+    assert {how for how, task in leaving.items() if not task.done()} == set(leaving)
     proxy.mode = Mode.PASS
-    await task
-    await engine.dispose()
+    await asyncio.wait(leaving.values())
+    for one in (engine, idle):
+        await one.dispose()
 
 
 # -- cancellation at any moment ----------------------------------------------------------------------------------

@@ -61,6 +61,23 @@ async def test_connecting_to_silence_with_a_deadline(db: Database, proxy: FaultP
     assert proxy.accepted <= 2
 
 
+async def test_without_a_breaker_callers_try_side_by_side(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy
+) -> None:
+    """DATABASE_BREAKER=off: only DATABASE_MAX_CONNECTING bounds the attempts, and nobody is refused untried."""
+    db = make_db(proxied_url, breaker="off", max_connecting=4)
+    proxy.mode = Mode.SILENT
+    async with peak_of(proxy) as peak:
+        outcomes = await at_once(30, lambda: ask(db))
+    assert_all_named(outcomes, T + MARGIN, errors.ConnectTimeout)
+    assert peak.open == 4
+    with deadline(0.01):  # shorter than the pause after the failure
+        outcome = await timed(ask(db))
+    assert_named(outcome.error, errors.DeadlineExceeded)
+    proxy.mode = Mode.PASS
+    await serves(db)
+
+
 async def test_the_connect_that_was_held_serves_whoever_has_time_left(
     make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy
 ) -> None:
