@@ -1,4 +1,4 @@
-"""Errors of statements that say something about the server (rule 10), with a real server and both drivers."""
+"""Errors of statements that say something about the server (rule 10), with a real server and every driver."""
 
 from __future__ import annotations
 

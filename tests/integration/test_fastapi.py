@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 def settings(request: pytest.FixtureRequest, proxied_url: str) -> DatabaseSettings:
     url = proxied_url.replace("postgresql://", f"postgresql+{request.param}://")
     return DatabaseSettings(url=url, pool_size=1, max_overflow=1, pool_timeout=0.3, statement_timeout=0.5)

@@ -17,7 +17,7 @@ from steadypool.fastapi import install
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 async def db(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[Database]:
     url = database_url.replace("postgresql://", f"postgresql+{request.param}://")
     async with Database(DatabaseSettings(url=url, leak_after=0.2)) as database:
