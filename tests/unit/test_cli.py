@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -167,6 +169,43 @@ def test_the_proxy_obeys(run) -> None:
     _, said = command.process.communicate(timeout=20)
     assert command.process.returncode == 0
     assert "fast" in said
+
+
+def test_the_proxy_treats_one_connection_alone(run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = run("lab", "proxy", f"127.0.0.1:{server.getsockname()[1]}", "--json")
+        port = int(str(command.event()["port"]))
+        with socket.create_connection(("127.0.0.1", port)) as first, server.accept()[0] as first_served:
+            with socket.create_connection(("127.0.0.1", port)) as second, server.accept()[0] as second_served:
+                command.send("connection 1 silent")
+                command.event()
+                command.send("connections")
+                listed: Any = command.event()["connections"]
+                silent = {one["connection"]: one["up"]["silent"] and one["down"]["silent"] for one in listed}
+                assert silent == {1: True, 2: False}
+                for client in (first, second):
+                    client.sendall(b"hello")
+                assert second_served.recv(5) == b"hello"
+                command.send("connection 1 down delay=0.01")  # it stays silent in both directions
+                command.event()
+                first_served.settimeout(0.05)
+                with pytest.raises(TimeoutError):
+                    first_served.recv(5)
+                command.send("connection 1 pass")
+                command.event()
+                first_served.settimeout(5)
+                assert first_served.recv(5) == b"hello"
+                command.send("connection 2 reset")
+                command.event()
+                with pytest.raises(ConnectionResetError):
+                    second.recv(1)
+                for wrong in ("connection 2 drop", "connection 1 sing", "connection", "sing"):
+                    command.send(wrong)
+                    command.event()
+                command.send("quit")
+                _, said = command.process.communicate(timeout=20)
+                assert said.count("no connection '2'") == 1
+                assert said.count("unknown command") == 3
 
 
 def test_serve_says_where_it_is_and_stops_on_a_signal(run) -> None:

@@ -327,6 +327,11 @@ class SteadypoolPipelined(Steadypool):
     driver = "steadypool"
 
 
+DRIVERS: dict[str, type[Steadypool]] = {
+    peer.driver: peer for peer in (SteadypoolAsyncpg, SteadypoolPsycopg, SteadypoolPipelined)
+}
+"""steadypool by the name of its driver."""
+
 PEERS: dict[str, type[Peer]] = {
     peer.name: peer
     for peer in (
@@ -334,9 +339,7 @@ PEERS: dict[str, type[Peer]] = {
         PsycopgPool,
         PsycopgPoolChecked,
         StockSqlAlchemy,
-        SteadypoolAsyncpg,
-        SteadypoolPsycopg,
-        SteadypoolPipelined,
+        *DRIVERS.values(),
     )
 }
 """By name; steadypool's are the last."""

@@ -188,15 +188,17 @@ class FaultProxy:
             return
         accepted.setblocking(False)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = asyncio.get_running_loop().create_task(self._connect(accepted), name="fault proxy connects")
+        link = Link(self, self.accepted)
+        self._links[link] = None
+        task = asyncio.get_running_loop().create_task(
+            self._connect(link, accepted), name="fault proxy connects"
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, accepted: socket.socket) -> None:
+    async def _connect(self, link: Link, accepted: socket.socket) -> None:
         """Put a link between the client and the server; a silent network connects once it is silent no more."""
         loop = asyncio.get_running_loop()
-        link = Link(self)
-        self._links[link] = None
         try:
             await loop.connect_accepted_socket(lambda: link.client_side, accepted)
             while (self._mode is Mode.SILENT or link.lost_server) and link.is_open:
@@ -363,10 +365,14 @@ class _Side(asyncio.Protocol):
 
 
 class Link:
-    """One client's connection and its counterpart to the server; see `FaultProxy.links`."""
+    """One client's connection and its counterpart to the server; see `FaultProxy.links`.
 
-    def __init__(self, proxy: FaultProxy) -> None:
+    `number` counts the accepted connections, from 1.
+    """
+
+    def __init__(self, proxy: FaultProxy, number: int) -> None:
         self.proxy = proxy
+        self.number = number
         self.closed = False
         self.lost_server = False
         """Its server is gone, and its client does not know."""

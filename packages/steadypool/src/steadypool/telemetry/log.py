@@ -15,7 +15,9 @@ def log_notable(event: Event) -> None:
     if isinstance(event, LeakSuspected):
         workload = f" on workload {event.workload!r}" if event.workload else ""
         question = (
-            "nobody gave it back, and the garbage collector found it" if event.forgotten else "is it ever given back?"
+            "nobody gave it back, and the garbage collector found it"
+            if event.forgotten
+            else "is it ever given back?"
         )
         _log.warning(
             "connection %d of pool %r has been held for %.1fs by %s%s: %s Acquired at\n%s",

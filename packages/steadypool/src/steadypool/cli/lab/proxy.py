@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 from contextlib import AsyncExitStack
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,9 +19,11 @@ from steadypool.cli.output import Output
 
 if TYPE_CHECKING:
     from steadypool.lab import Direction, FaultProxy
+    from steadypool.lab.proxy import Link
 
 _HELP = (
     "pass | silent | half-open | reset | refuse | drop | up KEY=VALUE … | down KEY=VALUE … | both KEY=VALUE … | "
+    "connections | connection NUMBER silent | pass | half-open | reset | drop | up KEY=VALUE … | … | "
     "status | help | quit; keys: delay, jitter, slice, slice_pause, rate, cut_after, silent"
 )
 _WHOLE = ("slice", "cut_after")
@@ -39,7 +41,8 @@ async def proxy(
     """Put a network that can fail before a server; commands on stdin change it while it runs.
 
     Commands: pass, silent, half-open, reset, refuse; drop; up, down or both with delay=, jitter=, slice=, rate=,
-    cut_after=, silent=; status; help; quit.
+    cut_after=, silent=; connections lists those that are open, and connection NUMBER before a command does it to
+    that one alone; status; help; quit.
 
     **Examples.**
 
@@ -123,6 +126,8 @@ def _stdin_lines() -> asyncio.Queue[str]:
 
 def _command(output: Output, network: FaultProxy, words: list[str]) -> bool:
     """Do what the line says; False to quit."""
+    from steadypool.lab import Mode
+
     match words:
         case []:
             return True
@@ -135,23 +140,66 @@ def _command(output: Output, network: FaultProxy, words: list[str]) -> bool:
             network.drop_all()
         case ["status"]:
             pass
-        case ["up" | "down" | "both" as which, *settings] if settings:
-            try:
-                if which in ("up", "both"):
-                    network.up = _changed(network.up, settings)
-                if which in ("down", "both"):
-                    network.down = _changed(network.down, settings)
-            except ValueError as error:
-                output.fail(str(error))
-        case [mode]:
-            try:
-                network.mode = mode
-            except ValueError:
-                output.fail(f"unknown command {mode!r}: {_HELP}")
+        case ["connections"]:
+            _list(output, network)
+            return True
+        case ["connection", number, *command] if command:
+            link = next((one for one in network.links if str(one.number) == number), None)
+            if link is None:
+                output.fail(f"no connection {number!r}: `connections` lists them")
+            elif not (_directed(output, link, command) or _treated(link, command)):
+                output.fail(f"unknown command {' '.join(words)!r}: {_HELP}")
+        case _ if _directed(output, network, words):
+            pass
+        case [mode] if mode in tuple(Mode):
+            network.mode = mode
         case _:
             output.fail(f"unknown command {' '.join(words)!r}: {_HELP}")
     _tell(output, network, str(network.mode))
     return True
+
+
+def _directed(output: Output, what: FaultProxy | Link, words: list[str]) -> bool:
+    """Change the directions of the network or of one connection; False where the words are about something else."""
+    match words:
+        case ["up" | "down" | "both" as which, *settings] if settings:
+            try:
+                if which in ("up", "both"):
+                    what.up = _changed(what.up, settings)
+                if which in ("down", "both"):
+                    what.down = _changed(what.down, settings)
+            except ValueError as error:
+                output.fail(str(error))
+            return True
+        case _:
+            return False
+
+
+def _treated(link: Link, words: list[str]) -> bool:
+    """Do to one connection what the modes do to all; False where the words are about something else."""
+    match words:
+        case ["pass"]:
+            link.up = link.down = None
+        case ["silent"]:
+            link.up, link.down = replace(link.up, silent=True), replace(link.down, silent=True)
+        case ["half-open"]:
+            link.lose_server()
+        case ["reset" | "drop" as how]:
+            link.end(reset=how == "reset")
+        case _:
+            return False
+    return True
+
+
+def _list(output: Output, network: FaultProxy) -> None:
+    """Each open connection, and what becomes of its bytes."""
+    found = [
+        {"connection": link.number, "up": asdict(link.up), "down": asdict(link.down)}
+        for link in network.links
+        if link.is_open
+    ]
+    text = "\n".join(f"{one['connection']}: up {one['up']}, down {one['down']}" for one in found)
+    output.line({"connections": found}, text or "no connection is open")
 
 
 def _changed(direction: Direction, settings: list[str]) -> Direction:

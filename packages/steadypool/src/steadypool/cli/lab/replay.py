@@ -20,6 +20,7 @@ def replay(
     incident: Literal["2025-11-17", "2025-12-02", "2025-12-08", "all"],
     *,
     way: Annotated[Literal["before", "documented", "steadypool", "all"], Parameter(name="--with")] = "all",
+    driver: Literal["asyncpg", "psycopg", "steadypool", "all"] = "all",
     speed: float = 10.0,
     output: Path = Path("lab-replay"),
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -48,6 +49,8 @@ def replay(
         Its date, or all.
     way
         The configuration of that day, the one documented afterwards, steadypool, or all of them.
+    driver
+        With which driver steadypool plays; with each of them by default.
     speed
         How much faster than it was; all timeouts are shortened likewise. Above 20 the machine's own delays show.
     output
@@ -55,7 +58,8 @@ def replay(
     as_json
         Print the results as JSON, every request included.
     """
-    from steadypool.lab.replays import INCIDENTS, WAYS, run_replays, write_report
+    from steadypool.lab.peers import DRIVERS
+    from steadypool.lab.replays import INCIDENTS, WAYS, contestants, run_replays, write_report
 
     out = Output(as_json=as_json)
     if not speed > 0:
@@ -63,16 +67,19 @@ def replay(
         return 2
     dates = list(INCIDENTS) if incident == "all" else [incident]
     ways = WAYS if way == "all" else (way,)
-    seconds = sum(INCIDENTS[date].seconds for date in dates) * len(ways) / speed
+    drivers = tuple(DRIVERS) if driver == "all" else (driver,)
+    each = len(contestants(ways, drivers))
+    seconds = sum(INCIDENTS[date].seconds for date in dates) * each / speed
     out.say(f"about {seconds:.0f} s; starting Postgres …")
-    with out.progress(len(dates) * len(ways), "starting Postgres …") as step:
+    with out.progress(len(dates) * each, "starting Postgres …") as step:
         playing = run_replays(
             dates,
             ways,
+            drivers,
             speed=speed,
             on_begin=lambda date, way: step.doing(f"{date}, {way}: {INCIDENTS[date].title}"),
             on_note=lambda moment, text: step.doing(f"{moment:4.0f} s: {text}"),
-            on_end=lambda one: step.done(f"{one.incident}, {one.way}: {one.summary}"),
+            on_end=lambda one: step.done(f"{one.incident}, {one.name}: {one.summary}"),
         )
         played = asyncio.run(playing)
     output.mkdir(parents=True, exist_ok=True)
@@ -84,7 +91,7 @@ def replay(
     out.say(f"report: {output / 'replay.html'}")
     early = [one for one in played if one.early]
     for one in early:
-        out.fail(f"{one.incident}: {one.early} requests failed with steadypool although they had time left")
+        out.fail(f"{one.incident}: {one.early} requests failed with {one.name} although they had time left")
     return 1 if early else 0
 
 

@@ -11,6 +11,6 @@
 
 from steadypool.lab.replays.incidents import INCIDENTS, WAYS, Incident
 from steadypool.lab.replays.report import write_report
-from steadypool.lab.replays.run import Replay, run_replays
+from steadypool.lab.replays.run import Replay, contestants, run_replays
 
-__all__ = ["INCIDENTS", "WAYS", "Incident", "Replay", "run_replays", "write_report"]
+__all__ = ["INCIDENTS", "WAYS", "Incident", "Replay", "contestants", "run_replays", "write_report"]

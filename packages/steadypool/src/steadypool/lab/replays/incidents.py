@@ -11,13 +11,7 @@ from itertools import count
 from urllib.parse import urlsplit, urlunsplit
 
 from steadypool.lab.names import resolving, silent_address
-from steadypool.lab.peers import (
-    Limits,
-    Peer,
-    SteadypoolAsyncpg,
-    StockSqlAlchemy,
-    StockSqlAlchemyPsycopg,
-)
+from steadypool.lab.peers import DRIVERS, Limits, Peer, StockSqlAlchemy, StockSqlAlchemyPsycopg
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lab.replays.notifier import Notifier
 from steadypool.lab.replays.theatre import Theatre, steadily
@@ -54,9 +48,7 @@ class Incident:
     play: Callable[[Theatre], Awaitable[None]]
 
 
-_STEADYPOOL = (
-    "steadypool on asyncpg, its defaults: 10 + 5 connections, timeouts 10 s, requests end after 15 s"
-)
+_STEADYPOOL = "steadypool, its defaults: 10 + 5 connections, timeouts 10 s, requests end after 15 s"
 _DOCUMENTED = "stock SQLAlchemy + asyncpg, 10 + 5 connections, pre-ping, all timeouts 10 s"
 
 
@@ -74,7 +66,7 @@ def _peer(theatre: Theatre, url: str, before: tuple[type[Peer], Limits]) -> Peer
                 overflow=limits.overflow,
             ),
         )
-    kind = StockSqlAlchemy if theatre.way == "documented" else SteadypoolAsyncpg
+    kind = StockSqlAlchemy if theatre.driver is None else DRIVERS[theatre.driver]
     ten = scaled(10.0)
     return kind(url, Limits(connect=ten, pool=ten, statement=ten, close_grace=scaled(5.0)))
 

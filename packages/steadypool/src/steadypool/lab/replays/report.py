@@ -46,7 +46,7 @@ def write_report(replays: Sequence[Replay], path: Path) -> None:
 def _section(date: str, replays: Sequence[Replay]) -> str:
     incident = INCIDENTS[date]
     rows = "".join(_row(replay) for replay in replays)
-    ways = "".join(f"<li><b>{one.way}</b>: {html.escape(incident.ways[one.way])}</li>" for one in replays)
+    ways = "".join(f"<li><b>{one.name}</b>: {html.escape(incident.ways[one.way])}</li>" for one in replays)
     heads = "".join(f"<th>{name}</th>" for name in COLUMNS)
     return (
         f"<h2>{date}: {html.escape(incident.title)}</h2><p>{html.escape(incident.story)}</p>"
@@ -64,7 +64,7 @@ def cells(replay: Replay) -> tuple[str, ...]:
     recovered = "never" if replay.recovered is None else f"{replay.recovered:.0f} s"
     slowest = f"{f.slowest:.1f} s"
     return (
-        replay.way,
+        replay.name,
         *map(str, (f.requests, f.served, f.failed, f.hung)),
         slowest,
         str(replay.attempts),
@@ -78,7 +78,7 @@ def _row(replay: Replay) -> str:
 
 def _errors(replays: Sequence[Replay]) -> str:
     said = "".join(
-        f"<li><b>{replay.way}</b>, {times} ×: {html.escape(error)}</li>"
+        f"<li><b>{replay.name}</b>, {times} ×: {html.escape(error)}</li>"
         for replay in replays
         for error, times in list(replay.figures.errors.items())[:3]
     )
@@ -104,7 +104,7 @@ def _plot(replays: Sequence[Replay]) -> str:
         panel.set_yscale("log")
         panel.set_ylim(0.004, _SHOWN * 1.5)
         panel.set_ylabel("seconds")
-        panel.set_title(replay.way, loc="left", fontsize=10)
+        panel.set_title(replay.name, loc="left", fontsize=10)
         panel.legend(loc="upper right", fontsize=7, ncols=3)
     panels[-1].set_xlabel("seconds since the beginning; grey: something is broken")
     drawing.tight_layout()

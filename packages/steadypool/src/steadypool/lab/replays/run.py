@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from steadypool.lab.load import Outcome, Tally, describe, tally
+from steadypool.lab.peers import DRIVERS
 from steadypool.lab.postgres import EmbeddedPostgres
 from steadypool.lab.replays.incidents import INCIDENTS, WAYS
 from steadypool.lab.replays.theatre import REQUEST_DEADLINE, Theatre
@@ -29,9 +30,10 @@ class Replay:
     """One incident in one way. Times are the incident's seconds.
 
     Attributes:
+        driver: steadypool's; None in the other ways.
         attempts: how often somebody tried to connect.
         recovered: seconds from the end of the fault until no request failed any more; None if it never came to that.
-        early: requests that failed although more than a tenth of their time was left; of steadypool's only.
+        early: requests that failed although more than a tenth of their time was left, or hung; of steadypool's only.
         notes: what happened when.
     """
 
@@ -44,6 +46,12 @@ class Replay:
     early: int
     requests: list[Request]
     notes: list[tuple[float, str]]
+    driver: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The way, with the driver where there are several."""
+        return named(self.way, self.driver)
 
     @property
     def summary(self) -> str:
@@ -57,9 +65,20 @@ class Replay:
         return asdict(self)
 
 
+def named(way: str, driver: str | None) -> str:
+    """A way as tables call it.
+
+    Example:
+        >>> named("before", None), named("steadypool", "psycopg")
+        ('before', 'steadypool/psycopg')
+    """
+    return way if driver is None else f"{way}/{driver}"
+
+
 async def run_replays(
     incidents: Sequence[str] = tuple(INCIDENTS),
     ways: Sequence[str] = WAYS,
+    drivers: Sequence[str] = tuple(DRIVERS),
     *,
     speed: float = 10.0,
     on_begin: Callable[[str, str], None] | None = None,
@@ -71,6 +90,7 @@ async def run_replays(
     Args:
         incidents: their dates.
         ways: before, documented, steadypool.
+        drivers: with which steadypool plays: asyncpg, psycopg, steadypool.
         speed: how much faster than it was; all times and timeouts are divided by it.
         on_begin: is told the incident and the way.
         on_note: is told what happens, and when in the incident's seconds.
@@ -83,16 +103,26 @@ async def run_replays(
     async with EmbeddedPostgres.temporary() as server:
         await run_sql(server.url, "create table lab (a int)")
         for date in incidents:
-            for way in ways:
+            for way, driver in contestants(ways, drivers):
                 if on_begin is not None:
-                    on_begin(date, way)
-                theatre = Theatre(server, way, speed, on_note or _keep_quiet)
+                    on_begin(date, named(way, driver))
+                theatre = Theatre(server, way, speed, on_note or _keep_quiet, driver)
                 await INCIDENTS[date].play(theatre)
                 await theatre.requests.let_go()
                 replays.append(_result(date, theatre))
                 if on_end is not None:
                     on_end(replays[-1])
     return replays
+
+
+def contestants(ways: Sequence[str], drivers: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Each way and its driver: steadypool's comes once with each, the others have their own.
+
+    Example:
+        >>> contestants(["before", "steadypool"], ["asyncpg", "psycopg"])
+        [('before', None), ('steadypool', 'asyncpg'), ('steadypool', 'psycopg')]
+    """
+    return [(way, driver) for way in ways for driver in (drivers if way == "steadypool" else [None])]
 
 
 def _result(date: str, theatre: Theatre) -> Replay:
@@ -106,7 +136,7 @@ def _result(date: str, theatre: Theatre) -> Replay:
     bad = [one for one in requests if one.ended != "served"]
     last = max((one.began for one in bad), default=0.0)
     served_since = any(one.ended == "served" and one.began > last for one in requests)
-    early = [one for one in bad if one.ended == "failed" and one.seconds < 0.9 * REQUEST_DEADLINE]
+    early = [one for one in bad if one.ended == "hung" or one.seconds < 0.9 * REQUEST_DEADLINE]
     return Replay(
         incident=date,
         way=theatre.way,
@@ -117,6 +147,7 @@ def _result(date: str, theatre: Theatre) -> Replay:
         early=len(early) if theatre.way == "steadypool" else 0,
         requests=requests,
         notes=theatre.notes,
+        driver=theatre.driver,
     )
 
 

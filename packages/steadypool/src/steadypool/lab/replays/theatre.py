@@ -26,6 +26,7 @@ class Theatre:
     Attributes:
         server: the Postgres server.
         way: before, documented or steadypool.
+        driver: steadypool's; None in the other ways.
         notes: what happened when.
         attempts: how often somebody tried to connect, once it is known.
     """
@@ -34,6 +35,7 @@ class Theatre:
     way: str
     speed: float
     on_note: Callable[[float, str], None]
+    driver: str | None = None
     requests: Requests = field(default_factory=Requests)
     notes: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
     attempts: int = 0
