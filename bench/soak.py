@@ -193,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--driver", choices=["asyncpg", "psycopg"], default="asyncpg")
+    parser.add_argument("--driver", choices=["asyncpg", "psycopg", "steadypool"], default="asyncpg")
     options = parser.parse_args()
     sys.exit(0 if asyncio.run(soak(options.minutes, options.seed, options.driver)) else 1)
 

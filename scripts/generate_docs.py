@@ -19,12 +19,13 @@ from steadypool.telemetry.deploy import grafana_dashboard, prometheus_rules
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "packages/steadypool/README.md")
+SETTINGS = ROOT / "packages/steadypool/src/steadypool/settings.py"
 SOURCES = (ROOT / "packages/steadypool/src/steadypool", ROOT / "src/backend")
 
 
 def unread_settings() -> set[str]:
     """The fields of DatabaseSettings that no code outside of settings.py reads: what they belong to is not built."""
-    read: set[str] = {"url", "direct_url"} & _names_called()
+    read: set[str] = set()
     for source in SOURCES:
         for path in source.rglob("*.py"):
             if path.name == "settings.py":
@@ -32,20 +33,29 @@ def unread_settings() -> set[str]:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and _is_settings(node.value):
                     read.add(node.attr)
+    for name, behind in _derived().items():
+        read |= behind if name in read else set()
     return set(DatabaseSettings.model_fields) - read
+
+
+def _derived() -> dict[str, set[str]]:
+    """The properties and methods of DatabaseSettings, each with the fields that are read through it."""
+    classes = [node for node in ast.parse(SETTINGS.read_text()).body if isinstance(node, ast.ClassDef)]
+    members = next(node.body for node in classes if node.name == DatabaseSettings.__name__)
+    return {
+        member.name: {
+            node.attr
+            for node in ast.walk(member)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+        }
+        for member in members
+        if isinstance(member, ast.FunctionDef)
+    }
 
 
 def _is_settings(node: ast.expr) -> bool:
     name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
     return name in {"s", "settings", "database"}
-
-
-def _names_called() -> set[str]:
-    """`require_url()` and `require_direct_url()` are how the two URLs are read."""
-    text = "".join(
-        path.read_text() for source in SOURCES for path in source.rglob("*.py") if path.name != "settings.py"
-    )
-    return {name for name in ("url", "direct_url") if f".require_{name}()" in text}
 
 
 def settings_markdown() -> str:
