@@ -46,7 +46,9 @@ def _derived() -> dict[str, set[str]]:
         member.name: {
             node.attr
             for node in ast.walk(member)
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
         }
         for member in members
         if isinstance(member, ast.FunctionDef)

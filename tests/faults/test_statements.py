@@ -373,6 +373,37 @@ async def test_a_connect_outlives_the_deadline_of_the_caller_who_needed_it(
     assert proxy.accepted <= 2  # a probe and its hedge
 
 
+@pytest.mark.parametrize("how", ["deadline", "cancel"])
+async def test_many_rows_in_one_statement_end_like_any_other(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer, how: str
+) -> None:
+    """psycopg sends them in a pipeline, and replaces what ended it by what it finds when it leaves the pipeline."""
+    db = make_db(proxied_url, statement_timeout=20)
+
+    async def call() -> None:
+        with deadline(0.3 if how == "deadline" else 20.0):
+            async with db.engine.begin() as connection:
+                await connection.execute(text("create temporary table many (a int)"))
+                proxy.mode = Mode.SILENT
+                await connection.execute(
+                    text("insert into many values (:a)"), [{"a": number} for number in range(50)]
+                )
+
+    task = asyncio.create_task(timed(call()))
+    if how == "cancel":
+        await until(lambda: proxy.mode is Mode.SILENT)
+        await asyncio.sleep(0.05)
+        task.cancel()
+    await asyncio.wait([task], timeout=0.3 + MARGIN)
+    if how == "cancel":
+        assert task.cancelled()
+    else:
+        assert_named(task.result().error, errors.DeadlineExceeded)
+    proxy.mode = Mode.PASS
+    await rests(db)
+    await nothing_strays(pg, db)
+
+
 # -- where a pool is at home --------------------------------------------------------------------------------------
 
 

@@ -342,8 +342,11 @@ class Database(Sharing, Notifying):
         if settings:
             set_local(session, settings)
         with holding_a_connection():
-            async with session:
+            try:
                 yield session
+            finally:
+                # Not as AsyncSession's own exit does it: that cannot be cancelled.
+                await session.close()
 
     async def transaction(
         self,

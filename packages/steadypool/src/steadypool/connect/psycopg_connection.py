@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import select
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
-from psycopg import AsyncConnection, OperationalError, errors
+from psycopg import AsyncConnection, AsyncPipeline, OperationalError, errors
 from psycopg.abc import PQGen
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import Row
@@ -85,6 +86,31 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
             return await self._drive(gen, None if timeout is None else time.monotonic() + timeout)
         except asyncio.CancelledError:
             self.interrupted = self.interrupted or self._in_the_middle()
+            raise
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncGenerator[AsyncPipeline]:
+        """As psycopg's; a cancellation inside stays one."""
+        with self._cancellation_kept():
+            async with super().pipeline() as pipeline:
+                yield pipeline
+
+    @asynccontextmanager
+    async def _pipeline_nolock(self) -> AsyncGenerator[AsyncPipeline]:
+        """As psycopg's, which `executemany` uses; a cancellation inside stays one."""
+        with self._cancellation_kept():
+            async with super()._pipeline_nolock() as pipeline:
+                yield pipeline
+
+    @contextmanager
+    def _cancellation_kept(self) -> Generator[None]:
+        """Whoever is cancelled while psycopg leaves a pipeline would hear that it cannot be left."""
+        before = self.interrupted
+        try:
+            yield
+        except OperationalError as error:
+            if self.interrupted and not before:
+                raise asyncio.CancelledError from error
             raise
 
     def _in_the_middle(self) -> bool:

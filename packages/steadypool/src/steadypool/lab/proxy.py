@@ -328,7 +328,10 @@ class _Side(asyncio.Protocol):
                 what = what[: max(0, limit - self.arrived)]
             self.arrived += len(what)
             self.link.delivered(self, len(what))
-            transport.write(what)
+            if (
+                not transport.is_closing()
+            ):  # the peer may be gone, and asyncio would complain of what it cannot send
+                transport.write(what)
             if limit is not None and self.arrived >= limit:
                 self.link.end(reset=False)
         elif what is _Sign.RESET:
