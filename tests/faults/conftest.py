@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 
+# Imported here, since the first connect of a driver imports it, and the times of the tests are short.
+import steadypool.connect.asyncpg_driver
+import steadypool.connect.psycopg_driver
+import steadypool.dialect  # noqa: F401
 from steadypool import Database, DatabaseSettings
+from steadypool.lab import EmbeddedPostgres
 
 pytest.register_assert_rewrite(f"{__package__}.kit")
 
@@ -20,6 +25,22 @@ def live_rules(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[LiveRules]]:
     """Every pool that a test makes is watched; one that breaks a rule fails the test."""
     with rules_watched(monkeypatch.setattr) as watched:
         yield watched
+
+
+@pytest.fixture(scope="session")
+def _shared_restartable() -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres.temporary()
+    server.blocking.start()
+    yield server
+    server.blocking.close()
+
+
+@pytest.fixture
+def restartable(_shared_restartable: EmbeddedPostgres) -> EmbeddedPostgres:
+    """A server that a test may kill and restart, and leaves running; what it commits there stays."""
+    if not _shared_restartable.is_running:
+        _shared_restartable.blocking.start()
+    return _shared_restartable
 
 
 @pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])

@@ -75,9 +75,10 @@ def network(book: Book) -> Network:
 Open = Callable[..., Any]
 
 
-@pytest.fixture
-def opened(driver: str, network: Network) -> Open:
-    """Opens a connection for the length of a block."""
+@pytest.fixture(params=["asyncpg", "psycopg"])
+def opened(request: pytest.FixtureRequest, network: Network) -> Open:
+    """Opens a connection for the length of a block. The pipelined driver's are opened as psycopg's are."""
+    driver = request.param
 
     @contextlib.asynccontextmanager
     async def opened(url: str, timeout: float = 3.0) -> AsyncIterator[Any]:

@@ -61,16 +61,16 @@ async def test_what_an_application_raises_is_not_the_server_s(db: Database) -> N
 
 
 async def test_a_host_that_takes_no_writes_is_left_for_another(
-    make_db: MakeDatabase, private_server: EmbeddedPostgres
+    make_db: MakeDatabase, restartable: EmbeddedPostgres
 ) -> None:
-    with psycopg.connect(private_server.url, autocommit=True) as admin:
-        admin.execute("create table kept (id int)")
+    with psycopg.connect(restartable.url, autocommit=True) as admin:
+        admin.execute("create table if not exists kept (id int)")
         async with (
-            FaultProxy("127.0.0.1", private_server.port) as first,
-            FaultProxy("127.0.0.1", private_server.port) as second,
+            FaultProxy("127.0.0.1", restartable.port) as first,
+            FaultProxy("127.0.0.1", restartable.port) as second,
         ):
             both = f"127.0.0.1:{first.port},127.0.0.1:{second.port}/"
-            url = private_server.url.replace(f"127.0.0.1:{private_server.port}/", both)
+            url = restartable.url.replace(f"127.0.0.1:{restartable.port}/", both)
             assert both in url
             db = make_db(url, ping_after_idle=60, pool_timeout=5, connection_timeout=5)
             assert await db.warm_up(3) == 3
@@ -121,9 +121,9 @@ async def test_a_read_only_transaction_of_one_s_own_drains_nothing(db: Database)
 
 
 async def test_a_standby_that_was_left_is_as_good_as_any_when_it_was_promoted(
-    make_db: MakeDatabase, private_server: EmbeddedPostgres
+    make_db: MakeDatabase, restartable: EmbeddedPostgres
 ) -> None:
-    async with StandbyPostgres(private_server) as standby:
+    async with StandbyPostgres(restartable) as standby:
         db = make_db(
             standby.url, ping_after_idle=60, pool_timeout=5, connection_timeout=5, statement_timeout=5
         )
@@ -131,7 +131,7 @@ async def test_a_standby_that_was_left_is_as_good_as_any_when_it_was_promoted(
         async with db.session(read_only=True) as reader:
             await reader.execute(text("select 1"))
             with pytest.raises(DBAPIError, match="read-only"):
-                await ask(db, "create table kept (id int)")
+                await ask(db, "create table promoted (id int)")
             place = network.place_of(next(iter(db.pool.core._slots)).connection.driver_connection)  # type: ignore[union-attr]
             assert place is not None
             assert network._experience[place].doubted
@@ -142,4 +142,4 @@ async def test_a_standby_that_was_left_is_as_good_as_any_when_it_was_promoted(
         assert not network._experience[place].doubted
         await rests(db)
         async with db.session() as writer:
-            await writer.execute(text("create table kept (id int)"))
+            await writer.execute(text("create table promoted (id int)"))

@@ -378,7 +378,7 @@ async def test_close_with_busy_connections_on_a_silent_network(
     way: str,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    db = make_db(proxied_url, statement_timeout=60)
+    db = make_db(proxied_url, statement_timeout=60, slow_query_after=60)
 
     async def sleeper() -> None:
         if way == "session":

@@ -114,20 +114,20 @@ async def test_a_heartbeat_behind_a_flood_is_late_and_not_missed(db: Database, p
 
 
 @pytest.mark.parametrize("way", ["fast", "immediate", "kill"])
-async def test_the_server_comes_back(private_server: EmbeddedPostgres, way: str) -> None:
+async def test_the_server_comes_back(restartable: EmbeddedPostgres, way: str) -> None:
     caught_up = 0
 
     async def catch_up() -> None:
         nonlocal caught_up
         caught_up += 1
 
-    async with listening(private_server.url) as db, db.listen("changes", catch_up=catch_up) as notifications:
+    async with listening(restartable.url) as db, db.listen("changes", catch_up=catch_up) as notifications:
         await until_heard(db, notifications, "changes", "before")
         if way == "kill":
-            await private_server.kill()
-            await private_server.restart()
+            await restartable.kill()
+            await restartable.restart()
         else:
-            await private_server.restart("fast" if way == "fast" else "immediate")
+            await restartable.restart("fast" if way == "fast" else "immediate")
         told = await gap(notifications, 20)
         assert told.reason
         await until(lambda: notifications.is_live)
@@ -159,10 +159,10 @@ async def test_every_attempt_says_what_it_died_of(db: Database, proxy: FaultProx
         proxy.mode = Mode.PASS
 
 
-async def test_what_connects_and_dies_is_not_tried_in_a_hurry(private_server: EmbeddedPostgres) -> None:
-    async with FaultProxy("127.0.0.1", private_server.port) as proxy:
-        through = private_server.url.replace(f":{private_server.port}/", f":{proxy.port}/")
-        async with listening(private_server.url, through) as db:
+async def test_what_connects_and_dies_is_not_tried_in_a_hurry(restartable: EmbeddedPostgres) -> None:
+    async with FaultProxy("127.0.0.1", restartable.port) as proxy:
+        through = restartable.url.replace(f":{restartable.port}/", f":{proxy.port}/")
+        async with listening(restartable.url, through) as db:
             db.events.subscribe(
                 lambda event: (
                     proxy.drop_all()

@@ -94,18 +94,16 @@ class Load:
 
 @pytest.mark.parametrize("how", ["fast", "immediate", "kill"])
 async def test_server_restarts_under_load(
-    make_db: MakeDatabase, private_server: EmbeddedPostgres, how: str
+    make_db: MakeDatabase, restartable: EmbeddedPostgres, how: str
 ) -> None:
-    db = make_db(
-        private_server.url, connection_timeout=5, pool_timeout=10, statement_timeout=5, close_grace=5
-    )
+    db = make_db(restartable.url, connection_timeout=5, pool_timeout=10, statement_timeout=5, close_grace=5)
     load = Load(db)
     await until(lambda: len(load.outcomes) > 100)
     if how == "kill":
-        await private_server.kill()
-        await private_server.start()
+        await restartable.kill()
+        await restartable.start()
     else:
-        await private_server.restart("fast" if how == "fast" else "immediate")
+        await restartable.restart("fast" if how == "fast" else "immediate")
     served = len(load.outcomes)
     await until(lambda: len(load.outcomes) > served + 100, seconds=15)
     outcomes = await load.stop()
@@ -122,14 +120,14 @@ async def test_server_restarts_under_load(
 
 
 async def test_sessions_that_were_open_while_the_server_died_end_quietly(
-    make_db: MakeDatabase, private_server: EmbeddedPostgres
+    make_db: MakeDatabase, restartable: EmbeddedPostgres
 ) -> None:
-    db = make_db(private_server.url, connection_timeout=5, pool_timeout=5)
+    db = make_db(restartable.url, connection_timeout=5, pool_timeout=5)
     async with db.session() as session, db.connection() as connection:
         await session.execute(text("create table t (a int)"))
         await connection.fetch("select 1")
-        await private_server.kill()
-        await private_server.start()
+        await restartable.kill()
+        await restartable.start()
         # Both leave without having noticed: nothing was asked since.
     await rests(db)
     await serves(db)

@@ -92,7 +92,7 @@ async def test_the_listener_waits_for_a_standby_to_be_promoted(primary: Embedded
             await until_heard(db, notifications, "changes", "promoted")
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "steadypool"])
 async def test_pool_and_listener_follow_the_primary(private_server: EmbeddedPostgres, driver: str) -> None:
     with psycopg.connect(private_server.url) as connection:
         connection.execute(CREATE)
@@ -121,7 +121,7 @@ async def _fail_over(primary: EmbeddedPostgres, standby: StandbyPostgres, driver
     assert await rows(standby.url) == 5
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "steadypool"])
 async def test_a_pool_on_the_wrong_server_goes_to_the_right_one(
     primary: EmbeddedPostgres, standby: StandbyPostgres, driver: str
 ) -> None:

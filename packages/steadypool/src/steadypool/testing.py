@@ -123,12 +123,85 @@ def server() -> Iterator[EmbeddedPostgres]:
     server.blocking.close()
 
 
+class Databases:
+    """Empty databases. One in which nothing was left is handed out again: making one takes longer than most tests."""
+
+    def __init__(self, server: EmbeddedPostgres) -> None:
+        self._server = server
+        self._spare: list[str] = []
+
+    def take(self) -> str:
+        """The name of one that nobody else has."""
+        if self._spare:
+            return self._spare.pop()
+        name = f"test_{os.getpid()}_{next(_numbers)}"
+        self._server.blocking.create_database(name)
+        return name
+
+    def give_back(self, name: str) -> None:
+        """Whoever is still connected is cut off; what is not as it was made is dropped."""
+        if self._is_as_made(name):
+            self._spare.append(name)
+        else:
+            self._server.blocking.drop_database(name)
+
+    def _is_as_made(self, name: str) -> bool:
+        try:
+            with psycopg.connect(_with_database(self._server.url, name), autocommit=True) as connection:
+                gone = connection.execute(_CUT_OFF).fetchall()
+                empty = connection.execute(_IS_EMPTY).fetchone()
+        except psycopg.Error:
+            return False  # the test let nobody in any more
+        return all(done for (done,) in gone) and empty == (True,)
+
+
+_CUT_OFF = """
+    select pg_terminate_backend(pid, 5000) from pg_stat_activity
+    where datname = current_database() and pid <> pg_backend_pid()
+"""
+_IS_EMPTY = f"""
+    select {
+    " and ".join(
+        f"not exists (select from {catalog} where oid >= 16384 and {where})"
+        for catalog, where in {
+            "pg_class": "relpersistence <> 't'",
+            "pg_namespace": "nspname !~ '^pg_(toast_)?temp_'",
+            "pg_type": "typrelid = 0 and typelem = 0",
+            "pg_proc": "true",
+            "pg_operator": "true",
+            "pg_collation": "true",
+            "pg_default_acl": "true",
+            "pg_extension": "true",
+            "pg_foreign_server": "true",
+            "pg_publication": "true",
+            "pg_event_trigger": "true",
+            "pg_largeobject_metadata": "true",
+        }.items()
+    )
+}
+        and not exists (select from pg_prepared_xacts where database = current_database())
+        and not exists (select from pg_replication_slots where database = current_database())
+        and exists (
+            select from pg_database d where datname = current_database() and datacl is null and datconnlimit = -1
+            and not exists (select from pg_db_role_setting where setdatabase = d.oid)
+            and (select count(*) from pg_namespace where nspname = 'public') = 1
+        )
+"""
+"""Objects made after initdb have numbers from 16384 on (FirstNormalObjectId in PostgreSQL's transam.h)."""
+
+
+@pytest.fixture(scope="session")
+def databases(server: EmbeddedPostgres) -> Databases:
+    """The databases of this test run."""
+    return Databases(server)
+
+
 @pytest.fixture
-def database_url(server: EmbeddedPostgres) -> Iterator[str]:
+def database_url(server: EmbeddedPostgres, databases: Databases) -> Iterator[str]:
     """The URL, without a driver, of an empty database that only this test uses."""
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    yield server.blocking.create_database(name)
-    server.blocking.drop_database(name)
+    name = databases.take()
+    yield _with_database(server.url, name)
+    databases.give_back(name)
 
 
 @pytest.fixture
