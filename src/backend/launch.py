@@ -13,22 +13,22 @@ import signal
 import socket
 import sys
 from collections.abc import Generator
-from contextlib import AsyncExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy.exc import DBAPIError
 
 from backend.config import ConfigError, ServerSettings, Settings, load_settings
+from backend.start_error import StartError, one_line
 from steadypool.errors import SteadypoolError
 from steadypool.settings import Dashboard
 
 # How long requests in flight may take after the first signal; the second ends them at once.
 SHUTDOWN_GRACE = 15
 BACKLOG = 2048
-
-
-class StartError(RuntimeError):
-    """The service cannot start; the message is for the person who started it."""
+FIRST_LOOK = 2.0
+"""Seconds that the database has to be ready before the first request is taken; later, requests wait for it."""
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def main() -> int:
     except (StartError, ConfigError, SteadypoolError) as error:
         return _give_up(str(error))
     except DBAPIError as error:
-        return _give_up(f"the database refused: {_one_line(error.orig)}")
+        return _give_up(f"the database refused: {one_line(error.orig)}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _give_up(
@@ -69,10 +69,6 @@ def _print(text: str) -> None:
         # Whoever read this has gone. The service goes on, and so must everything that would say a word.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split()).rstrip(".")
 
 
 # -- the port ------------------------------------------------------------------------------------------------
@@ -121,7 +117,9 @@ def _explain_port(server: ServerSettings) -> Generator[None]:
 
 async def _run(settings: Settings, listener: socket.socket) -> None:
     """Start the parts in order; the stack ends them in the opposite order, however this ends."""
-    from backend.server import Server  # loads the web framework: not before the port is known to be free
+    # They load the web framework and the drivers: not before the port is known to be free.
+    from backend.preparation import Preparation
+    from backend.server import Server
 
     loop = asyncio.get_running_loop()
     starting = asyncio.current_task()
@@ -141,10 +139,21 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
         loop.add_signal_handler(number, stop)
     async with AsyncExitStack() as stack:
         settings = _with_pool_page(await _with_database(settings, stack))
-        await _migrate(settings)
-        token = await _demo(settings)
-        server = Server(settings, grace=SHUTDOWN_GRACE, on_ready=lambda: _tell(listener, settings, token))
+        preparation = Preparation(settings, _say)
+        preparing = asyncio.create_task(preparation.run(), name="prepare the database")
+        stack.push_async_callback(_end, preparing)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(preparation.known.wait(), FIRST_LOOK)
+        if not preparation.done.is_set() and preparing.done():
+            await preparing
+        ready = asyncio.Event()
+        server = Server(settings, grace=SHUTDOWN_GRACE, on_ready=ready.set, prepared=preparation.done)
+        announcing = asyncio.create_task(_announce(ready, preparing, listener, settings), name="announce")
+        stack.push_async_callback(_end, announcing)
+        preparing.add_done_callback(lambda task: None if preparation.done.is_set() else stop())
         await server.serve([listener])
+        if preparing.done():
+            await preparing  # why it stopped, where that was the reason
         _say("stopped")
 
 
@@ -173,46 +182,33 @@ def _with_pool_page(settings: Settings) -> Settings:
     return settings.model_copy(update={"database": database})
 
 
-async def _migrate(settings: Settings) -> None:
-    import psycopg
-
-    from backend.migrations.upgrade import MigrationError, upgrade
-
-    try:
-        if await asyncio.to_thread(upgrade, settings.database):
-            _say("the database is set up")
-    except MigrationError as error:
-        raise StartError(str(error)) from error
-    except (psycopg.Error, DBAPIError) as error:
-        reason = error.orig if isinstance(error, DBAPIError) else error
-        raise StartError(
-            f"the database {settings.database.safe_url} cannot be used: {_one_line(reason)}. "
-            "Check DATABASE_URL: host, port, user, password, and that the database exists. "
-            "Without DATABASE_URL plyr starts a Postgres of its own"
-        ) from error
+async def _announce(
+    ready: asyncio.Event, preparing: asyncio.Task[str | None], listener: socket.socket, settings: Settings
+) -> None:
+    """Say where to click: at once where the database is there, else when it has come."""
+    await ready.wait()
+    if not preparing.done():
+        _say(f"answers at {_address(listener)}/; who comes before the database waits for it")
+    await asyncio.wait({preparing})
+    if not preparing.cancelled() and preparing.exception() is None:
+        _tell(listener, settings, preparing.result())
 
 
-async def _demo(settings: Settings) -> str | None:
-    from backend.services.demo import ensure_demo
-    from backend.storage.base import StorageError
-    from backend.storage.local import LocalStorage
-    from backend.utilities.database import build_database
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
-    storage = LocalStorage(settings.storage.audio_dir, settings.storage.max_upload_bytes)
-    async with build_database(settings) as database:
-        try:
-            return await ensure_demo(database, storage, settings.server.data_dir / "demo-token", _say)
-        except StorageError as error:
-            raise StartError(
-                f"the demo tracks cannot be kept in {settings.storage.audio_dir}: {error}"
-            ) from error
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
 
 
 def _tell(listener: socket.socket, settings: Settings, token: str | None) -> None:
     """Where to click, and how to sign in."""
-    host, port = listener.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    url = f"http://{shown}:{port}"
+    url = _address(listener)
     lines = [f"plyr plays at {url}/"]
     if token is None:
         lines.append("This database has artists of its own, so there is no demo token.")

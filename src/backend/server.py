@@ -1,15 +1,73 @@
-"""The web server: uvicorn, without its own handling of signals and with a word when it is ready."""
+"""The web server: uvicorn, without its own handling of signals, and with a word when it is ready.
+
+It answers before the database is prepared; whoever comes earlier waits for that.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Generator
+from http import HTTPStatus
 
 import uvicorn
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backend.config import Settings
 from backend.main import create_app, end_streams
+from steadypool.deadline import deadline
+from steadypool.fastapi.problems import problem_response
+from steadypool.fastapi.requests import TIMEOUT_HEADER, parse_timeout
+
+HEALTH = ("/livez", "/readyz")
+"""Answered whatever the database does."""
+
+
+class UntilPrepared:
+    """Lets requests wait until the database is prepared, as they would wait for a connection; health is answered.
+
+    Args:
+        app: the application.
+        prepared: set when requests may be served.
+        seconds: how long a request may take, this wait included; None for no limit.
+    """
+
+    def __init__(self, app: ASGIApp, *, prepared: asyncio.Event, seconds: float | None) -> None:
+        self.app = app
+        self._prepared = prepared
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http" or self._prepared.is_set() or scope["path"] in HEALTH:
+            await self.app(scope, receive, send)
+            return
+        seconds = self._seconds
+        header = Headers(scope=scope).get(TIMEOUT_HEADER)
+        client = None if header is None else parse_timeout(header)
+        if client is not None:
+            seconds = client if seconds is None else min(seconds, client)
+        with contextlib.nullcontext() if seconds is None else deadline(seconds):  # this wait is part of it
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._prepared.wait()
+            except TimeoutError:
+                await _not_ready(scope["path"])(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+
+
+def _not_ready(path: str) -> ASGIApp:
+    return problem_response(
+        "database-unavailable",
+        "The database is unavailable",
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The database is not ready yet.",
+        path=path,
+        headers={"Retry-After": "1"},
+    )
 
 
 class _Uvicorn(uvicorn.Server):
@@ -36,10 +94,14 @@ class Server:
         settings: of the application.
         grace: seconds that requests in flight may take after `stop()`.
         on_ready: called when requests are answered.
+        prepared: set when the database is as the application needs it; until then requests wait.
     """
 
-    def __init__(self, settings: Settings, *, grace: int, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, *, grace: int, on_ready: Callable[[], None], prepared: asyncio.Event
+    ) -> None:
         self.app = create_app(settings)
+        self.app.add_middleware(UntilPrepared, prepared=prepared, seconds=settings.database.request_deadline)
         config = uvicorn.Config(
             self.app,
             log_config=None,

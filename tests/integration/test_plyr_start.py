@@ -33,6 +33,7 @@ from backend.storage.local import LocalStorage
 from backend.utilities.database import build_database
 from conditions import until
 from steadypool import DatabaseSettings
+from steadypool.lab import FaultProxy, Mode
 
 from .conftest import tone
 
@@ -175,7 +176,11 @@ async def test_what_stands_in_the_way_is_said_in_one_message(tmp_path: Path, dat
                 f'database "nothing_{name}" does not exist',
                 tmp_path,
             ),
-            ({"DATABASE_URL": "postgresql://u:hush@127.0.0.1:1/x"}, "Connection refused", tmp_path),
+            (
+                {"DATABASE_URL": database_url.replace("postgres:", "u:hush", 1)},
+                "cannot be used: cannot connect to u@127.0.0.1",
+                tmp_path,
+            ),
             ({"DATABASE_URL": "mysql://u:hush@h/x"}, "DATABASE_URL", tmp_path),
             ({"DATABASE_URL": "postgresql://u:hush@h:99999/x"}, "DATABASE_URL", tmp_path),
             ({"DATABASE_URL": "postgresql://u:hush@h/x?sslmode=bogus"}, "sslmode=bogus: allowed", tmp_path),
@@ -194,6 +199,36 @@ async def test_what_stands_in_the_way_is_said_in_one_message(tmp_path: Path, dat
             assert len(errors.splitlines()) <= 3
 
         await asyncio.gather(*(check(*case) for case in cases))
+
+
+@pytest.mark.anyio
+async def test_a_database_that_is_not_there_yet_is_awaited(
+    tmp_path: Path, proxied_url: str, proxy: FaultProxy
+) -> None:
+    """It serves as soon as the database does: whoever came before has waited for that, and health was answered."""
+    proxy.mode = Mode.REFUSE
+    async with plyr_process(tmp_path, DATABASE_URL=proxied_url, DATABASE_REQUEST_DEADLINE="60") as started:
+        assert started.process.stdout is not None
+        async with asyncio.timeout(60):
+            while not (answers := re.search(r"answers at (http\S+)/;", "".join(started.output))):
+                started.output.append((await started.process.stdout.readline()).decode())
+        assert any("is awaited" in line and "Connection refused" in line for line in started.output)
+        async with httpx.AsyncClient(base_url=answers[1], timeout=60) as client:
+            assert (await client.get("/livez")).status_code == 200
+            assert (await client.get("/readyz")).status_code == 503
+            impatient = await client.get("/tracks/", headers={"X-Request-Timeout": "0.2"})
+            assert (impatient.status_code, impatient.headers["Retry-After"]) == (503, "1")
+            early = asyncio.create_task(client.get("/tracks/"))
+            await asyncio.sleep(0.1)
+            assert not early.done()
+            proxy.mode = Mode.PASS
+            answer = await early
+            assert answer.status_code == 200
+            assert answer.json()["tracks"]  # of the demo, which is part of the preparation
+            assert (await client.get("/readyz")).status_code == 200
+        await until_ready(started)
+        started.process.terminate()
+        assert (await started.wait())[0] == 0
 
 
 @pytest.mark.anyio
