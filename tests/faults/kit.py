@@ -161,6 +161,14 @@ async def peak_of(proxy: FaultProxy) -> AsyncGenerator[Peak]:
         task.cancel()
 
 
+async def reached(place: asyncio.Event, task: asyncio.Task[Any]) -> None:
+    """Wait until a task has got to a place; one that ends before has failed, and would be waited for in vain."""
+    waiting = asyncio.create_task(place.wait())
+    await asyncio.wait({waiting, task}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    assert place.is_set(), task.result()
+
+
 def password_of(url: str) -> str:
     """The password in a URL."""
     found = urlsplit(url).password

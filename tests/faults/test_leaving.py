@@ -32,6 +32,7 @@ from .kit import (
     at_once,
     failures,
     nothing_strays,
+    reached,
     rests,
     serves,
     timed,
@@ -138,7 +139,7 @@ async def test_a_cancelled_caller_leaves_at_once(
                 await getattr(connection, moment)()
 
     task = asyncio.create_task(call())
-    await silent.wait()
+    await reached(silent, task)
     await asyncio.sleep(0.05)
     started = time.monotonic()
     task.cancel()
@@ -162,7 +163,7 @@ async def test_a_caller_cancelled_in_the_exit_of_its_session_leaves_at_once(
             silent.set()
 
     task = asyncio.create_task(call())
-    await silent.wait()
+    await reached(silent, task)
     await asyncio.sleep(0.05)
     started = time.monotonic()
     task.cancel()
@@ -188,7 +189,7 @@ async def test_a_dedicated_connection_is_left_at_once(
                 await connection.fetch("select 2")
 
     task = asyncio.create_task(call())
-    await silent.wait()
+    await reached(silent, task)
     await asyncio.sleep(0.05)
     started = time.monotonic()
     task.cancel()

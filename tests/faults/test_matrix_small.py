@@ -10,6 +10,7 @@ import pytest
 
 from steadypool.lab.matrix import Matrix, rows, run_matrix
 from steadypool.lab.matrix.picture import draw
+from steadypool.lab.peers import DRIVERS
 from steadypool.lab.replays import run_replays, write_report
 
 pytestmark = pytest.mark.anyio
@@ -23,16 +24,16 @@ def busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "MARGIN", 1.0)
 
 
-async def test_steadypool_keeps_its_promises_with_both_drivers(tmp_path: Path) -> None:
+async def test_steadypool_keeps_its_promises_with_every_driver(tmp_path: Path) -> None:
     seen: list[tuple[str, str, bool]] = []
     matrix = await run_matrix(
-        ("steadypool/asyncpg", "steadypool/psycopg"),
+        [peer.name for peer in DRIVERS.values()],
         ROWS,
-        unit=1.2,
+        unit=0.9,
         on_progress=lambda peer, row, cell: seen.append((peer, row, cell is not None)),
     )
     assert not matrix.broken(), [(cell.scenario, cell.peer, cell.broken) for cell in matrix.broken()]
-    assert len(seen) == 2 * 2 * len(ROWS)
+    assert len(seen) == 2 * 3 * len(ROWS)
     written(matrix, tmp_path)
 
 
@@ -73,7 +74,11 @@ async def test_a_row_that_cannot_be_played_does_not_end_the_others(monkeypatch: 
 async def test_an_outage_replayed(tmp_path: Path) -> None:
     notes: list[str] = []
     (replay,) = await run_replays(
-        ["2025-12-02"], ["steadypool"], speed=50.0, on_note=lambda _moment, text: notes.append(text)
+        ["2025-12-02"],
+        ["steadypool"],
+        ["steadypool"],
+        speed=50.0,
+        on_note=lambda _moment, text: notes.append(text),
     )
     figures = replay.figures
     assert figures.requests == len(replay.requests) == figures.served + figures.failed

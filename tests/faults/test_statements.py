@@ -32,6 +32,7 @@ from .kit import (
     everything_said,
     nothing_strays,
     password_of,
+    reached,
     rests,
     serves,
     timed,
@@ -235,7 +236,7 @@ async def test_a_stream_that_is_left_early_on_a_silent_network(
             await result.close()
 
     task = asyncio.create_task(timed(call()))
-    await seen.wait()
+    await reached(seen, task)
     if how == "cancel":
         await asyncio.sleep(0.05)
         task.cancel()
@@ -344,7 +345,7 @@ async def test_the_phases_add_up_to_one_deadline(make_db: MakeDatabase, proxied_
             await asyncio.sleep(0.4)
 
     holder = asyncio.create_task(hold())
-    await held.wait()
+    await reached(held, holder)
 
     async def call() -> None:
         with deadline(0.8):
