@@ -22,14 +22,25 @@ from backend.storage.local import LocalStorage
 from backend.utilities.database import build_database
 from steadypool import Database
 from steadypool.clock import SYSTEM_CLOCK
+from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import deadline
-from steadypool.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, PoolTimeout, SteadypoolError
+from steadypool.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, PoolTimeout
 
 LOOK = 1.0
 """Seconds after which it is said that the database does not answer. The pool goes on with the connect that is on its
 way, so nothing is lost by that."""
 PAUSE = 0.1
 """Seconds between two looks; how often a server that refuses is asked is the pool's business."""
+
+
+class _Away(RuntimeError):
+    """The database was there, and is not any more."""
+
+
+async def _look(database: Database) -> None:
+    with deadline(LOOK):
+        async with database.session(read_only=True) as session:
+            await session.execute(text("SELECT 1"))
 
 
 class Preparation:
@@ -40,7 +51,7 @@ class Preparation:
         say: told when something takes a moment.
 
     Attributes:
-        done: set when requests may be served.
+        done: set when requests may be served: the tables are there.
         known: set as soon as it is done, has failed or has to wait.
     """
 
@@ -62,22 +73,28 @@ class Preparation:
                 while True:
                     try:
                         token = await self._prepare(database)
-                    except (ConnectFailed, ConnectionLost, DeadlineExceeded, PoolTimeout) as error:
+                    except (_Away, ConnectFailed, ConnectionLost, DeadlineExceeded, PoolTimeout) as error:
                         if isinstance(error, ConnectFailed) and error.final:
                             raise self._unusable(str(error)) from error
                         self._wait_for_it(error)
                         await SYSTEM_CLOCK.sleep(PAUSE)
                     else:
-                        self.done.set()
                         return token
         finally:
             self.known.set()
 
     async def _prepare(self, database: Database) -> str | None:
-        with deadline(LOOK):
-            async with database.session(read_only=True) as session:
-                await session.execute(text("SELECT 1"))
+        if self._settings.database.direct_url is None:
+            await _look(database)
+        else:  # that is where the migrations go
+            url = self._settings.database.require_direct_url()
+            async with build_database(
+                self._settings.model_copy(update={"database": self._settings.database.replace(url=url)})
+            ) as direct:
+                await _look(direct)
         await self._migrate()
+        self.done.set()
+        self.known.set()
         return await self._demo(database)
 
     async def _migrate(self) -> None:
@@ -87,7 +104,10 @@ class Preparation:
         except MigrationError as error:
             raise StartError(str(error)) from error
         except (psycopg.Error, DBAPIError) as error:
-            raise self._unusable(error.orig if isinstance(error, DBAPIError) else error) from error
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            if isinstance(reason, psycopg.OperationalError) and not classify_connect_error(reason).final:
+                raise _Away(str(reason)) from error  # it let us in a moment ago, and will again
+            raise self._unusable(reason) from error
 
     async def _demo(self, database: Database) -> str | None:
         settings = self._settings
@@ -99,7 +119,7 @@ class Preparation:
                 f"the demo tracks cannot be kept in {settings.storage.audio_dir}: {error}"
             ) from error
 
-    def _wait_for_it(self, error: SteadypoolError) -> None:
+    def _wait_for_it(self, error: Exception) -> None:
         self.known.set()
         reason = one_line(error)
         if type(error).__name__ != self._said:

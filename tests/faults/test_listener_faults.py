@@ -78,9 +78,9 @@ async def test_a_blocked_event_loop_is_not_silence(db: Database, proxy: FaultPro
     ):
         await until_heard(other, notifications, "changes", "begin")
         begun = other.listener.stats()
-        for number in range(8):
+        for number in range(6):
             await asyncio.sleep(0.011 * number)
-            time.sleep(0.6)  # noqa: ASYNC251 - that is the point
+            time.sleep(0.4)  # noqa: ASYNC251 - that is the point
         await other.notify("changes", "heard")
         assert await payload(notifications) == "heard"
         assert (other.listener.stats().connects, other.listener.stats().gaps) == (1, begun.gaps)
@@ -172,7 +172,7 @@ async def test_what_connects_and_dies_is_not_tried_in_a_hurry(restartable: Embed
                 )
             )
             async with db.listen("changes"):
-                await asyncio.sleep(2.0)
+                await asyncio.sleep(1.2)
                 # without growing pauses there were hundreds
                 assert 2 <= db.listener.stats().connects <= 20
                 assert db.listener._backoff.attempts >= 2

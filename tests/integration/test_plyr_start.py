@@ -222,9 +222,7 @@ async def test_a_database_that_is_not_there_yet_is_awaited(
             await asyncio.sleep(0.1)
             assert not early.done()
             proxy.mode = Mode.PASS
-            answer = await early
-            assert answer.status_code == 200
-            assert answer.json()["tracks"]  # of the demo, which is part of the preparation
+            assert (await early).status_code == 200
             assert (await client.get("/readyz")).status_code == 200
         await until_ready(started)
         started.process.terminate()
