@@ -149,7 +149,7 @@ class Databases:
         try:
             with psycopg.connect(_with_database(self._server.url, name), autocommit=True) as connection:
                 gone = connection.execute(_CUT_OFF).fetchall()
-                empty = connection.execute(_IS_EMPTY).fetchone()
+                empty = connection.execute(_IS_EMPTY.encode()).fetchone()
         except psycopg.Error:
             return False  # the test let nobody in any more
         return all(done for (done,) in gone) and empty == (True,)
