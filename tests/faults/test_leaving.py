@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy.ext.asyncio as stock
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.util import await_only
 
 from steadypool import Database, deadline, errors, events
 from steadypool.lab.proxy import FaultProxy, Mode
@@ -407,6 +408,21 @@ async def test_close_with_busy_connections_on_a_silent_network(
     proxy.mode = Mode.PASS
     await pg.wait_until(pg.is_quiet, seconds=3)
     gc.collect()
+
+
+async def test_a_goodbye_that_hangs_leaves_nothing_behind(
+    db: Database, proxy: FaultProxy, pg: Observer
+) -> None:
+    @event.listens_for(db.engine.sync_engine, "close")
+    def hangs(_connection: Any, _record: Any) -> None:
+        await_only(asyncio.Event().wait())
+
+    await ask(db)
+    outcome = await timed(db.pool.core.evict())
+    assert outcome.seconds < T + MARGIN
+    await rests(db)  # nobody watches the socket any more, either
+    await until(lambda: proxy.open == 0)
+    await pg.wait_until(pg.is_quiet)
 
 
 async def test_close_while_connecting_to_silence(db: Database, proxy: FaultProxy) -> None:

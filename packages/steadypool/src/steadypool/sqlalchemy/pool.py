@@ -71,6 +71,8 @@ class Record(_ConnectionRecord):
     read_only: bool = False
     """Whether the server took no writes, when it last said so."""
     farewell: Farewell | None = None
+    unattended: bool = False
+    """Whether nobody waits any more until the server has let go of its connection: there was no time left for that."""
     collected: bool = False
     """Whether its last user forgot to give it back, and the garbage collector did."""
     _fairy_ref: weakref.ref[Any] | None = None
@@ -122,7 +124,7 @@ class Record(_ConnectionRecord):
     def watch_end(self) -> None:
         """Keep what tells when the server has let go of the connection, unless nobody is going to wait for that."""
         self._owner.stop_watching(self)
-        if not self._owner.done and self.driver_connection is not None:
+        if not (self._owner.done or self.unattended) and self.driver_connection is not None:
             self.farewell = take_farewell(self.driver_connection)
         if self.farewell is not None:
             self._owner.watched.add(self)
@@ -199,15 +201,18 @@ class RecordDriver:
 
     async def close(self, connection: Record) -> None:
         """Close it politely, or, where it was cut off, wait until the server has let go."""
-        if connection.dbapi_connection is not None:
-            if not self._owner.core.closed:  # whose place nobody needs again
-                connection.watch_end()
-            await greenlet_spawn(connection.close)
-        if connection.farewell is not None:
-            try:
+        try:
+            if connection.dbapi_connection is not None:
+                if not self._owner.core.closed:  # whose place nobody needs again
+                    connection.watch_end()
+                await greenlet_spawn(connection.close)
+            if connection.farewell is not None:
                 await connection.farewell.wait(self._owner.options.leave_timeout)
-            finally:
-                self._owner.stop_watching(connection)
+        except asyncio.CancelledError:
+            connection.unattended = True
+            raise
+        finally:
+            self._owner.stop_watching(connection)
 
 
 class SteadyPool(pool.Pool):
