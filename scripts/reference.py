@@ -1,4 +1,4 @@
-"""The pages of the reference that are made from code as a whole: settings, errors, events, metrics, the command line."""
+"""The pages of the reference that are made from code as a whole: settings, errors, events, metrics, commands."""
 
 from __future__ import annotations
 
@@ -94,7 +94,11 @@ def _events() -> str:
     ]
     for kind in _classes(events, events.Event):
         if kind is not events.Event:
-            parts += [f"## {kind.__name__}", inspect.getdoc(kind) or "", _fields(kind, without=("pool", "at"))]
+            parts += [
+                f"## {kind.__name__}",
+                inspect.getdoc(kind) or "",
+                _fields(kind, without=("pool", "at")),
+            ]
     return _page("Events", *(part for part in parts if part))
 
 
@@ -119,7 +123,8 @@ def _metrics() -> str:
 
 
 def _command_line() -> str:
-    said: str = app.generate_docs()
+    # In a program that was started with `python -m`, cyclopts writes that into the usage of each command.
+    said = re.sub(r" -m \S+(?= \[OPTIONS\])", "", app.generate_docs())
     body = said.split("\n", 1)[1]
     body = re.sub(r"^## Table of Contents\n.*?(?=^\*\*Commands)", "", body, flags=re.DOTALL | re.MULTILINE)
     body = body.replace("```console", "```text")

@@ -50,7 +50,7 @@ def check(words: list[str], files: Path) -> None:
 def check_ours(arguments: list[str]) -> None:
     """The command line's own parser takes it; names of checks exist."""
     app.parse_args(arguments, exit_on_error=False, print_error=False)
-    if "--only" in arguments:
+    if arguments[0] == "doctor" and "--only" in arguments:
         chosen_checks(arguments[arguments.index("--only") + 1].split(","))
 
 

@@ -29,10 +29,11 @@ from fastapi.routing import APIRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import steadypool
-from docs import commands
-from docs.blocks import Block, blocks_of, pages
 from steadypool import Database, DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
+
+from . import commands
+from .blocks import Block, blocks_of, pages
 
 pytestmark = pytest.mark.anyio
 
