@@ -20,6 +20,7 @@ import steadypool.fastapi
 import steadypool.listener
 import steadypool.sqlalchemy
 from simulation.coverage import MOVES, RARE
+from steadypool import Database, DatabaseSettings
 from steadypool.settings import settings_table
 
 from .blocks import ROOT
@@ -65,6 +66,30 @@ def test_whatever_can_be_imported_is_in_the_reference() -> None:
     assert missing == []
 
 
+@pytest.mark.anyio
+async def test_what_the_pages_name_in_passing_is_there() -> None:
+    """`db.pool.core.evict()` in a table is no code block, and is typed in all the same."""
+    db = Database(DatabaseSettings(url="postgresql+asyncpg://nobody@127.0.0.1/nothing"))
+    named = {
+        (str(page.relative_to(ROOT)), chain)
+        for page in (*DOCS.rglob("*.md"), ROOT / "README.md")
+        for chain in re.findall(
+            r"`[^`\n]*?\bdb\.(?!client\b|system\b|operation\b|query\b|response\b)([a-z_.]+)", page.read_text()
+        )
+    }
+    assert len(named) > 20
+    missing = []
+    for page, chain in sorted(named):
+        found: Any = db
+        for name in chain.rstrip(".").split("."):
+            if not hasattr(found, name):
+                missing.append(f"{page}: db.{chain}")
+                break
+            found = getattr(found, name)
+    await db.close()
+    assert missing == []
+
+
 def navigated(entries: list[Any]) -> Iterator[str]:
     for entry in entries:
         if isinstance(entry, str):
@@ -82,7 +107,8 @@ def test_every_page_can_be_found() -> None:
 
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     shutil.copytree(DOCS, tmp_path / "docs")
-    (tmp_path / "packages").symlink_to(ROOT / "packages")
+    for name in ("packages", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
     shutil.copy(ROOT / "zensical.toml", tmp_path)
     built = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict"],
