@@ -9,11 +9,12 @@ import ast
 import asyncio
 import configparser
 import contextlib
+import importlib
 import inspect
 import io
 import json
-import os
 import re
+import runpy
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Callable
@@ -40,7 +41,7 @@ pytestmark = pytest.mark.anyio
 NOT_RUN: dict[str, str] = {}
 """Blocks that are only compiled, by their page and their reason."""
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds that one block may take."""
 
 TABLES = """
@@ -169,17 +170,31 @@ class Reader:
             except Exception as error:
                 raise AssertionError(f"{block.where}: {' '.join(words)}: {error}") from error
             if words[0].endswith("python") and (self._folder / words[1]).exists():
-                await self._run(words[1:])
+                await self._run_program(words[1])
             if words[0].endswith("python") and words[1:3] == ["-m", "pytest"] and any(self._folder.iterdir()):
-                await self._run([*words[1:], "-p", "no:cacheprovider"])
+                await self._run_pytest(words[3:])
 
-    async def _run(self, arguments: list[str]) -> None:
-        environment = {**os.environ, "PYTHONWARNINGS": "error", "COLUMNS": "200"}
+    async def _run_program(self, name: str) -> None:
+        """In this process, since a new one spends seconds on imports; in a thread, since it runs an event loop."""
+        before = set(sys.modules)
+        printed = io.StringIO()
+        importlib.invalidate_caches()
+        sys.path.insert(0, str(self._folder))
+        try:
+            with contextlib.redirect_stdout(printed):
+                await asyncio.to_thread(runpy.run_path, str(self._path(name)), run_name="__main__")
+        finally:
+            sys.path.remove(str(self._folder))
+            for module in set(sys.modules) - before:
+                if str(getattr(sys.modules[module], "__file__", "")).startswith(str(self._folder)):
+                    del sys.modules[module]
+        self._printed += printed.getvalue()
+
+    async def _run_pytest(self, arguments: list[str]) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *arguments,
+            *("-m", "pytest", "-p", "no:cacheprovider", *arguments),
             cwd=self._folder,
-            env=environment,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
