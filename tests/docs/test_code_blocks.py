@@ -238,7 +238,14 @@ class Reader:
         json.loads(block.code)
 
     async def finish(self) -> None:
-        """Applications answer; what was opened is closed."""
+        """What was started is stopped, applications answer, and what was opened is closed."""
+        tasks = [value for value in self._names.values() if isinstance(value, asyncio.Task)]
+        for task in tasks:
+            task.cancel()
+        assert all(
+            isinstance(end, asyncio.CancelledError)
+            for end in await asyncio.gather(*tasks, return_exceptions=True)
+        )
         for met in self._met.values():
             if isinstance(met, FastAPI):
                 await visit(met)
