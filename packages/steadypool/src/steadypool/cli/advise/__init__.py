@@ -38,18 +38,12 @@ def advise(
 
     **Examples.**
 
-    From the file of the recorder (DATABASE_RECORDER_FILE):
-
+        # From the file of the recorder (DATABASE_RECORDER_FILE):
         steadypool advise recorder.jsonl
-
-    From a running service, or from what its page exported:
-
+        # From a running service, or from what its page exported:
         steadypool advise http://127.0.0.1:8000/pool
-
         steadypool advise pool-export.json --wait 0.05
-
-    From the log of Postgres (log_min_duration_statement=0 for a while), only the lines to paste:
-
+        # From the log of Postgres (log_min_duration_statement=0 for a while), only the lines to paste:
         steadypool advise postgresql.log --env
 
     Parameters

@@ -56,12 +56,12 @@ class Examination:
     """Seconds that the log-in took, TCP and TLS included."""
     guards_refused: ConnectOutcome | None = None
     failure: SteadypoolError | None = None
-    behind_pooler: bool = False
 
     _connection: SteadyAsyncConnection[Any] | None = None
     _lost: str = ""
     _started: float | None = None
     _round_trip: float | None = None
+    _signs_of_pooler: tuple[str, ...] | None = None
 
     def start(self) -> None:
         """The time runs from now on."""
@@ -161,6 +161,21 @@ class Examination:
                 times.append(self.clock.monotonic() - began)
             self._round_trip = statistics.median(times)
         return self._round_trip
+
+    async def signs_of_pooler(self) -> tuple[str, ...]:
+        """What says that a pooler stands before the server; nothing where none does."""
+        if self._signs_of_pooler is None:
+            connection = await self.connection()
+            announced = connection.pgconn.backend_pid
+            answering = {(await self.row("SELECT pg_backend_pid() AS pid")).pid for _ in range(3)}
+            signs: list[str] = []
+            if answering != {announced}:
+                pids = ", ".join(map(str, sorted(answering)))
+                signs.append(f"the log-in named process {announced}, {pids} answered")
+            if self.guards_refused is not None and self.guards_refused.sqlstate == "08P01":
+                signs.append(f"settings at the start were refused: {self.guards_refused.summary}")
+            self._signs_of_pooler = tuple(signs)
+        return self._signs_of_pooler
 
     @property
     def final_failure(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psycopg
@@ -90,9 +90,8 @@ async def examine(
             results += await _looked(examination, CHECKS[LOG_IN])
         if unasked:
             names = ", ".join(check.name for check in unasked)
-            results.append(
-                Result(unasked[0], unknown(f"not asked, since there is no connection: {names}"), 0.0)
-            )
+            said = unknown(f"without a connection nothing is known of: {names}")
+            results.append(Result(replace(CHECKS[LOG_IN], name="not-asked"), said, 0.0))
     finally:
         await examination.close()
     return results
