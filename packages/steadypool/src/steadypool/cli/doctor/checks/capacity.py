@@ -103,5 +103,9 @@ async def pool_use(x: Examination) -> list[Finding]:
         return [problem(said, why, change, "exhaustion")]
     if busy > 0.8 * limit:
         why = "Above 80 % a little more load, or one slow statement, exhausts it."
-        return [warning(said, why, "steadypool advise", "exhaustion")]
+        return [
+            warning(
+                said, why, "steadypool advise http://127.0.0.1:8000/pool says which sizes fit", "exhaustion"
+            )
+        ]
     return [ok(said)]
