@@ -21,8 +21,10 @@ from steadypool.errors import ConnectFailed, SteadypoolError, words_of
 from steadypool.settings import DatabaseSettings
 
 STATEMENT_LIMIT = "SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '500ms'"
-MARK = b"/* steadypool doctor */ "
-"""Begins each query, so that the doctor does not take its own for the service's."""
+MARK = "/* steadypool doctor */"
+"""Ends each query, so that the doctor does not take its own for the service's; what precedes one is not recorded."""
+CLIENTS: LiteralString = "(backend_type = 'client backend' OR (backend_type IS NULL AND usename IS NOT NULL))"
+"""Sessions of clients; of other roles' a role without rights is not told what they are."""
 PINGS = 5
 
 
@@ -135,7 +137,7 @@ class Examination:
         try:
             await connection.execute(f"BEGIN READ ONLY; {STATEMENT_LIMIT}")
             try:
-                text = MARK + (sql if isinstance(sql, bytes) else sql.encode())
+                text = (sql if isinstance(sql, bytes) else sql.encode()) + f"\n{MARK}".encode()
                 cursor = await connection.execute(text, arguments or None, prepare=False)
                 return await cursor.fetchall() if cursor.description else []
             finally:

@@ -31,6 +31,8 @@ async def instrumentation(x: Examination) -> list[Finding]:
     logfire, upstream = _installed("logfire"), _installed("opentelemetry-instrumentation-sqlalchemy")
     sqlalchemy = _installed("sqlalchemy") or "0"
     state = f"{_SWITCH} is {'on' if on else 'off'}; logfire {logfire or 'not installed'}"
+    if on and not os.environ.get("LOGFIRE_TOKEN"):
+        state += "; no LOGFIRE_TOKEN, so it shows on the console and nothing is sent"
     found: list[Finding] = []
     if on and logfire is None:
         why = "It is switched on, and nothing is recorded."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from steadypool.cli.doctor.examination import Examination, bytes_text, milliseconds_text
+from steadypool.cli.doctor.examination import CLIENTS, Examination, bytes_text, milliseconds_text
 from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
 from steadypool.settings import Pooler
 
@@ -102,7 +102,7 @@ async def load(x: Examination) -> list[Finding]:
         "SELECT count(*) FILTER (WHERE state = 'active' AND pid <> pg_backend_pid()) AS active,"
         " count(*) AS clients, count(*) FILTER (WHERE state IS NULL) AS hidden, current_user AS name,"
         " (SELECT row(d.deadlocks, d.temp_bytes)::text FROM pg_stat_database d"
-        " WHERE d.datname = current_database()) AS totals FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        " WHERE d.datname = current_database()) AS totals FROM pg_stat_activity WHERE " + CLIENTS
     )
     deadlocks, temporary = (int(part) for part in row.totals.strip("()").split(","))
     said = f"{row.active} of {row.clients} clients run something; {deadlocks} deadlocks so far"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, LiteralString
 
-from steadypool.cli.doctor.examination import Examination
+from steadypool.cli.doctor.examination import CLIENTS, Examination
 from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, unknown, warning
 from steadypool.fingerprint import fingerprint
 
@@ -16,14 +16,16 @@ IDLE = 1.0
 OFTEN = 0.01
 """Share of all sessions that may end in another way than by their client."""
 
-_WHO = """
+_WHO: LiteralString = (
+    """
     SELECT pid, coalesce(usename, '?') AS who, coalesce(application_name, '') AS application, state,
         coalesce(query, '') AS query, extract(epoch FROM now() - query_start)::float8 AS running,
         extract(epoch FROM now() - state_change)::float8 AS resting,
         extract(epoch FROM now() - xact_start)::float8 AS open, pg_blocking_pids(pid) AS blockers
     FROM pg_stat_activity
-    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
+    WHERE pid <> pg_backend_pid() AND """
+    + CLIENTS
+)
 
 
 _HIDDEN = "<insufficient privilege>"
@@ -32,7 +34,7 @@ _HIDDEN = "<insufficient privilege>"
 
 def _named(row: Any) -> str:
     application = f" ({row.application})" if row.application else ""
-    doing = "what it does, this role may not see" if row.query == _HIDDEN else fingerprint(row.query)
+    doing = "a statement that this role may not see" if row.query == _HIDDEN else fingerprint(row.query)
     return f"{row.pid} {row.who}{application}: {doing}"
 
 
