@@ -37,8 +37,8 @@ def completion(
         steadypool completion --install
         # for this session only
         source <(steadypool completion bash)
-        # by hand
-        steadypool completion fish > ~/.config/fish/completions/steadypool.fish
+        # printed, to be put where fish looks: ~/.config/fish/completions/steadypool.fish
+        steadypool completion fish
 
     Parameters
     ----------

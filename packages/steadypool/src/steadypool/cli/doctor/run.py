@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psycopg
+from sqlalchemy.exc import SQLAlchemyError
 
 from steadypool.cli.doctor.examination import Examination, NoConnection
 from steadypool.cli.doctor.finding import CHECKS, WORTH_ATTENTION, Check, Finding, Level, problem, unknown
@@ -115,7 +116,7 @@ async def _looked(examination: Examination, check: Check) -> list[Result]:
         ]
     except psycopg.errors.InsufficientPrivilege as error:
         findings = [unknown(f"this role may not look: {error.diag.message_primary}")]
-    except (SteadypoolError, psycopg.Error, OSError) as error:
+    except (SteadypoolError, psycopg.Error, SQLAlchemyError, OSError) as error:
         findings = [unknown(f"{type(error).__name__}: {words_of(error).splitlines()[0]}")]
     seconds = examination.clock.monotonic() - began
     return [Result(check, _discreet(finding, examination), seconds) for finding in findings]
