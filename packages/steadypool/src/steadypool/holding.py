@@ -21,7 +21,8 @@ from steadypool.dedicated import (
     PsycopgDialogue,
     Surroundings,
 )
-from steadypool.sqlalchemy.pool import SteadyPool
+from steadypool.lease import Lease
+from steadypool.sqlalchemy.pool import Record, SteadyPool
 from steadypool.sqlstate import Fate
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {
@@ -125,6 +126,11 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         traceback: TracebackType | None,
     ) -> None:
         await self._leave(exc)
+
+    def __del__(self) -> None:
+        lease: Lease[Record] | None = getattr(self, "_lease", None)
+        if lease is not None and lease.active:  # somebody entered the block, and forgot to leave it
+            self._pool.forget(lease)
 
     async def _leave(self, error: BaseException | None) -> None:
         use, lease, dialect = self._use, self._lease, self._pool.dialect

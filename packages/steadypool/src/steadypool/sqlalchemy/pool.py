@@ -374,6 +374,8 @@ class SteadyPool(pool.Pool):
                 lease = await self._proven(lease)
         except errors.SteadypoolError as error:
             raise as_sqlalchemy(error) from error.__cause__
+        if self._home_loop is None:
+            self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
         return lease
 
     async def _proven(self, lease: Lease[Record]) -> Lease[Record]:
@@ -454,6 +456,18 @@ class SteadyPool(pool.Pool):
             if proven_at is not None:
                 lease.touch(proven_at)
             lease.release(fate)
+
+    def forget(self, lease: Lease[Record]) -> None:
+        """The garbage collector found a lease that nobody ended; it may be running in any thread."""
+        home = self._home_loop
+        if home is not None and not home.is_closed():
+            home.call_soon_threadsafe(self._end_forgotten, lease)
+
+    def _end_forgotten(self, lease: Lease[Record]) -> None:
+        if lease.active:
+            self.core.forgotten(lease)
+            self.dialect.cut(lease.connection.driver_connection)
+            lease.release(Fate.EVICT)
 
     def _invalidate(
         self,
