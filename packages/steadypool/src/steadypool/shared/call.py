@@ -30,6 +30,7 @@ class Call:
     __slots__ = (
         "args",
         "attempts",
+        "connecting",
         "connection",
         "deadline",
         "harmless",
@@ -61,6 +62,8 @@ class Call:
         self.attempts = 0
         self.connection: int | None = None
         """The number of the connection that it was sent on."""
+        self.connecting = 0.0
+        """Seconds in which the connection that it was sent on was being opened, since the caller came."""
         self.segment = self.prepare(options)
 
     def prepare(self, options: SharedOptions, *, alone: bool = False) -> Segment:

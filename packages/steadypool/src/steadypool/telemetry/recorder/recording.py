@@ -85,7 +85,7 @@ COUNTED = (
     "connects",
     "connect_failures",
     "leaks",
-    "gaps",
+    "listener_gaps",
 )
 """What is counted in the second. `connect_failures` are attempts, `connect_errors` callers."""
 

@@ -104,7 +104,7 @@ class Plots {
       caption.append(name, ...plot.series.map(([label], i) => {
         const key = document.createElement("span");
         key.className = `key key-${label === "alert above" ? 4 : i + 1}`;
-        key.textContent = label;
+        key.textContent = label === "alert above" ? `alert above ${round(this.limit)} %` : label;
         return key;
       }));
       figure.append(caption, box);
