@@ -309,6 +309,22 @@ async def test_it_shows_what_runs_on_a_connection(database_url: str) -> None:
         assert "running" not in json.dumps((await service.now())["connections"])
 
 
+async def test_it_shows_the_shared_way(database_url: str) -> None:
+    url = database_url.replace("postgresql://", "postgresql+steadypool://")
+    async with running(settings(url, shared_connections=1, shared_window=5)) as service:
+        assert (await service.now())["shared"] is None
+        assert await service.database.fetchval("select 7") == 7
+        with pytest.raises(errors.NotForSharing):
+            await service.database.fetchval("listen x")
+        shared = (await service.now())["shared"]
+        wanted = {"connections": 1, "most_connections": 1, "window": 5, "statements": 1, "refused": 1}
+        assert shared.items() >= (wanted | {"queued": 0, "in_flight": 0, "collateral": 0}).items()
+        await service.looked()
+        (cell,) = (await service.now())["connections"]
+        assert cell["holder"] == "shared statements"
+        assert (await service.now())["latency"]["waiting"]["count"] >= 1
+
+
 async def test_it_remembers_who_held_and_who_waited(database_url: str) -> None:
     async with running(settings(database_url, pool_timeout=20)) as service:
         people = await crowd(service.database)

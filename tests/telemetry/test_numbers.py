@@ -11,9 +11,12 @@ from sqlalchemy.exc import IntegrityError
 
 from conditions import until
 from steadypool import Database, DatabaseSettings, deadline, errors
+from steadypool.events import StatementFinished
 from steadypool.lab import FaultProxy
 from steadypool.lab.proxy import Mode
 from steadypool.sqlalchemy import create_async_engine, source_of
+from steadypool.telemetry.prometheus import PoolCollector
+from steadypool.telemetry.tally import MOST_KINDS
 from steadypool.testing import Observer
 
 from .conftest import MakeDatabase, Seen
@@ -290,6 +293,26 @@ async def test_attributes_have_few_values(db: Database, seen: Seen) -> None:
     assert len(names) <= 102  # 100, `other` and the lines that have none
     assert seen.value("db.client.operation.duration", db__query__summary="other") == 50
     assert seen.value("db.client.operation.duration") == 150
+
+
+async def test_no_combination_of_attributes_makes_more_series_than_that(make_db: MakeDatabase) -> None:
+    db, collector = make_db("postgresql://app@127.0.0.1:1/nowhere"), PoolCollector()
+    stop = collector.add(db.source)
+    for table in range(40):
+        for workload in range(40):
+            db.events.emit(
+                StatementFinished(
+                    "main", 0.0, "[1] x", "session", 0.01, summary=f"SELECT t{table}", workload=f"w{workload}"
+                )
+            )
+    counts = [
+        float(line.rpartition(" ")[2])
+        for line in collector.render().decode().splitlines()
+        if line.startswith("db_client_operation_duration_seconds_count")
+    ]
+    assert sum(counts) == 1600
+    assert len(counts) == MOST_KINDS + 1
+    stop()
 
 
 async def test_nothing_is_counted_after_the_stop(

@@ -15,7 +15,6 @@ from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy.pool import SteadyPool
 
 if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
-    from steadypool.pipeline import Result
     from steadypool.shared import SharedStats, SharedWay
 
 _holding: ContextVar[bool] = ContextVar("steadypool_holding", default=False)
@@ -83,11 +82,17 @@ class Sharing:
             >>> rows = await db.fetch("select id, title from tracks where artist = $1", 7, read_only=True)
             >>> [row["title"] for row in rows]
         """
-        way = self._shared()
+        return await self._fetch(sql, args, timeout, read_only or idempotent)
+
+    async def _fetch(
+        self, sql: str, args: Sequence[Any], timeout: float | None, harmless: bool
+    ) -> Sequence[Row]:
+        way = self._way or self._shared()
         if way is None:
             async with self._alone(sql, timeout) as connection:
                 return await connection.fetch(sql, *args)
-        return _rows(await way.run(sql, args, timeout=timeout, harmless=read_only or idempotent))
+        result = await way.run(sql, args, timeout=timeout, harmless=harmless)
+        return result.rows(row_type(result.names))
 
     async def fetchrow(
         self,
@@ -98,7 +103,7 @@ class Sharing:
         idempotent: bool = False,
     ) -> Row | None:
         """The first row, or None; otherwise as `fetch`."""
-        rows = await self.fetch(sql, *args, timeout=timeout, read_only=read_only, idempotent=idempotent)
+        rows = await self._fetch(sql, args, timeout, read_only or idempotent)
         return rows[0] if rows else None
 
     async def fetchval(
@@ -110,14 +115,14 @@ class Sharing:
         idempotent: bool = False,
     ) -> Any:
         """The first column of the first row, or None; otherwise as `fetch`."""
-        rows = await self.fetch(sql, *args, timeout=timeout, read_only=read_only, idempotent=idempotent)
+        rows = await self._fetch(sql, args, timeout, read_only or idempotent)
         return rows[0][0] if rows else None
 
     async def execute(
         self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False
     ) -> str:
         """Run one statement and return its command tag, such as `INSERT 0 1`; otherwise as `fetch`."""
-        way = self._shared()
+        way = self._way or self._shared()
         if way is None:
             async with self._alone(sql, timeout) as connection:
                 return await connection.execute(sql, *args)
@@ -191,7 +196,3 @@ def _check(sql: str) -> None:
     why = sharable.refusal(sql)
     if why is not None:
         raise refusal.not_for_sharing(sql, why)
-
-
-def _rows(result: Result) -> list[Any]:
-    return result.rows(row_type(result.names))

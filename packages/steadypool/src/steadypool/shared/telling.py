@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from steadypool.errors import SteadypoolError
 from steadypool.events import AcquireFailed, StatementFinished, WaitEnded
-from steadypool.fingerprint import name_of
-from steadypool.pipeline import Result
 from steadypool.pool import Pool
 from steadypool.shared.call import Call
+from steadypool.shared.pace import Pace
 from steadypool.sqlstate import sqlstate_in
 from steadypool.whereabouts import endpoint
 
@@ -24,51 +22,38 @@ def went_without(pool: Pool[Any], call: Call, error: BaseException) -> None:
     pool.events.emit(AcquireFailed(pool.name, now, now - call.since, error, None))
 
 
-async def told(pool: Pool[Any], call: Call, run: Callable[[Call], Awaitable[Result]]) -> Result:
-    """Run the call and tell of it; what it did not spend executing it spent waiting for its turn."""
-    if not pool.events.wanted(StatementFinished):
-        return await run(call)
-    try:
-        result = await run(call)
-    except BaseException as error:
-        _tell(pool, call, None, error)
-        raise
-    _tell(pool, call, result.affected, None)
-    return result
-
-
-def _tell(pool: Pool[Any], call: Call, rows: int | None, error: BaseException | None) -> None:
-    now, name = pool.clock.monotonic(), name_of(call.sql)
+def tell(pool: Pool[Any], call: Call, pace: Pace, rows: int | None, error: BaseException | None) -> None:
+    """Tell of a call that has ended; what it did not spend executing it spent waiting for its turn."""
+    now = pool.clock.monotonic()
     elapsed = now - call.since
-    seconds = min(call.segment.took, elapsed) or (elapsed if call.segment.sent else 0.0)
-    connecting = min(call.connecting, elapsed - seconds)
-    error_type = None if error is None else type(error).__name__
-    without = error is not None and not call.segment.sent
-    if without and isinstance(error, SteadypoolError):
+    segment = call.segment
+    seconds = min(segment.took, elapsed) or (elapsed if segment.sent else 0.0)
+    waited, connecting = elapsed - seconds, min(call.connecting, elapsed - seconds)
+    never_sent = isinstance(error, SteadypoolError) and not segment.sent
+    if never_sent:
         connecting = error.elapsed.connecting
-    if (without or elapsed - seconds > NOISE) and pool.events.wanted(WaitEnded):
-        ended_in = error_type if without else None
+    if (never_sent or waited > NOISE) and pool.events.wanted(WaitEnded):
+        ended_in = type(error).__name__ if never_sent else None
         pool.events.emit(
-            WaitEnded(
-                pool.name, now, elapsed - seconds, connecting, None, call.connection, ended_in, endpoint()
-            )
+            WaitEnded(pool.name, now, waited, connecting, None, call.connection, ended_in, endpoint())
         )
-    if without and isinstance(error, SteadypoolError):
-        return  # it was never executed, as little as that of a caller whom the pool turns away
+    if never_sent:
+        return  # it was not executed, as little as that of a caller whom the pool turns away
     pool.events.emit(
         StatementFinished(
             pool.name,
             now,
-            name.fingerprint,
+            pace.name.fingerprint,
             "shared",
             seconds,
             rows,
-            waiting=elapsed - seconds - connecting,
-            connecting=connecting,
-            connection=call.connection,
-            sqlstate=sqlstate_in(error),
-            error_type=error_type,
-            request=endpoint(),
-            summary=name.summary,
+            waited - connecting,
+            connecting,
+            None,
+            call.connection,
+            None if error is None else sqlstate_in(error),
+            None if error is None else type(error).__name__,
+            endpoint(),
+            pace.name.summary,
         )
     )

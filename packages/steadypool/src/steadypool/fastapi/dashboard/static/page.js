@@ -36,15 +36,17 @@ const prose = (text) => text.split("`").map((part, index) => (index % 2 ? el("co
 
 const none = (text) => el("p", { class: "none" }, text);
 
-function table(columns, rows, cards = false) {
+// `cards` makes a card of each row where the screen is narrow: with the columns' names, or "plain" without.
+function table(columns, rows, cards = "") {
   const head = el("tr", {}, ...columns.map(([name, , options]) => el("th", { scope: "col", class: options?.number ? "number" : null }, name)));
   const body = rows.map((row) => el("tr", {}, ...columns.map(([name, value, options]) => {
-    const cell = el("td", { "data-label": name, class: [options?.number ? "number" : "", options?.mark?.(row) ?? ""].join(" ").trim() || null });
     const content = value(row);
+    const empty = content === null || content === undefined;
+    const cell = el("td", { "data-label": name, class: [options?.number ? "number" : "", options?.mark?.(row) ?? "", empty ? "empty" : ""].join(" ").trim() || null });
     cell.append(content instanceof Node ? content : String(content ?? "–"));
     return cell;
   })));
-  return el("table", { class: cards ? "cards" : null }, el("thead", {}, head), el("tbody", {}, ...body));
+  return el("table", { class: cards || null }, el("thead", {}, head), el("tbody", {}, ...body));
 }
 
 function duration(seconds) {
@@ -80,19 +82,20 @@ function cells(connections, counts) {
   const made = connections.slice(0, 200).map((each) => el("li", { class: each.state },
     el("div", {}, el("b", {}, `#${each.number} `), `${STATE_WORDS[each.state] ?? each.state} `, el("span", { class: "soft" }, duration(each.seconds))),
     each.holder ? el("div", { class: "who", title: each.holder }, each.holder) : null,
-    el("div", { class: "soft" }, each.holder ? [each.workload, each.leak ? "a leak?" : null, isIdle(each) ? "idle in transaction" : each.running ? "executing" : each.in_transaction ? "in transaction" : null].filter(Boolean).join(" · ") || "in use" : each.age !== null && each.age !== undefined ? `age ${duration(each.age)} · used ${each.leases}×${each.suspect ? " · suspect" : ""}` : "no answer yet")));
+    el("div", { class: "soft" }, each.holder ? [each.workload, isLeak(each) ? "a leak?" : null, isIdle(each) ? "idle in transaction" : each.running ? "executing" : each.in_transaction ? "in transaction" : null].filter(Boolean).join(" · ") || "in use" : each.age !== null && each.age !== undefined ? `age ${duration(each.age)} · used ${each.leases}×${each.suspect ? " · suspect" : ""}` : "no answer yet")));
   for (let i = connections.length; i < Math.min(limit, 200); i += 1) {
     made.push(el("li", { class: "free" }, i < counts.size ? "not opened" : "overflow, not opened"));
   }
   $("cells").replaceChildren(...made);
 }
 
+const isLeak = (row) => row.leak && !row.running;
 const isIdle = (row) => row.in_transaction && !row.running && row.quiet >= 1;
 
 const HOLDERS = [
   ["Who", (row) => row.holder],
   ["Workload", (row) => row.workload],
-  ["Held for", (row) => duration(row.seconds) + (row.leak ? " – a leak?" : ""), { number: true, mark: (row) => (row.leak ? "bad" : "") }],
+  ["Held for", (row) => duration(row.seconds) + (isLeak(row) ? " – a leak?" : ""), { number: true, mark: (row) => (isLeak(row) ? "bad" : "") }],
   ["Connection", (row) => `#${row.number}`, { number: true }],
   ["Transaction", (row) => (isIdle(row) ? `idle in transaction for ${duration(row.quiet)}` : row.in_transaction ? "open" : "none"), { mark: (row) => (isIdle(row) ? "flag" : "") }],
   ["Statement", (row) => (row.running ? el("span", {}, `runs for ${duration(row.executing)}${row.usually !== undefined && row.executing > 10 * row.usually ? ` (usually ${duration(row.usually)})` : ""}: `, el("code", {}, row.running)) : row.statement ? el("span", {}, "last: ", el("code", {}, row.statement)) : "none yet")],
@@ -101,7 +104,7 @@ const HOLDERS = [
 function holdersShown(connections, more) {
   const held = connections.filter((each) => each.holder).sort((a, b) => b.seconds - a.seconds);
   $("holders-count").textContent = held.length ? `${held.length + more}, longest first` : "";
-  $("holders").replaceChildren(held.length ? table(HOLDERS, held.slice(0, 40), true) : none("Nobody."));
+  $("holders").replaceChildren(held.length ? table(HOLDERS, held.slice(0, 40), "cards") : none("Nobody."));
 }
 
 function waitersShown(waiters, total) {
@@ -116,7 +119,7 @@ function waitersShown(waiters, total) {
       return el("span", {}, el("meter", { min: 0, max: whole, value: row.left, low: whole / 4, "aria-hidden": "true" }), ` ${duration(row.left)}`);
     }],
   ];
-  $("waiters").replaceChildren(waiters.length ? table(columns, waiters, true) : none("Nobody."));
+  $("waiters").replaceChildren(waiters.length ? table(columns, waiters, "cards") : none("Nobody."));
 }
 
 function latencyShown(latency, span) {
@@ -141,8 +144,8 @@ function journalShown(notes) {
   show("journal", notes, () => (notes.length ? table([
     ["When", (row) => clock(row.at) + (row.until - row.at >= 1 ? `–${clock(row.until)}` : ""), { mark: () => "when" }],
     ["What", (row) => words(row.kind) + (row.count > 1 ? ` ${row.count}×` : ""), { mark: () => "when" }],
-    ["Text", (row) => row.text],
-  ], [...notes].reverse(), true) : none("Nothing of note.")));
+    ["Text", (row) => el("span", {}, ...prose(row.text))],
+  ], [...notes].reverse(), "cards plain") : none("Nothing of note.")));
 }
 
 function list(id, pairs) {
@@ -203,7 +206,7 @@ const STATEMENTS_LIVE = [
 
 function statementsShown(rows, columns, span) {
   $("statements-span").textContent = span;
-  show("statements", rows, () => (rows.length ? table(columns, rows, true) : none("None.")));
+  show("statements", rows, () => (rows.length ? table(columns, rows, "cards") : none("None.")));
 }
 
 // -- live ----------------------------------------------------------------------------------------------------------------
@@ -223,6 +226,7 @@ function stateShown(state) {
   if (chosen) return;
   verdictShown("Now", state.verdict);
   $("verdict-span").textContent = "the last 5 seconds";
+  $("of-now").hidden = true;
   cells(state.connections, state.counts);
   holdersShown(state.connections, 0);
   waitersShown(state.waiters, state.counts.all_waiting);
@@ -269,6 +273,7 @@ function pastShown(past) {
   const title = `${clock(past.since)} to ${clock(past.until)}`;
   verdictShown(`Then: ${title}`, past.verdict);
   $("verdict-span").textContent = "";
+  $("of-now").hidden = false;
   const moment = past.moment ?? { connections: [], waiters: [], more: { connections: 0, waiters: 0 } };
   const figures = past.figures;
   const leased = Math.max(figures.peak, figures.leased);
