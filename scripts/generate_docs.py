@@ -25,19 +25,37 @@ SOURCES = (ROOT / "packages/steadypool/src/steadypool", ROOT / "src/backend")
 def unread_settings() -> set[str]:
     """The fields of DatabaseSettings that no code outside of settings.py reads: what they belong to is not built."""
     read: set[str] = {"url", "direct_url"} & _names_called()
+    derived = _derived_settings()
     for source in SOURCES:
         for path in source.rglob("*.py"):
             if path.name == "settings.py":
                 continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Attribute) and _is_settings(node.value):
-                    read.add(node.attr)
+                    read |= {node.attr, *derived.get(node.attr, ())}
     return set(DatabaseSettings.model_fields) - read
+
+
+def _derived_settings() -> dict[str, set[str]]:
+    """What the properties of DatabaseSettings are made from: whoever reads one of them reads these."""
+    source = Path(sys.modules[DatabaseSettings.__module__].__file__ or "").read_text()
+    return {
+        function.name: {
+            node.attr
+            for node in ast.walk(function)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        }
+        for function in ast.walk(ast.parse(source))
+        if isinstance(function, ast.FunctionDef)
+        and any(isinstance(each, ast.Name) and each.id == "property" for each in function.decorator_list)
+    }
 
 
 def _is_settings(node: ast.expr) -> bool:
     name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-    return name in {"s", "settings", "database"}
+    return name.lstrip("_") in {"s", "settings", "database"}
 
 
 def _names_called() -> set[str]:
