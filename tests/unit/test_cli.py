@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+import steadypool.cli
 from steadypool.cli import main
 from steadypool.cli.app import app
 from steadypool.cli.output import Output
+from steadypool.settings import DatabaseSettings, variable_of
 
 COMMANDS = (
     ["doctor"],
@@ -102,6 +105,14 @@ def test_a_missing_package_of_the_lab_is_named(
     monkeypatch.setitem(sys.modules, "psycopg_pool", None)
     assert main(["lab", "matrix", "--peers", "steadypool"]) == 1
     assert 'pip install "steadypool[lab]"' in capsys.readouterr().err
+
+
+def test_each_setting_that_is_advised_exists() -> None:
+    folder = Path(steadypool.cli.__file__).parent
+    files = [*folder.rglob("*.py"), folder.parent / "telemetry/rules.py"]
+    named = {name for file in files for name in re.findall(r"\bDATABASE_[A-Z_]+\b", file.read_text())}
+    assert {"DATABASE_POOL_SIZE", "DATABASE_DIRECT_URL"} <= named
+    assert named <= {variable_of(name) for name in DatabaseSettings.model_fields}
 
 
 def test_in_a_pipe_there_is_text_without_frames(capsys: pytest.CaptureFixture[str]) -> None:

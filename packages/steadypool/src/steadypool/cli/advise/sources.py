@@ -6,7 +6,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -128,22 +128,19 @@ class _Logged:
 def _of_log(source: str, text: str) -> Load:
     statements = list(_statements(text.splitlines()))
     applications = {each.application for each in statements}
-    # One name for everything says no more than none.
-    workload_of = (lambda each: each.application) if len(applications) > 1 else _nobody
     executing = Histogram()
     for each in statements:
         if each.verb not in (*_BEGINS, *_ENDS):
             executing.add(each.seconds)
-    arrivals = sorted(_holds(statements, workload_of), key=lambda arrival: arrival.at)
+    arrivals = sorted(_holds(statements, named=len(applications) > 1), key=lambda arrival: arrival.at)
     return Load(source, tuple(arrivals), executing=executing, whole=False)
 
 
-def _nobody(_each: _Logged) -> str | None:
-    return None
+def _holds(statements: Iterable[_Logged], *, named: bool) -> Iterator[Arrival]:
+    """How long connections were held: a transaction from its BEGIN to its end, else a statement.
 
-
-def _holds(statements: Iterable[_Logged], workload_of: Callable[[_Logged], str | None]) -> Iterator[Arrival]:
-    """How long connections were held: a transaction from its BEGIN to its end, else a statement."""
+    Applications are told apart where there are several: one name for everything says no more than none.
+    """
     open_since: dict[str, float] = {}
     for each in statements:
         if each.verb in _BEGINS and each.process:
@@ -151,9 +148,11 @@ def _holds(statements: Iterable[_Logged], workload_of: Callable[[_Logged], str |
         elif each.process in open_since:
             if each.verb in _ENDS:
                 began = open_since.pop(each.process)
-                yield Arrival(began, 0.0, each.ended - began, workload_of(each), SERVED)
+                yield Arrival(began, 0.0, each.ended - began, each.application if named else None, SERVED)
         elif each.verb not in _ENDS:  # else nothing was open, or its BEGIN is older than the log
-            yield Arrival(each.ended - each.seconds, 0.0, each.seconds, workload_of(each), SERVED)
+            yield Arrival(
+                each.ended - each.seconds, 0.0, each.seconds, each.application if named else None, SERVED
+            )
 
 
 def _statements(lines: Iterable[str]) -> Iterator[_Logged]:
