@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from steadypool import refusal, sharable
 from steadypool.dedicated import Dedicated
+from steadypool.holding import holds_a_connection
 from steadypool.rows import Row, row_type
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy.pool import SteadyPool
 
 if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
     from steadypool.shared import SharedStats, SharedWay
-
-_holding: ContextVar[bool] = ContextVar("steadypool_holding", default=False)
-
-
-@contextmanager
-def holding_a_connection() -> Generator[None]:
-    """Inside the block this task, and those that it starts, may hold a connection, and locks with it."""
-    before = _holding.get()
-    _holding.set(True)
-    try:
-        yield
-    finally:
-        _holding.set(
-            before
-        )  # no token: a web framework may leave the block in another context than it entered it
 
 
 class Sharing:
@@ -167,7 +152,7 @@ class Sharing:
                     result_limit=s.shared_result_limit,
                     prove_after=s.ping_after_idle,
                 ),
-                holds=_holding.get,
+                holds=holds_a_connection,
                 pooled=lambda: not pool.dialect.pooler_watch.keeps_statements,
             )
             pool.before_waiting = self._way.make_room

@@ -48,6 +48,12 @@ _PLAIN: dict[type[events.Event], str] = {
 }
 """Events of which only the number counts."""
 
+SLOW_CONNECT = 1.0
+"""Seconds after which a connect that succeeds is called a wake-up."""
+
+FOUND_DEAD = "found dead"
+"""The reason of `Closed` for a connection whose end was noticed while nobody used it."""
+
 COUNTED: tuple[type[events.Event], ...] = (
     *_PLAIN,
     events.ConnectSucceeded,
@@ -95,6 +101,8 @@ class Counters:
             case events.ConnectSucceeded(seconds=seconds):
                 add("connects")
                 add("connect_seconds", seconds)
+                if seconds >= SLOW_CONNECT:
+                    add("wake_ups")
             case events.AcquireFailed(error=error):
                 add(cause_of(error))
             case events.ListenerStateChanged(before="reconnecting" | "deaf", after="connected"):

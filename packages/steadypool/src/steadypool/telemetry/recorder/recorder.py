@@ -12,7 +12,7 @@ from steadypool import events
 from steadypool.census import ConnectionFacts, WaiterFacts
 from steadypool.clock import Clock
 from steadypool.errors import words_of
-from steadypool.telemetry.counters import Counters, cause_of
+from steadypool.telemetry.counters import FOUND_DEAD, SLOW_CONNECT, Counters, cause_of
 from steadypool.telemetry.recorder.histogram import Histogram
 from steadypool.telemetry.recorder.journal import Journal
 from steadypool.telemetry.recorder.locks import GAVE_UP, Written
@@ -40,8 +40,6 @@ SHOWN_CONNECTIONS, SHOWN_WAITERS = 40, 20
 
 LONG = 0.5
 """Seconds after which somebody who holds a connection is worth a moment."""
-SLOW_CONNECT = 1.0
-"""Seconds after which a connect that succeeds is called a wake-up."""
 LATE = 0.5
 """Seconds by which the event loop may be late before the journal says so."""
 LONGEST_NAME = 200
@@ -221,6 +219,8 @@ class Recorder:
 
     def _closed(self, event: events.Closed) -> None:
         self._forget(event.connection)
+        if event.reason == FOUND_DEAD:
+            self._note(event.at, "idle_death", "an idle connection was found dead, and is replaced")
 
     def _breaker_changed(self, event: events.BreakerChanged) -> None:
         reason = f": {event.reason}" if event.reason else ""
