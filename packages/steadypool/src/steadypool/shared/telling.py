@@ -29,15 +29,15 @@ def tell(pool: Pool[Any], call: Call, pace: Pace, rows: int | None, error: BaseE
     segment = call.segment
     seconds = min(segment.took, elapsed) or (elapsed if segment.sent else 0.0)
     waited, connecting = elapsed - seconds, min(call.connecting, elapsed - seconds)
-    never_sent = isinstance(error, SteadypoolError) and not segment.sent
-    if never_sent:
-        connecting = error.elapsed.connecting
-    if (never_sent or waited > NOISE) and pool.events.wanted(WaitEnded):
-        ended_in = type(error).__name__ if never_sent else None
+    without = error if isinstance(error, SteadypoolError) and not segment.sent else None
+    if without is not None:
+        connecting = without.elapsed.connecting
+    if (without is not None or waited > NOISE) and pool.events.wanted(WaitEnded):
+        ended_in = None if without is None else type(without).__name__
         pool.events.emit(
             WaitEnded(pool.name, now, waited, connecting, None, call.connection, ended_in, endpoint())
         )
-    if never_sent:
+    if without is not None:
         return  # it was not executed, as little as that of a caller whom the pool turns away
     pool.events.emit(
         StatementFinished(

@@ -50,6 +50,7 @@ _PLAIN: dict[type[events.Event], str] = {
 
 SLOW_CONNECT = 1.0
 """Seconds after which a connect that succeeds is called a wake-up."""
+
 FOUND_DEAD = "found dead"
 """The reason of `Closed` for a connection whose end was noticed while nobody used it."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steadypool.census import SHARED
+from steadypool.telemetry.counters import SLOW_CONNECT
 from steadypool.telemetry.recorder.locks import blocked, stalled
 from steadypool.telemetry.recorder.recording import FAILURES, LISTENER_STATES, Note, Row, merged
 
@@ -18,7 +19,6 @@ _IDENTITY = re.compile(r"/(?:\d+|[0-9a-f]{8,}|[0-9a-f-]{36})(?=/|$)", re.IGNOREC
 _DEAF = LISTENER_STATES.index("deaf")
 SLOW_STATEMENT = 0.5
 SLOW_WAIT = 0.1
-SLOW_CONNECT = 1.0
 BUSY_LOOP = 0.5
 NEARLY_FULL = 0.8
 IDLE = 1.0
@@ -67,8 +67,7 @@ def verdict(rows: Iterable[Row], moment: Mapping[str, Any] | None, notes: Sequen
         return Verdict("good", "Nothing was recorded of this time.", ())
     row = merged(rows, rows[0].at)
     moment = moment or {"connections": (), "waiters": ()}
-    full = _full(row, moment)
-    lock = _lock(moment, notes)
+    full, lock, slow = _full(row, moment), _lock(moment, notes), _slow(row, moment)
     found = (
         _loop(row),
         _unreachable(row, notes),
@@ -77,8 +76,8 @@ def verdict(rows: Iterable[Row], moment: Mapping[str, Any] | None, notes: Sequen
         lock,
         full,
         _ceiling(moment) if full is None else None,
-        _slow(row, moment) if lock is None else None,
-        _idle(moment) if full is None else None,
+        slow if lock is None else None,
+        _leaked(moment, notes if slow is None else ()) if full is None else None,
         _deaf(rows),
     )
     causes = [cause for cause in found if cause is not None]
@@ -133,8 +132,8 @@ def _lost(row: Row, notes: Sequence[Note]) -> _Cause | None:
         return None
     said = next((note.text for note in reversed(notes) if note.kind == "connections_lost"), None)
     return _Cause(
-        f"Connections broke while they were used: {row['connections_lost']:.0f}.",
-        f"The last one: {said}." if said else "A restart, an operator or the network ended them.",
+        "Connections broke while they were used.",
+        f"{_many(row['connections_lost'], 'connection')} broke." + (f" It said: {said}" if said else ""),
         "connection-lost",
     )
 
@@ -144,7 +143,7 @@ def _deaf(rows: Sequence[Row]) -> _Cause | None:
         return None
     return _Cause(
         "Notifications did not arrive: the listener is deaf.",
-        "LISTEN was accepted and nothing came: a transaction pooler swallows what is sent.",
+        "It is connected to a transaction pooler, which swallows what it is sent.",
         "deaf-listener",
     )
 
@@ -275,14 +274,16 @@ def _slow(row: Row, moment: Mapping[str, Any]) -> _Cause | None:
     return _Cause("Statements were slow.", f"{text}.", "statement-timeouts")
 
 
-def _idle(moment: Mapping[str, Any]) -> _Cause | None:
+def _leaked(moment: Mapping[str, Any], notes: Sequence[Note]) -> _Cause | None:
     """Held for nothing while nobody waits: it takes locks and places from those who come later."""
     leaks = [each for each in moment["connections"] if each.get("leak") and not each.get("running")]
-    if not leaks:
+    if leaks:
+        text = _holders({"connections": leaks})
+        return _Cause(f"A connection was held for too long: {_of(leaks)}.", text, "leaks")
+    told = [note for note in notes if note.kind == "leak"]
+    if not told:
         return None
-    return _Cause(
-        f"A connection was held for too long: {_of(leaks)}.", _holders({"connections": leaks}), "leaks"
-    )
+    return _Cause("A connection was held for too long.", f"{_sentence(told[-1].text)}.", "leaks")
 
 
 def _nearly_full(row: Row, moment: Mapping[str, Any]) -> Reason | None:
