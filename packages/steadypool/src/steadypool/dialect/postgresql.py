@@ -62,13 +62,10 @@ class SteadypoolDialect(PsycopgDialect):
 
     # -- transactions ------------------------------------------------------------------------------------------
 
-    def do_rollback(self, dbapi_connection: Any) -> None:
-        """As that of all our dialects; where nothing is waited for, nothing has to be bounded."""
+    def rolls_back_at_once(self, dbapi_connection: Any) -> bool:
+        """Where everything has succeeded, ROLLBACK is sent and not waited for."""
         adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
-        if adapter is not None and adapter.rolls_back_at_once:
-            dbapi_connection.rollback()
-        else:
-            super().do_rollback(dbapi_connection)
+        return adapter is not None and adapter.rolls_back_at_once
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """Nothing: BEGIN travels with the first statement."""

@@ -185,7 +185,15 @@ class GuardedDialect:
         A connection that is gone, or is cut off here, is no error: the server undoes what was not committed, and
         that is what was asked for. An error here would replace the one that the caller has to see.
         """
-        self._leave(super().do_rollback, dbapi_connection, self.guards.leave_timeout)  # type: ignore[misc]
+        roll_back = cast(Callable[[Any], None], super().do_rollback)  # type: ignore[misc]
+        if self.rolls_back_at_once(dbapi_connection):
+            roll_back(dbapi_connection)
+        else:
+            self._leave(roll_back, dbapi_connection, self.guards.leave_timeout)
+
+    def rolls_back_at_once(self, dbapi_connection: Any) -> bool:
+        """Whether a rollback waits for nothing, so that nothing has to be bounded."""
+        return False
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, within the limit of the transaction's statements and the deadline."""
