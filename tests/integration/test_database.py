@@ -1,4 +1,4 @@
-"""`Database`: sessions, dedicated connections, workloads and its end, with both drivers."""
+"""`Database`: sessions, dedicated connections, workloads and its end, with every driver."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steadypool import Database, DatabaseSettings
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 def settings(request: pytest.FixtureRequest, database_url: str) -> DatabaseSettings:
     url = database_url.replace("postgresql://", f"postgresql+{request.param}://")
     return DatabaseSettings(url=url, pool_size=2, max_overflow=1, pool_timeout=0.3, statement_timeout=2)

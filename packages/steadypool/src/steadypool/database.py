@@ -169,7 +169,7 @@ class Database(Sharing, Notifying):
         url = sqlalchemy_url(s.require_url())
         # What people typed in ends up in logs otherwise; `engine_arguments` may ask for it.
         arguments = {"hide_parameters": True, **arguments}
-        if url.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
+        if url.drivername == "postgresql+asyncpg":
             arguments = {
                 **arguments,
                 "connect_args": SAFE_BEHIND_POOLERS | dict(arguments.get("connect_args", {})),
