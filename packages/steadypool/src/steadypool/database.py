@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -135,7 +135,6 @@ class Database(Sharing, Notifying):
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
         self._listener_options = listener
         self._listener: Listener | None = None
-        self._way = None
         try:
             self.engine = self._make_engine(engine_arguments or {})
         except ConfigurationError as error:
@@ -400,8 +399,21 @@ class Database(Sharing, Notifying):
             ...     await connection.execute("insert into tags (name) values ($1)", "ambient")
         """
         declared = self._declared(workload)
-        engine = self._engine(declared, read_only=False).sync_engine
         timeout = statement_timeout or (None if declared is None else declared.statement_timeout)
+        async with self._dedicated(declared, timeout) as connection:
+            yield connection
+
+    def _limited(
+        self, statement_timeout: float, lock_timeout: float
+    ) -> AbstractAsyncContextManager[Dedicated]:
+        return self._dedicated(None, statement_timeout, lock_timeout)
+
+    @asynccontextmanager
+    async def _dedicated(
+        self, workload: Workload | None, timeout: float | None, lock_timeout: float | None = None
+    ) -> AsyncGenerator[Dedicated]:
+        """A connection with these limits, in seconds; with one for locks each statement is a transaction with both."""
+        engine = self._engine(workload, read_only=False).sync_engine
         fairy: Any = await greenlet_spawn(engine.raw_connection)
         dialect = self.pool.dialect
         await dialect.prove_before_use(fairy)
@@ -409,12 +421,14 @@ class Database(Sharing, Notifying):
         core = self.pool.core
         dialogue = _DIALOGUES[dialect.driver](driver_connection)
         pooler = dialect.pooler_watch
-        told = timeout if pooler.keeps_statements else None
+        per_transaction = lock_timeout is not None or not pooler.keeps_statements
+        told = None if per_transaction else timeout
         surroundings = Surroundings(
             pool=self.name,
             clock=core.clock,
             statement_timeout=timeout or self.settings.statement_timeout,
-            workload=workload,
+            lock_timeout=lock_timeout,
+            workload=None if workload is None else workload.name,
             snapshot=core.snapshot,
             events=self.events,
             lease=cast("Lease[Any]", lease_of(fairy)),
@@ -422,8 +436,8 @@ class Database(Sharing, Notifying):
             touch=lambda: dialect.spoke(driver_connection),
             cut=lambda: dialect.cut(driver_connection),
             judge=lambda fate, said: self.pool.judge(fate, driver_connection, said),
-            begin=pooler.beginning(timeout),
-            wraps=timeout is not None and not pooler.keeps_statements,
+            begin=pooler.beginning(timeout if per_transaction else None, lock_timeout),
+            wraps=timeout is not None and per_transaction,
             in_transaction=lambda: dialect.in_transaction(driver_connection),
         )
         dedicated = Dedicated(driver_connection, dialogue, surroundings)

@@ -10,6 +10,9 @@ import itertools
 import re
 from functools import lru_cache
 
+ATTEMPTS = 3
+"""How often a single statement is sent at most, where nothing of it can have taken effect, or that does no harm."""
+
 _TRANSACTIONS = ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare")
 _SETTINGS = ("set", "reset", "discard", "load", "do")
 _LASTING = (

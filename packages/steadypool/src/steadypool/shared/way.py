@@ -49,9 +49,6 @@ _log = logging.getLogger("steadypool.shared")
 CANARY_LIMIT = 1.0
 """Seconds in which a pooler has to answer two statements that were sent at once."""
 
-ATTEMPTS = 3
-"""How often a statement is sent at most, where nothing of it can have taken effect, or that does no harm."""
-
 
 class SharedWay:
     """Runs single statements of many callers over a few connections.
@@ -163,7 +160,8 @@ class SharedWay:
                 if isinstance(error, ConnectionGone):
                     cause = cause_of_loss(error.sqlstate)
                     self.pool.events.emit(ConnectionLost(self.pool.name, now, call.connection, cause, None))
-                name = naming.named(call, error, now, self.pool.snapshot(), self._timed_out)
+                lock_timeout = self.options.lock_timeout
+                name = naming.named(call, error, now, self.pool.snapshot(), self._timed_out, lock_timeout)
                 if name is None:
                     raise
                 raise name from error
@@ -171,7 +169,7 @@ class SharedWay:
     def _again(self, call: Call, error: psycopg.Error) -> bool:
         """Whether it is sent once more: only where the connection was lost, and it was not sent or does no harm."""
         lost = isinstance(error, ConnectionGone) and not isinstance(error, Overdue | Unclean)
-        return lost and call.attempts < ATTEMPTS and (not call.segment.sent or call.harmless)
+        return lost and call.attempts < sharable.ATTEMPTS and (not call.segment.sent or call.harmless)
 
     def _must_not_wait(self) -> bool:
         """Whether the caller holds a connection, and there is none here on which it would be the first."""
@@ -180,9 +178,9 @@ class SharedWay:
             or not any(not seat.load and seat.takes_new and not seat.proving for seat in self._seats)
         )
 
-    def _timed_out(self, call: Call) -> None:
+    def _timed_out(self, call: Call, limit: float) -> None:
         now, name = self._clock.monotonic(), fingerprint(call.sql)
-        self.pool.events.emit(StatementTimedOut(self.pool.name, now, name, call.limit, None))
+        self.pool.events.emit(StatementTimedOut(self.pool.name, now, name, limit, None))
 
     # -- together with others ----------------------------------------------------------------------------------
 
@@ -310,7 +308,7 @@ class SharedWay:
         return waiting > 0 and self.pool.count() >= self.pool.options.limit
 
     async def _add_seat(self) -> None:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(sharable.ATTEMPTS):
             lease = await self.pool.acquire(name="shared statements")
             try:
                 if not self.options.local and self._pooled():
@@ -319,7 +317,7 @@ class SharedWay:
                 await seat.begin(self.pool.options.connect_timeout)
             except psycopg.Error:
                 lease.release(Fate.EVICT)
-                if attempt == ATTEMPTS - 1:
+                if attempt == sharable.ATTEMPTS - 1:
                     raise
                 continue
             except BaseException:  # cancelled: nobody else knows the lease

@@ -86,15 +86,18 @@ class PoolerWatch:
         """Whether what a transaction leaves in its session (a prepared statement, a setting) is there for the next."""
         return self.mode is Pooler.SESSION or not self.behind_pooler
 
-    def beginning(self, statement_timeout: float | None = None) -> str:
+    def beginning(self, statement_timeout: float | None = None, lock_timeout: float | None = None) -> str:
         """SQL that begins a transaction, in one flight with the limits that no session keeps.
 
         Args:
             statement_timeout: seconds, in place of the engine's own.
+            lock_timeout: seconds that a statement may wait for a lock.
         """
         parts = ["BEGIN", self.per_transaction or ""]
-        if statement_timeout is not None and not self.keeps_statements:
-            parts.append(f"SET LOCAL statement_timeout = {milliseconds(statement_timeout)}")
+        limits = {"statement_timeout": statement_timeout, "lock_timeout": lock_timeout}
+        for name, seconds in limits.items():
+            if seconds is not None:
+                parts.append(f"SET LOCAL {name} = {milliseconds(seconds)}")
         return "; ".join(part for part in parts if part)
 
     async def look(self, driver: str, connection: Any, own: str) -> None:
