@@ -109,10 +109,20 @@ def plyr_url(plyr_database: str) -> str:
     return plyr_database
 
 
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
+def driver(request: pytest.FixtureRequest) -> str:
+    """What plyr is tested with, everywhere; the last is what it uses by default."""
+    return request.param
+
+
+def with_driver(url: str, driver: str) -> str:
+    return url.replace("postgresql://", f"postgresql+{driver}://")
+
+
 @pytest.fixture
-def plyr_settings(plyr_url: str, tmp_path: Path) -> Settings:
+def plyr_settings(plyr_url: str, tmp_path: Path, driver: str) -> Settings:
     return Settings(
-        database=DatabaseSettings(url=plyr_url),
+        database=DatabaseSettings(url=with_driver(plyr_url, driver)),
         storage=StorageSettings(audio_dir=tmp_path / "audio", max_upload_bytes=MAX_UPLOAD),
         server=ServerSettings(data_dir=tmp_path),
     )

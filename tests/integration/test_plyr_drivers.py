@@ -16,15 +16,9 @@ from .conftest import Plyr, tone
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
-def driver(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
 @pytest.fixture
-def plyr_settings(plyr_settings: Settings, plyr_url: str, driver: str) -> Settings:
-    url = plyr_url.replace("postgresql://", f"postgresql+{driver}://")
-    database = plyr_settings.database.replace(url=url, statement_timeout=1.0)
+def plyr_settings(plyr_settings: Settings) -> Settings:
+    database = plyr_settings.database.replace(statement_timeout=1.0)
     return plyr_settings.model_copy(update={"database": database})
 
 

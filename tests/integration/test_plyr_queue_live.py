@@ -35,6 +35,12 @@ QUICK = QueueSettings(connect_timeout=2.0, heartbeat_interval=0.2)
 
 
 @pytest.fixture
+def driver() -> str:
+    """One will do: what is heard comes over the listener's own connection, and the rest is in test_plyr_queue."""
+    return "steadypool"
+
+
+@pytest.fixture
 def plyr_settings(plyr_settings: Settings) -> Settings:
     return plyr_settings.model_copy(update={"queue": QUICK})
 

@@ -49,7 +49,7 @@ def size_of(value: Any) -> int:
         21
     """
     if isinstance(value, str | bytes | bytearray | memoryview):
-        return len(value)
+        return len(cast("bytes", value))
     if isinstance(value, Mapping):
         return sum(map(size_of, cast("Mapping[Any, Any]", value).values()))
     if isinstance(value, Iterable):

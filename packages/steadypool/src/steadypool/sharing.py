@@ -217,7 +217,8 @@ class Sharing:
                     prove_after=s.ping_after_idle,
                 ),
                 holds=_holding.get,
-                pooled=lambda: not pool.dialect.pooler_watch.keeps_statements,
+                pooled=lambda: pool.dialect.pooler_watch.behind_pooler,
+                carries_two=lambda: setattr(pool.dialect.pooler_watch, "carries_two", True),
             )
             pool.before_waiting = self._way.make_room
         return self._way

@@ -58,12 +58,14 @@ class Surroundings:
 
     `every_transaction` is asked for what is to be set in each transaction, by name. `leave_timeout` is how many
     seconds a ROLLBACK that nobody waits for may take. `schema` counts the changes of the schema that were seen: a
-    statement that was prepared before one may return other columns after it.
+    statement that was prepared before one may return other columns after it. `one_at_a_time` is asked whether every
+    answer has to be waited for: behind a pooler that is not known to carry two statements at once.
     """
 
     every_transaction: Callable[[], Mapping[str, str]] = dict
     leave_timeout: float | None = None
     schema: int = 0
+    one_at_a_time: Callable[[], bool] = lambda: False
 
 
 class Connection(AdaptedConnection):
@@ -289,7 +291,9 @@ class Connection(AdaptedConnection):
         if not self._is_open():
             return
         connection = self._connection
-        if self._failed or connection.pending or connection.transaction_status != TransactionStatus.INTRANS:
+        clean = not self._failed and not connection.pending
+        clean = clean and connection.transaction_status == TransactionStatus.INTRANS
+        if not clean or self._surroundings.one_at_a_time():
             await_only(self._end(_ROLLBACK))
         else:
             self._begun = False

@@ -36,6 +36,7 @@ from steadypool.pipeline import (
     Unclean,
 )
 from steadypool.pool import Pool
+from steadypool.sharable import ATTEMPTS
 from steadypool.shared import naming
 from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions, SharedStats
@@ -59,7 +60,8 @@ class SharedWay:
         options: how it behaves.
         holds: whether the current task holds a connection: then its statements never queue behind strangers', who
             may be waiting for a lock that it has.
-        pooled: whether there is a transaction pooler before the server; asked when a connection is open.
+        pooled: whether there is a pooler before the server; asked when a connection is open.
+        carries_two: told when that pooler answered two statements that were sent at once.
 
     Example:
         >>> way = SharedWay(pool, pipelined=lambda record: record.driver_connection, options=SharedOptions())
@@ -75,12 +77,15 @@ class SharedWay:
         options: SharedOptions,
         holds: Callable[[], bool] = lambda: False,
         pooled: Callable[[], bool] = lambda: False,
+        carries_two: Callable[[], None] = lambda: None,
     ) -> None:
         self.pool = pool
         self.options = options
         self._pipelined = pipelined
         self._holds = holds
         self._pooled = pooled
+        self._carries_two = carries_two
+        self._tried_pooler = False
         self._clock: Clock = pool.clock
         self._seats: list[Seat] = []
         self._queue: deque[Call] = deque()
@@ -169,7 +174,7 @@ class SharedWay:
     def _again(self, call: Call, error: psycopg.Error) -> bool:
         """Whether it is sent once more: only where the connection was lost, and it was not sent or does no harm."""
         lost = isinstance(error, ConnectionGone) and not isinstance(error, Overdue | Unclean)
-        return lost and call.attempts < sharable.ATTEMPTS and (not call.segment.sent or call.harmless)
+        return lost and call.attempts < ATTEMPTS and (not call.segment.sent or call.harmless)
 
     def _must_not_wait(self) -> bool:
         """Whether the caller holds a connection, and there is none here on which it would be the first."""
@@ -308,16 +313,16 @@ class SharedWay:
         return waiting > 0 and self.pool.count() >= self.pool.options.limit
 
     async def _add_seat(self) -> None:
-        for attempt in range(sharable.ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             lease = await self.pool.acquire(name="shared statements")
             try:
-                if not self.options.local and self._pooled():
+                if not self._tried_pooler and self._pooled():
                     await self._behind_pooler(self._pipelined(lease.connection))
                 seat = Seat(lease, self._pipelined(lease.connection), self.options)
                 await seat.begin(self.pool.options.connect_timeout)
             except psycopg.Error:
                 lease.release(Fate.EVICT)
-                if attempt == sharable.ATTEMPTS - 1:
+                if attempt == ATTEMPTS - 1:
                     raise
                 continue
             except BaseException:  # cancelled: nobody else knows the lease
@@ -330,12 +335,14 @@ class SharedWay:
             return
 
     async def _behind_pooler(self, connection: PipelinedConnection) -> None:
-        """From now on nothing is set for a session; and one statement at a time, unless two at once are answered.
+        """One statement at a time from now on, unless two at once are answered; nothing for a session that is not kept.
 
         Raises:
             psycopg.Error: they were not: the connection is lost, and the next one gets one at a time.
         """
-        window, self.options = self.options.window, replace(self.options, local=True, window=1)
+        self._tried_pooler = True
+        window, local = self.options.window, not connection.statements.keeps
+        self.options = replace(self.options, local=local, window=1)
         for call in self._queue:
             future = call.segment.future
             call.prepare(self.options).future = future
@@ -345,6 +352,7 @@ class SharedWay:
             if isinstance(end, BaseException):
                 raise end
         self.options = replace(self.options, window=window)
+        self._carries_two()
 
     def _grown(self, task: asyncio.Task[None]) -> None:
         self._growing = None

@@ -121,6 +121,10 @@ def create_async_engine(
         server_settings=_at_start(statement_timeout) | dict(server_settings or {}),
     )
     arguments |= {"connect_args": connect_args, "steadypool_guards": guards}
+    return _built(guarded, given, arguments)
+
+
+def _built(guarded: URL, given: URL, arguments: dict[str, Any]) -> AsyncEngine:
     try:
         engine = stock.create_async_engine(guarded, **arguments)
     except ModuleNotFoundError as error:

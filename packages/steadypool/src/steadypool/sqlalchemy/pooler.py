@@ -58,6 +58,8 @@ class PoolerWatch:
     told: Callable[[str], None] | None = None
     looked: bool = False
     behind_pooler: bool = False
+    carries_two: bool = False
+    """Whether it was seen to answer a statement that was sent before the one ahead of it was answered."""
     _in_transactions: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -85,6 +87,11 @@ class PoolerWatch:
     def keeps_statements(self) -> bool:
         """Whether what a transaction leaves in its session (a prepared statement, a setting) is there for the next."""
         return self.mode is Pooler.SESSION or not self.behind_pooler
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether a second statement waits for the first one's answer: some poolers stop for ever where it does not."""
+        return self.behind_pooler and not self.carries_two
 
     def beginning(self, statement_timeout: float | None = None, lock_timeout: float | None = None) -> str:
         """SQL that begins a transaction, in one flight with the limits that no session keeps.
