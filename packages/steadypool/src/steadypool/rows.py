@@ -48,8 +48,8 @@ def size_of(value: Any) -> int:
         >>> size_of([("abc", 1), (b"de", None)])
         21
     """
-    if isinstance(value, str | bytes | bytearray | memoryview):
-        return len(cast("bytes", value))
+    if isinstance(value, str | bytes):
+        return len(value)
     if isinstance(value, Mapping):
         return sum(map(size_of, cast("Mapping[Any, Any]", value).values()))
     if isinstance(value, Iterable):

@@ -38,7 +38,7 @@ _FUNCTIONS = re.compile(
 
 _TOKEN = re.compile(
     r"""
-      (?P<space>   \s+ | --[^\n]* )
+      (?P<space>   \s+ | --[^\n\r]* )
     | (?P<comment> /\* )
     | (?P<escaped> [eE]'(?:[^'\\]|''|\\.)*(?:'|\Z) )
     | (?P<string>  '(?:[^']|'')*(?:'|\Z) | (?P<tag>\$(?:[^\W\d]\w*)?\$).*?(?:(?P=tag)|\Z) )
@@ -59,6 +59,12 @@ REFUSED_TAGS = frozenset(
     )
 )  # fmt: skip
 """Command tags of what should not have got through: the connection that it was done on is given up."""
+
+
+def check_timeout(seconds: float | None) -> None:
+    """Raise ValueError unless it is a time that a statement may take, or none was given."""
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"timeout={seconds!r}: allowed: seconds above 0")
 
 
 @lru_cache(maxsize=2048)

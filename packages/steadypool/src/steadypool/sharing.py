@@ -180,6 +180,7 @@ class Sharing:
     ) -> Ran:
         """Run it on a connection that it has for itself, within the limits that the others have together."""
         _check(sql)
+        sharable.check_timeout(timeout)
         s = self.settings
         attempts = 0
         while True:

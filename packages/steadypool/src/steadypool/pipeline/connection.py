@@ -24,7 +24,7 @@ from steadypool.errors import ConfigurationError
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep, Step
 from steadypool.pipeline.library import OLDEST, libpq_function
 from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
-from steadypool.pipeline.statements import STALE, Known, State, Statements
+from steadypool.pipeline.statements import Known, State, Statements, is_stale
 from steadypool.pipeline.wire import Wire
 
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
@@ -38,7 +38,7 @@ _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
 class Adapted(NamedTuple):
     """A statement with its parameters as the server takes them."""
 
-    sql: str
+    sql: bytes
     known: Known | None
     values: Any
     types: tuple[int, ...] | None
@@ -248,12 +248,12 @@ class PipelinedConnection(Wire):
         parameters = statement.parameters
         if not parameters:
             known = self.statements.look_up(statement.sql, None) if statement.prepare else None
-            return Adapted(statement.sql, known, None, None, None)
+            return Adapted(known.sql if known else statement.sql.encode(), known, None, None, None)
         transformer = self._transformer
         values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
         types, formats = transformer.types, transformer.formats
         known = self.statements.look_up(statement.sql, types) if statement.prepare else None
-        return Adapted(statement.sql, known, values, types, formats)
+        return Adapted(known.sql if known else statement.sql.encode(), known, values, types, formats)
 
     def _put_statement(self, flight: Flight, index: int, adapted: Adapted) -> None:
         pgconn = self.pgconn
@@ -272,8 +272,7 @@ class PipelinedConnection(Wire):
             flight.named[index] = known
             pgconn.send_query_prepared(known.name, values, formats, result_format)
         else:
-            text = known.sql if known is not None else sql.encode()
-            pgconn.send_query_params(text, values, types, formats, result_format)
+            pgconn.send_query_params(sql, values, types, formats, result_format)
         flight.steps.append((Step.RUN, known, index))
 
     # -- answers -----------------------------------------------------------------------------------------------
@@ -328,17 +327,17 @@ class PipelinedConnection(Wire):
         if self._flights and self._flights[0].wants_chunks:
             self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         if segment.error is not None:
-            if segment.error.sqlstate in STALE and self._repeat(flight):
+            if self._repeat(flight, segment.error):
                 return
             if segment.must_succeed:
                 self._end(segment.error)
         self._settle(segment, segment.error)
 
-    def _repeat(self, flight: Flight) -> bool:
+    def _repeat(self, flight: Flight, error: psycopg.Error) -> bool:
         """Send a segment again that met a stale prepared statement, if nothing of it can have taken effect."""
         segment, at = flight.segment, flight.segment.failed_at
         known = None if at is None else flight.named.get(at)
-        if known is None:
+        if known is None or not is_stale(error, known):
             return False
         self.statements.forget(known)
         status = self.transaction_status

@@ -111,6 +111,7 @@ class SharedWay:
             harmless: running it twice does no harm, so it may be sent again when a connection is lost.
 
         Raises:
+            ValueError: a timeout that is not above 0.
             errors.NotForSharing: it would leave something behind that strangers feel.
             errors.StatementTimeout: it ran longer than its limit.
             errors.DeadlineExceeded: the caller's deadline passed.
@@ -118,6 +119,7 @@ class SharedWay:
             errors.ResultTooLarge: the result was larger than a shared connection carries.
             psycopg.Error: what the server said to it.
         """
+        sharable.check_timeout(timeout)
         why = sharable.refusal(sql)
         if why is not None:
             self._refused += 1
@@ -252,7 +254,7 @@ class SharedWay:
             queue.popleft()
             try:
                 self._send(seat, call)
-            except psycopg.Error as error:  # it cannot be adapted; whoever waits has to know
+            except Exception as error:  # noqa: BLE001 - adapting a value may end in any, and only its caller cares
                 if future is not None and not future.done():
                     future.set_exception(error)
 
