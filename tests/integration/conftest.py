@@ -59,6 +59,12 @@ class Plyr:
         return get_database()
 
     @property
+    def held(self) -> int:
+        """Connections that somebody holds; those over which strangers' statements travel are nobody's."""
+        stats = self.database.stats()
+        return stats.pool.leased - (0 if stats.shared is None else stats.shared.connections)
+
+    @property
     def audio_files(self) -> list[Path]:
         """What storage holds, leftovers of uploads included."""
         return [path for path in self.settings.storage.audio_dir.rglob("*") if path.is_file()]

@@ -53,4 +53,4 @@ async def test_a_slow_statement_ends_by_its_workloads_limit(plyr: Plyr) -> None:
             await session.execute(text("SELECT pg_sleep(10)"))
     async with db_session(UPLOADS) as session:
         await session.execute(text("SELECT pg_sleep(1.8)"))
-    assert plyr.database.stats().pool.leased == 0
+    assert plyr.held == 0

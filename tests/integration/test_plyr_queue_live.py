@@ -272,7 +272,7 @@ async def test_a_device_that_was_signed_out_hears_nothing_more(a: Instance, plyr
 async def test_devices_hold_no_connection_and_leave_nothing_behind(a: Instance, plyr: Plyr) -> None:
     devices = [events_of(a.client) for _ in range(30)]  # more than there are connections
     await asyncio.gather(*(next_of(device) for device in devices))
-    await until(lambda: plyr.database.stats().pool.leased == 0, seconds=10)
+    await until(lambda: plyr.held == 0, seconds=10)
     assert len(a.live._watches["did:plc:alice"]) == 30
     await a.put({"track_ids": []}, 0)
     told = await asyncio.gather(*(next_of(device) for device in devices))
