@@ -205,8 +205,9 @@ async def test_a_lock_on_the_shared_way_has_a_limit(make: MakeHouse, database_ur
     await house.ask("insert into t values (1)")
     async with await psycopg.AsyncConnection.connect(database_url) as session:
         await session.execute("select * from t for update")
-        with pytest.raises(sql.LockNotAvailable):
+        with pytest.raises(errors.StatementTimeout, match=r"waiting 0\.20s for a lock") as locked:
             await house.ask("update t set id = 2")
+        assert isinstance(locked.value.__cause__, sql.LockNotAvailable)
 
 
 # -- time --------------------------------------------------------------------------------------------------------

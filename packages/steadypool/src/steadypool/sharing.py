@@ -18,7 +18,6 @@ from steadypool.sqlalchemy.compiling import Compiled, Compiler
 from steadypool.sqlalchemy.pool import SteadyPool
 
 if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
-    from steadypool.pipeline import Result
     from steadypool.shared import SharedStats, SharedWay
 
 Ran = TypeVar("Ran", Sequence[Row], str)
@@ -102,17 +101,19 @@ class Sharing:
             >>> BY_ARTIST = select(Track.id, Track.title).where(Track.artist == bindparam("artist"))
             >>> await db.fetch(BY_ARTIST, {"artist": 7}, read_only=True)
         """
+        return await self._fetch(sql, args, timeout, read_only or idempotent)
+
+    async def _fetch(
+        self, sql: str | Executable, args: Sequence[Any], timeout: float | None, harmless: bool
+    ) -> Sequence[Row]:
         if not isinstance(sql, str):
             compiled = self._compiled(sql, args)
-            rows = await self.fetch(
-                compiled.sql, *compiled.args, timeout=timeout, read_only=read_only, idempotent=idempotent
-            )
-            return compiled.rows(rows)
-        harmless = read_only or idempotent
-        way = self._shared()
+            return compiled.rows(await self._fetch(compiled.sql, compiled.args, timeout, harmless))
+        way = self._way or self._shared()
         if way is None:
             return await self._alone(sql, lambda its: its.fetch(sql, *args), timeout, harmless)
-        return _rows(await way.run(sql, args, timeout=timeout, harmless=harmless))
+        result = await way.run(sql, args, timeout=timeout, harmless=harmless)
+        return result.rows(row_type(result.names))
 
     async def fetchrow(
         self,
@@ -123,7 +124,7 @@ class Sharing:
         idempotent: bool = False,
     ) -> Row | None:
         """The first row, or None; otherwise as `fetch`."""
-        rows = await self.fetch(sql, *args, timeout=timeout, read_only=read_only, idempotent=idempotent)
+        rows = await self._fetch(sql, args, timeout, read_only or idempotent)
         return rows[0] if rows else None
 
     async def fetchval(
@@ -135,7 +136,7 @@ class Sharing:
         idempotent: bool = False,
     ) -> Any:
         """The first column of the first row, or None; otherwise as `fetch`."""
-        rows = await self.fetch(sql, *args, timeout=timeout, read_only=read_only, idempotent=idempotent)
+        rows = await self._fetch(sql, args, timeout, read_only or idempotent)
         return rows[0][0] if rows else None
 
     async def execute(
@@ -145,7 +146,7 @@ class Sharing:
         if not isinstance(sql, str):
             compiled = self._compiled(sql, args)
             return await self.execute(compiled.sql, *compiled.args, timeout=timeout, idempotent=idempotent)
-        way = self._shared()
+        way = self._way or self._shared()
         if way is None:
             return await self._alone(sql, lambda its: its.execute(sql, *args), timeout, idempotent)
         return (await way.run(sql, args, timeout=timeout, harmless=idempotent)).tag
@@ -168,7 +169,7 @@ class Sharing:
                 for row in query.rows(rows):
                     yield row
 
-    def _compiled(self, statement: Executable, args: tuple[Any, ...]) -> Compiled:
+    def _compiled(self, statement: Executable, args: Sequence[Any]) -> Compiled:
         if len(args) > 1 or not all(isinstance(given, Mapping) for given in args):
             raise TypeError("the values for a statement of SQLAlchemy's are one mapping, name to value")
         if self._compiler is None:
@@ -237,7 +238,3 @@ def _check(sql: str) -> None:
     why = sharable.refusal(sql)
     if why is not None:
         raise refusal.not_for_sharing(sql, why)
-
-
-def _rows(result: Result) -> list[Any]:
-    return result.rows(row_type(result.names))

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import psycopg
 from psycopg import pq
@@ -21,13 +22,15 @@ from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus, abc
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.errors import ConfigurationError
-from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep, Step
+from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
 from steadypool.pipeline.library import OLDEST, libpq_function
 from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
-from steadypool.pipeline.statements import Known, State, Statements, is_stale
+from steadypool.pipeline.statements import Known, State, Statements, Step, is_stale
 from steadypool.pipeline.wire import Wire
 
+_TEXT, _BINARY = Format.TEXT, Format.BINARY
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
+_DONE = int(ExecStatus.COMMAND_OK)
 _IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
 _CANCEL_AGAIN = 0.1
@@ -35,14 +38,14 @@ _CANCEL_AGAIN = 0.1
 _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
 
 
-class Adapted(NamedTuple):
-    """A statement with its parameters as the server takes them."""
+Adapted: TypeAlias = tuple[bytes, Known | None, Any, tuple[int, ...] | None, list[Format] | None]
+"""A statement with its parameters as the server takes them: SQL, what is known of it, values, types, formats."""
 
-    sql: bytes
-    known: Known | None
-    values: Any
-    types: tuple[int, ...] | None
-    formats: list[Format] | None
+
+@functools.cache
+def _automatic(parameters: int) -> list[PyFormat]:
+    """psycopg is to choose the format of each."""
+    return [PyFormat.AUTO] * parameters
 
 
 class Adopted(Protocol):
@@ -123,7 +126,7 @@ class PipelinedConnection(Wire):
     @property
     def pending(self) -> int:
         """Segments on their way, or held back."""
-        return len(self._flights) + len(self._held or ())
+        return len(self._flights) if self._held is None else len(self._flights) + len(self._held)
 
     @property
     def last_answer(self) -> float:
@@ -211,7 +214,8 @@ class PipelinedConnection(Wire):
         flight = Flight(segment)
         segment.sent = True
         try:
-            self._put_commands(flight, adapted, roll_back=roll_back)
+            if len(adapted) != 1 or roll_back or not self._put_prepared(flight, *adapted[0]):
+                self._put_commands(flight, adapted, roll_back=roll_back)
         except psycopg.Error as error:
             self._flights.append(flight)
             self._end(error)
@@ -223,6 +227,38 @@ class PipelinedConnection(Wire):
                 self._flush()  # nobody is before it, and last time nobody came after: the server can begin at once
                 return
         self._flush_soon()
+
+    def _put_prepared(
+        self,
+        flight: Flight,
+        _sql: bytes,
+        known: Known | None,
+        values: Any,
+        _types: tuple[int, ...] | None,
+        formats: list[Format] | None,
+    ) -> bool:
+        """By far the most common case, which has to be quick: one statement, and the server knows it; False if not."""
+        if (
+            known is None
+            or known.state is not State.READY
+            or self.statements.stale_names
+            or flight.segment.ping
+        ):
+            return False
+        pgconn = self.pgconn
+        pgconn.send_query_prepared(known.name, values, formats, _BINARY if known.binary else _TEXT)
+        flight.steps, flight.named = known.steps, known.named
+        if flight.limited and not self._flights:
+            pgconn.set_chunked_rows_mode(CHUNK_ROWS)
+        self._put_sync()
+        return True
+
+    def _put_sync(self) -> None:
+        pgconn = self.pgconn
+        if _send_sync is None:
+            pgconn.pipeline_sync()
+        elif not _send_sync(pgconn.pgconn_ptr):
+            raise psycopg.OperationalError(pgconn.get_error_message())
 
     def _put_commands(self, flight: Flight, adapted: list[Adapted], *, roll_back: bool) -> None:
         pgconn, steps = self.pgconn, flight.steps
@@ -237,32 +273,29 @@ class PipelinedConnection(Wire):
             self._put_statement(flight, index, statement)
             if index == 0 and flight.segment.ping:
                 pgconn.send_flush_request()
-            if not self._flights and len(steps) == 1 and flight.wants_chunks:
+            if flight.limited and not self._flights and len(steps) == 1 and flight.wants_chunks:
                 pgconn.set_chunked_rows_mode(CHUNK_ROWS)
-        if _send_sync is None:
-            pgconn.pipeline_sync()
-        elif not _send_sync(pgconn.pgconn_ptr):
-            raise psycopg.OperationalError(pgconn.get_error_message())
+        self._put_sync()
 
     def _adapt(self, statement: Statement) -> Adapted:
         parameters = statement.parameters
         if not parameters:
             known = self.statements.look_up(statement.sql, None) if statement.prepare else None
-            return Adapted(known.sql if known else statement.sql.encode(), known, None, None, None)
+            return known.sql if known else statement.sql.encode(), known, None, None, None
         transformer = self._transformer
-        values = transformer.dump_sequence(parameters, [PyFormat.AUTO] * len(parameters))
+        values = transformer.dump_sequence(parameters, _automatic(len(parameters)))
         types, formats = transformer.types, transformer.formats
         known = self.statements.look_up(statement.sql, types) if statement.prepare else None
-        return Adapted(known.sql if known else statement.sql.encode(), known, values, types, formats)
+        return known.sql if known else statement.sql.encode(), known, values, types, formats
 
     def _put_statement(self, flight: Flight, index: int, adapted: Adapted) -> None:
         pgconn = self.pgconn
         sql, known, values, types, formats = adapted
-        result_format = Format.TEXT
+        result_format = _TEXT
         named = False
         if known is not None:
             if known.binary:
-                result_format = Format.BINARY
+                result_format = _BINARY
             named = known.state is State.READY or known.preparer is flight
             if not named and self.statements.begin(known, flight):
                 pgconn.send_prepare(known.name, known.sql, types)
@@ -291,7 +324,7 @@ class PipelinedConnection(Wire):
                 result = get_result()
                 if result is None:
                     flight.command_over()
-                    if flight.wants_chunks:
+                    if flight.limited and flight.wants_chunks:
                         pgconn.set_chunked_rows_mode(CHUNK_ROWS)
                 elif (status := result.status) == _SYNC:
                     if flight.spoke or not flight.is_over:
@@ -299,7 +332,8 @@ class PipelinedConnection(Wire):
                     self._synced(flight)
                 else:
                     flight.take(result, status, statements, transformer)
-                    if flight.spoke and result.command_status in self.refused_tags:
+                    # What is refused gives no rows.
+                    if status == _DONE and self.refused_tags and result.command_status in self.refused_tags:
                         self._offend(flight, result)
             if (
                 not self._closed
@@ -324,7 +358,7 @@ class PipelinedConnection(Wire):
         segment = flight.segment
         began = self._head_at
         segment.took = self._new_head() - began
-        if self._flights and self._flights[0].wants_chunks:
+        if self._flights and (head := self._flights[0]).limited and head.wants_chunks:
             self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         if segment.error is not None:
             if self._repeat(flight, segment.error):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from enum import Enum
 from typing import Any
 
 import psycopg
@@ -13,8 +12,8 @@ from psycopg.errors import error_from_result
 from psycopg.pq import DiagnosticField, ExecStatus, abc
 
 from steadypool.pipeline.library import libpq_function
-from steadypool.pipeline.segment import Result, ResultTooLarge, Segment
-from steadypool.pipeline.statements import Known, Statements
+from steadypool.pipeline.segment import Result, ResultTooLarge, Segment, names_in
+from steadypool.pipeline.statements import Known, State, Statements, Step
 
 _ROWS = int(ExecStatus.TUPLES_OK)
 _CHUNK = int(ExecStatus.TUPLES_CHUNK)
@@ -48,23 +47,15 @@ class Deadly(Exception):
         self.error = error
 
 
-class Step(Enum):
-    """What one command of libpq's queue is for."""
-
-    PREPARE = "prepare"
-    CLOSE = "close"
-    RUN = "run"
-    EXTRA = "extra"
-    """A statement of our own before the segment's, whose result nobody asked for."""
-
-
 class Flight:
     """What is expected for a segment, and what came of it."""
 
-    __slots__ = ("bytes", "chunks", "named", "position", "segment", "spoke", "stale", "steps")
+    __slots__ = ("bytes", "chunks", "limited", "named", "position", "segment", "spoke", "steps")
 
     def __init__(self, segment: Segment) -> None:
         self.segment = segment
+        self.limited = segment.byte_limit is not None
+        """Whether the bytes of its rows are counted."""
         self.steps: list[tuple[Step, Known | None, int]] = []
         self.position = 0
         self.spoke = False
@@ -82,12 +73,11 @@ class Flight:
     @property
     def wants_chunks(self) -> bool:
         """Whether the next command's rows are to come a few at a time."""
-        segment = self.segment
         return (
-            segment.byte_limit is not None
-            and segment.error is None
-            and not self.is_over
+            self.limited
+            and self.position < len(self.steps)
             and self.steps[self.position][0] is Step.RUN
+            and self.segment.error is None
         )
 
     def command_over(self) -> None:
@@ -95,7 +85,7 @@ class Flight:
         if not self.spoke:
             raise OutOfStep("a command ended without an answer")
         self.spoke = False
-        if not self.is_over:
+        if self.position < len(self.steps):
             self.position += 1
 
     def take(
@@ -107,7 +97,7 @@ class Flight:
             OutOfStep: it cannot be one.
             Deadly: it is the last word of the server.
         """
-        if self.is_over:
+        if self.position == len(self.steps):
             if status != _FAILED or self.spoke:
                 raise OutOfStep(f"a result ({ExecStatus(status).name}) where a Sync was due")
             self.spoke = True  # the commit that a Sync is: a deferred constraint, a serialization failure
@@ -124,16 +114,35 @@ class Flight:
         if status in _DONE:
             segment.answered = True
             if step is Step.RUN:
-                if status == _ROWS and known is not None and known.binary is None:
-                    statements.saw(known, result)
-                chunks, self.chunks = self.chunks, []
-                segment.results.append(Result(result, transformer, chunks or None))
+                self._take_last(result, status, known, index, statements, transformer)
         elif status == _FAILED:
             self._take_error(result, index, transformer)
         elif status != _ABORTED:
             raise OutOfStep(f"{ExecStatus(status).name} does not belong into a pipeline")
         if step is Step.PREPARE and known is not None:
             statements.prepared(known, done=status in _DONE)
+
+    def _take_last(
+        self,
+        result: abc.PGresult,
+        status: int,
+        known: Known | None,
+        index: int,
+        statements: Statements,
+        transformer: Transformer,
+    ) -> None:
+        """A statement has succeeded: its result, or the last chunk of it."""
+        chunks, names = self.chunks, None
+        if chunks:
+            self.chunks = []
+        if status == _ROWS and known is not None:
+            if known.binary is None:
+                statements.saw(known, result)
+            if known.state is State.READY and index in self.named:
+                names = known.columns
+                if names is None:
+                    names = known.columns = names_in(result, transformer.encoding)
+        self.segment.results.append(Result(result, transformer, chunks or None, names))
 
     def _take_chunk(self, result: abc.PGresult) -> None:
         segment = self.segment

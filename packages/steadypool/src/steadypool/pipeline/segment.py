@@ -102,6 +102,7 @@ class Segment:
         "limit",
         "must_succeed",
         "on_settled",
+        "owner",
         "ping",
         "prelude",
         "repeated",
@@ -142,22 +143,31 @@ class Segment:
         """Made by `send`, unless somebody waits for it already."""
         self.on_settled: Callable[[Segment], None] | None = None
         """Called with it when its future was settled."""
+        self.owner: Any = None
+        """What it is for, in the eyes of whoever is told that it was settled."""
+
+
+def names_in(result: abc.PGresult, encoding: str) -> tuple[str, ...]:
+    """The names of the columns of a result."""
+    return tuple([(result.fname(i) or b"").decode(encoding) for i in range(result.nfields)])
 
 
 class Result:
     """What one statement gave. Rows are made when they are asked for, in the task that asks."""
 
-    __slots__ = ("_chunks", "_last", "_transformer")
+    __slots__ = ("_chunks", "_last", "_names", "_transformer")
 
     def __init__(
         self,
         last: abc.PGresult,
         transformer: Transformer,
         chunks: list[abc.PGresult] | None = None,
+        names: tuple[str, ...] | None = None,
     ) -> None:
         self._last = last
         self._transformer = transformer
         self._chunks = chunks
+        self._names = names
 
     @property
     def tag(self) -> str:
@@ -167,7 +177,10 @@ class Result:
     @property
     def affected(self) -> int | None:
         """Rows that were affected or returned; None where the command counts none."""
-        return self._tagged.command_tuples
+        chunks = self._chunks
+        if chunks:
+            return self._last.ntuples + sum([chunk.ntuples for chunk in chunks])
+        return self._last.command_tuples
 
     @property
     def _tagged(self) -> abc.PGresult:
@@ -183,8 +196,9 @@ class Result:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the columns."""
-        last, encoding = self._last, self._transformer.encoding
-        return tuple((last.fname(i) or b"").decode(encoding) for i in range(last.nfields))
+        if self._names is None:
+            self._names = names_in(self._last, self._transformer.encoding)
+        return self._names
 
     @property
     def columns(self) -> list[Column]:

@@ -32,10 +32,32 @@ class State(Enum):
     READY = "ready"
 
 
+class Step(Enum):
+    """What one command of libpq's queue is for."""
+
+    PREPARE = "prepare"
+    CLOSE = "close"
+    RUN = "run"
+    EXTRA = "extra"
+    """A statement of our own before the segment's, whose result nobody asked for."""
+
+
 class Known:
     """A statement with types of parameters."""
 
-    __slots__ = ("binary", "key", "name", "preparer", "seen", "sql", "state", "types")
+    __slots__ = (
+        "binary",
+        "columns",
+        "key",
+        "name",
+        "named",
+        "preparer",
+        "seen",
+        "sql",
+        "state",
+        "steps",
+        "types",
+    )
 
     def __init__(self, key: tuple[str, tuple[int, ...] | None]) -> None:
         self.key = key
@@ -48,6 +70,11 @@ class Known:
         """Whose Parse is on its way: what comes after it there may count on it already."""
         self.binary: bool | None = None
         """Whether its rows may travel in binary; None until a result was seen."""
+        self.steps: list[tuple[Step, Known | None, int]] = [(Step.RUN, self, 0)]
+        self.named: dict[int, Known] = {0: self}
+        """What a flight consists of that only runs it; shared by all such flights, and never changed."""
+        self.columns: tuple[str, ...] | None = None
+        """The names of its columns while it is prepared: the server refuses it (0A000) where they would change."""
 
 
 def is_stale(error: psycopg.Error, known: Known) -> bool:
@@ -75,11 +102,12 @@ class Statements:
 
     def __init__(self, adapters: AdaptersMap, *, keeps: bool = True, size: int = 128) -> None:
         self.keeps = keeps
+        self.stale_names: list[bytes] = []
+        """What the server may forget; `to_close` takes it."""
         self._adapters = adapters
         self._size = size
         self._known: OrderedDict[tuple[str, tuple[int, ...] | None], Known] = OrderedDict()
         self._numbers = itertools.count(1)
-        self._to_close: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self._known)
@@ -108,6 +136,7 @@ class Statements:
     def prepared(self, known: Known, *, done: bool) -> None:
         """The server has answered a Parse."""
         known.state = State.READY if done else State.UNKNOWN
+        known.columns = None
         known.preparer = None
 
     def forget(self, known: Known) -> None:
@@ -127,14 +156,9 @@ class Statements:
         for known in self._known.values():
             known.binary = None
 
-    @property
-    def stale_names(self) -> bool:
-        """Whether there is something to close."""
-        return bool(self._to_close)
-
     def to_close(self) -> list[bytes]:
         """Names that the server may forget; told once."""
-        names, self._to_close = self._to_close, []
+        names, self.stale_names = self.stale_names, []
         return names
 
     def saw(self, known: Known, result: abc.PGresult) -> None:
@@ -169,8 +193,8 @@ class Statements:
 
     def _drop(self, known: Known) -> None:
         if known.state is State.READY:
-            self._to_close.append(known.name)
-        known.state, known.name, known.binary = State.UNKNOWN, b"", None
+            self.stale_names.append(known.name)
+        known.state, known.name, known.binary, known.columns = State.UNKNOWN, b"", None, None
 
 
 class _Stock:

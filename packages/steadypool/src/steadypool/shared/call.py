@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steadypool.connect.guards import milliseconds
 from steadypool.deadline import CLIENT_GRACE, Deadline
 from steadypool.pipeline import Segment, Statement
 from steadypool.shared.options import SharedOptions
+
+if TYPE_CHECKING:
+    from steadypool.shared.seat import Seat
 
 _LIMITS = "select set_config('statement_timeout', $1, true)"
 _LOCAL_LIMITS = "select set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true)"
@@ -34,6 +37,7 @@ class Call:
         "deadline",
         "harmless",
         "limit",
+        "seat",
         "segment",
         "since",
         "sql",
@@ -61,6 +65,8 @@ class Call:
         self.attempts = 0
         self.connection: int | None = None
         """The number of the connection that it was sent on."""
+        self.seat: Seat | None = None
+        """The shared connection that it was sent on."""
         self.segment = self.prepare(options)
 
     def prepare(self, options: SharedOptions, *, alone: bool = False) -> Segment:
@@ -71,10 +77,11 @@ class Call:
             statements.insert(0, Statement(_LOCAL_LIMITS, limits))
         elif self.timeout is not None:
             statements.insert(0, Statement(_LIMITS, (milliseconds(self.limit),)))
-        self.segment = Segment(
+        segment = self.segment = Segment(
             statements,
             prelude=len(statements) - 1,
             limit=self.limit + CLIENT_GRACE,
             byte_limit=options.result_limit,
         )
-        return self.segment
+        segment.owner = self
+        return segment

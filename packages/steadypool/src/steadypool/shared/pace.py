@@ -1,8 +1,13 @@
-"""Which statements are slow: those of which more than one in twenty took too long of late."""
+"""What is known of statements by their text: whether they may be shared, what they are called, and which are slow.
+
+Slow are those of which more than one in twenty took too long of late.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from steadypool.fingerprint import name_of
+from steadypool.refusal import not_for_sharing
+from steadypool.sharable import refusal
 
 FORGET_AT = 100
 """Executions after which the older half counts no more."""
@@ -13,9 +18,10 @@ REMEMBERED = 512
 class Pace:
     """Of one statement: how many executions there were, and how many were slow."""
 
-    __slots__ = ("runs", "slow")
+    __slots__ = ("name", "runs", "slow")
 
-    def __init__(self) -> None:
+    def __init__(self, sql: str) -> None:
+        self.name = name_of(sql)
         self.runs = 0
         self.slow = 0
 
@@ -44,13 +50,20 @@ class Paces:
     """
 
     def __init__(self) -> None:
-        self._paces: OrderedDict[str, Pace] = OrderedDict()
+        self._paces: dict[str, Pace] = {}
 
     def of(self, sql: str) -> Pace:
-        """The pace of a statement."""
+        """The pace of a statement.
+
+        Raises:
+            errors.NotForSharing: it does not belong on a shared connection.
+        """
         pace = self._paces.get(sql)
         if pace is None:
-            pace = self._paces[sql] = Pace()
+            why = refusal(sql)
+            if why is not None:
+                raise not_for_sharing(sql, why)
+            pace = self._paces[sql] = Pace(sql)
             if len(self._paces) > REMEMBERED:
-                self._paces.popitem(last=False)
+                del self._paces[next(iter(self._paces))]
         return pace

@@ -74,10 +74,10 @@ class Seat:
     @property
     def takes_new(self) -> bool:
         """Whether another statement may be sent, as far as those go that are on their way."""
-        connection, options = self.connection, self.options
-        if self.leaving or connection.closed or connection.pending >= options.window:
+        connection, pending = self.connection, self.connection.pending
+        if self.leaving or connection.closed or pending >= self.options.window:
             return False
-        return not connection.pending or connection.head_age < options.slow_after
+        return not pending or connection.head_age < self.options.slow_after
 
     def prove(self, limit: float, then: Callable[[], None]) -> None:
         """Ask for a sign of life; `then` is called when it came, or when the connection has ended."""
@@ -100,7 +100,7 @@ class Seat:
         if not connection.pending and connection.in_transaction:
             return False
         told = connection.pgconn.parameter_status
-        return all(told(name) == value for name, value in zip(_WATCHED, self._told, strict=True))
+        return [told(name) for name in _WATCHED] == self._told
 
     def leave(self, now: float) -> None:
         """Give the connection back, as it was; nothing may be on its way."""

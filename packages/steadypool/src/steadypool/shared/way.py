@@ -14,16 +14,16 @@ import functools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import psycopg
 
-from steadypool import errors, refusal, sharable
+from steadypool import errors, refusal
 from steadypool.clock import Clock
-from steadypool.deadline import TimeLimit, current_deadline
-from steadypool.events import ConnectionLost, StatementTimedOut
+from steadypool.deadline import Deadline, TimeLimit, current_deadline
+from steadypool.events import ConnectionLost, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint
 from steadypool.lease import Lease, SlotState
 from steadypool.pipeline import (
@@ -36,13 +36,13 @@ from steadypool.pipeline import (
     Unclean,
 )
 from steadypool.pool import Pool
-from steadypool.sharable import ATTEMPTS
+from steadypool.sharable import ATTEMPTS, check_timeout
 from steadypool.shared import naming
 from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions, SharedStats
-from steadypool.shared.pace import Paces
+from steadypool.shared.pace import Pace, Paces
 from steadypool.shared.seat import Seat
-from steadypool.shared.telling import told
+from steadypool.shared.telling import tell
 from steadypool.sqlstate import Fate, cause_of_loss, fate_of
 
 _log = logging.getLogger("steadypool.shared")
@@ -119,59 +119,85 @@ class SharedWay:
             errors.ResultTooLarge: the result was larger than a shared connection carries.
             psycopg.Error: what the server said to it.
         """
-        sharable.check_timeout(timeout)
-        why = sharable.refusal(sql)
-        if why is not None:
+        if timeout is not None:
+            check_timeout(timeout)
+        try:
+            pace = self._paces.of(sql)
+        except errors.NotForSharing:
             self._refused += 1
-            raise refusal.not_for_sharing(sql, why)
-        now, deadline = self._clock.monotonic(), current_deadline()
-        call = Call(sql, args, self.options, timeout=timeout, harmless=harmless, since=now, deadline=deadline)
-        return await told(self.pool, call, self._within_deadline)
+            raise
+        deadline = current_deadline()
+        call = Call(
+            sql,
+            args,
+            self.options,
+            timeout=timeout,
+            harmless=harmless,
+            since=self._clock.monotonic(),
+            deadline=deadline,
+        )
+        try:
+            work = self._attempts(call, pace)
+            result = await (work if deadline is None else self._within(deadline, call, work))
+        except BaseException as error:
+            if self.pool.events.wanted(StatementFinished):
+                tell(self.pool, call, pace, None, error)
+            raise
+        if self.pool.events.wanted(StatementFinished):
+            tell(self.pool, call, pace, result.affected, None)
+        return result
 
-    async def _within_deadline(self, call: Call) -> Result:
-        """Within the caller's deadline, if there is one."""
-        if call.deadline is None:
-            return await self._attempts(call)
-        limit = TimeLimit(call.deadline.remaining(call.since))
+    async def _within(self, deadline: Deadline, call: Call, work: Awaitable[Result]) -> Result:
+        """Within the caller's deadline."""
+        limit = TimeLimit(deadline.remaining(call.since))
         try:
             with limit:
-                return await self._attempts(call)
+                return await work
         except TimeoutError as error:
             if not limit.expired or isinstance(error, errors.SteadypoolError):
                 raise
             raise naming.deadline_passed(call, self._clock.monotonic(), self.pool.snapshot()) from error
 
-    async def _attempts(self, call: Call) -> Result:
+    async def _attempts(self, call: Call, pace: Pace) -> Result:
         if self._closed:
             raise refusal.closed(self.pool.name)
         self._statements += 1
-        pace = self._paces.of(call.sql)
+        options = self.options
         while True:
             call.attempts += 1
             try:
-                if pace.is_slow or call.limit > self.options.statement_timeout or self._must_not_wait():
+                if pace.is_slow or call.limit > options.statement_timeout or self._must_not_wait():
                     results = await self._run_alone(call)
                 else:
-                    results = await self._run_together(call)
-                pace.ran(slow=call.segment.took > self.options.slow_after)
+                    seat = None if self._queue else self._choose(call)
+                    results = await (self._enqueue(call) if seat is None else self._send(seat, call))
+                pace.ran(slow=call.segment.took > options.slow_after)
                 return results[-1]
+            except asyncio.CancelledError:
+                if not call.segment.sent:
+                    self._withdrawn += 1
+                raise
             except psycopg.Error as error:
                 took = call.segment.took
                 if took:
-                    pace.ran(slow=took > self.options.slow_after)
+                    pace.ran(slow=took > options.slow_after)
                 if self._again(call, error):
                     self._repeated += 1
                     call.prepare(self.options)
                     continue
-                now = self._clock.monotonic()
-                if isinstance(error, ConnectionGone):
-                    cause = cause_of_loss(error.sqlstate)
-                    self.pool.events.emit(ConnectionLost(self.pool.name, now, call.connection, cause, None))
-                lock_timeout = self.options.lock_timeout
-                name = naming.named(call, error, now, self.pool.snapshot(), self._timed_out, lock_timeout)
-                if name is None:
+                named = self._named(call, error)
+                if named is None:
                     raise
-                raise name from error
+                raise named from error
+
+    def _named(self, call: Call, error: psycopg.Error) -> errors.SteadypoolError | None:
+        """What the caller is told; None where it is the statement's own error."""
+        now = self._clock.monotonic()
+        if isinstance(error, ConnectionGone):
+            cause = cause_of_loss(error.sqlstate)
+            self.pool.events.emit(ConnectionLost(self.pool.name, now, call.connection, cause, None))
+        lock_timeout = self.options.lock_timeout
+        return naming.named(call, error, now, self.pool.snapshot(), self._timed_out, lock_timeout)
 
     def _again(self, call: Call, error: psycopg.Error) -> bool:
         """Whether it is sent once more: only where the connection was lost, and it was not sent or does no harm."""
@@ -191,39 +217,30 @@ class SharedWay:
 
     # -- together with others ----------------------------------------------------------------------------------
 
-    async def _run_together(self, call: Call) -> list[Result]:
-        seat = None if self._queue else self._choose(call)
-        future = self._send(seat, call) if seat is not None else self._enqueue(call)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if not call.segment.sent:
-                self._withdrawn += 1
-            raise
-
     def _choose(self, call: Call) -> Seat | None:
         """Where it may be sent now: an idle connection before a busy one; None where it has to wait."""
-        chosen = None
+        chosen, least = None, self.options.window
         for seat in self._seats:
-            if seat.takes_new and (chosen is None or seat.load < chosen.load):
-                chosen = seat
-                if not seat.load:
+            load = seat.connection.pending
+            if load < least and seat.takes_new:
+                chosen, least = seat, load
+                if not load:
                     break
-        if chosen is None or chosen.load:
+        if least and len(self._seats) < self.options.connections:
             self._grow()
         if chosen is None or call.harmless or self.options.prove_after is None:
             return chosen
         if chosen.proving:
             return None
-        if not chosen.load and not chosen.proven and self._is_silent(chosen.connection):
+        if not least and not chosen.proven and self._is_silent(chosen.connection):
             chosen.prove(self.pool.options.leave_timeout, self._pump)
             return None
         return chosen
 
     def _send(self, seat: Seat, call: Call) -> asyncio.Future[list[Result]]:
         segment = call.segment
-        call.connection = seat.lease.slot.number
-        segment.on_settled = lambda _: self._answered(seat, call)
+        call.connection, call.seat = seat.lease.slot.number, seat
+        segment.on_settled = self._answered
         return seat.connection.send(segment)
 
     def _enqueue(self, call: Call) -> asyncio.Future[list[Result]]:
@@ -258,14 +275,16 @@ class SharedWay:
                 if future is not None and not future.done():
                     future.set_exception(error)
 
-    def _answered(self, seat: Seat, call: Call) -> None:
+    def _answered(self, segment: Segment) -> None:
         """A segment was settled, well or not: there may be room for the next, or the connection has to go."""
-        error = call.segment.error
+        call: Call = segment.owner
+        seat, error = call.seat, segment.error
+        assert seat is not None, "a call that was never sent"
         if error is not None and (fate := fate_of(error.sqlstate)) not in (Fate.KEEP, Fate.FORGET_STATEMENT):
             seat.fate, seat.leaving = fate, True
         if seat.connection.closed:
             self._lost(seat, call)
-        elif self._pool_is_short():
+        elif self.pool.waiting and self._pool_is_short():
             seat.leaving = True
         if self._queue:
             self._pump()
