@@ -7,7 +7,7 @@ import datetime
 import enum
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -142,6 +142,47 @@ async def test_waiting_for_a_lock_has_a_limit_with_a_name(make: MakeDatabase) ->
             await db.fetch("select * from t for update nowait")
         assert not isinstance(refused.value, steadypool.StatementTimeout), "it did not want to wait"
     assert db.stats().totals.statement_timeouts == 1
+
+
+async def test_whoever_holds_a_lock_does_not_queue_behind_who_waits_for_it(make: MakeDatabase) -> None:
+    """Neither could ever go on, and Postgres sees no deadlock."""
+    db = make(shared_connections=1, shared_lock_timeout=5, shared_statement_timeout=5)
+    await db.execute("create table t (id int primary key, n int)")
+    await db.execute("insert into t values (1, 0)")
+    locked = asyncio.Event()
+
+    async def wait_for_the_lock() -> Any:
+        await locked.wait()
+        return await db.fetchval("update t set n = n + 1 where id = 1 returning n")
+
+    stranger = asyncio.create_task(wait_for_the_lock())
+    for hold in (_by_session, _by_connection):
+        async with asyncio.timeout(4), hold(db, "update t set n = 10 where id = 1"):
+            locked.set()
+            while await db.fetchval("select count(*) from pg_locks where not granted") == 0:
+                assert not stranger.done()
+            assert await db.fetchval("select n from t") == 0, "nothing is committed yet"
+        assert await stranger == 11
+        await db.execute("update t set n = 0")
+        locked.clear()
+        stranger = asyncio.create_task(wait_for_the_lock())
+    stranger.cancel()
+    await asyncio.wait({stranger})
+
+
+@asynccontextmanager
+async def _by_session(db: Database, sql: str) -> AsyncIterator[None]:
+    async with db.session() as session:
+        await session.execute(sa.text(sql))
+        yield
+        await session.commit()
+
+
+@asynccontextmanager
+async def _by_connection(db: Database, sql: str) -> AsyncIterator[None]:
+    async with db.connection() as connection, connection.transaction():
+        await connection.execute(sql)
+        yield
 
 
 async def test_the_deadline_of_the_caller(db: Database) -> None:
