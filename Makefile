@@ -1,5 +1,5 @@
 # Everything here works on a machine with Python >= 3.11 and make; the rest is fetched by `make setup`.
-.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate bench lint format docs lock
+.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate bench lint format docs docs-serve lock
 .NOTPARALLEL:
 
 # Schedules of the pool's simulation: `make simulate N=1000000`, `make simulate SEED=12345` repeats one.
@@ -20,6 +20,7 @@ help:
 	@echo 'make test-all  the same, then again on SQLAlchemy 2.0, then the long simulation'
 	@echo 'make simulate  the simulation of the pool: N=100000 schedules, or SEED=… to repeat one'
 	@echo 'make bench     compare the speed of everything in one run (about an hour; BENCH=--quick for a look)'
+	@echo 'make docs      write what is made from code, and build the documentation into site/ (docs-serve shows it)'
 	@echo 'make lint      ruff, pyright, import-linter, deptry'
 	@echo 'make format    let ruff format and repair'
 
@@ -64,6 +65,10 @@ format: setup
 
 docs: setup
 	$(python) scripts/generate_docs.py
+	.venv/bin/zensical build --clean --strict
+
+docs-serve: setup
+	.venv/bin/zensical serve
 
 lock: setup
 	.tools/uv-* lock

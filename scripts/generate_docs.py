@@ -1,8 +1,8 @@
-"""Writes the tables of settings and of failures into the READMEs, and what is made from code as a whole: the files for
-Prometheus and Grafana, and the runbooks, which are the pages of `steadypool why`: `make docs`.
+"""Writes what is made from code as a whole: the tables of settings and of failures in the READMEs, the reference, the
+diagrams of states, the runbooks (which are the pages of `steadypool why`), and the files for Prometheus and Grafana:
+`make docs`.
 
-A test checks that the tables are current, and that a setting is marked as not in effect exactly as long as no code
-reads it.
+A test checks that all of it is current, and that code reads every setting.
 """
 
 from __future__ import annotations
@@ -10,81 +10,91 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from steadypool import errors
+import diagrams
+import reference
+
+from steadypool.breaker import BreakerState
 from steadypool.cli.why.topics import topics
-from steadypool.settings import DatabaseSettings, settings_table
+from steadypool.lease import SlotState
+from steadypool.listener import ListenerState
+from steadypool.settings import DatabaseSettings
 from steadypool.telemetry.deploy import grafana_dashboard, prometheus_rules
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "packages/steadypool/README.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "packages/steadypool/README.md",
+    ROOT / "docs/explanation/states.md",
+)
+TABLES: dict[str, Callable[[], str]] = {
+    "settings": reference.settings_markdown,
+    "failures": reference.failures_markdown,
+    "connection states": lambda: reference.states_markdown(SlotState),
+    "breaker states": lambda: reference.states_markdown(BreakerState),
+    "listener states": lambda: reference.states_markdown(ListenerState),
+}
 SOURCES = (ROOT / "packages/steadypool/src/steadypool", ROOT / "src/backend")
 
 
 def unread_settings() -> set[str]:
-    """The fields of DatabaseSettings that no code outside of settings.py reads: what they belong to is not built."""
-    read: set[str] = {"url", "direct_url"} & _names_called()
+    """The fields of DatabaseSettings that no code reads, neither by themselves nor through one of its properties."""
+    reads: dict[str, set[str]] = {}
+    asked: set[str] = set()
     for source in SOURCES:
         for path in source.rglob("*.py"):
+            tree = ast.parse(path.read_text())
             if path.name == "settings.py":
-                continue
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Attribute) and _is_settings(node.value):
-                    read.add(node.attr)
-    return set(DatabaseSettings.model_fields) - read
+                reads = {function.name: _attributes(function, {"self"}) for function in _functions(tree)}
+            else:
+                asked |= _attributes(tree, {"s", "settings", "_settings", "database"})
+    through = set().union(*(reads.get(name, set()) for name in _with_their_own(asked, reads)))
+    return set(DatabaseSettings.model_fields) - asked - through
 
 
-def _is_settings(node: ast.expr) -> bool:
-    name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
-    return name in {"s", "settings", "database"}
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
-def _names_called() -> set[str]:
-    """`require_url()` and `require_direct_url()` are how the two URLs are read."""
-    text = "".join(
-        path.read_text() for source in SOURCES for path in source.rglob("*.py") if path.name != "settings.py"
-    )
-    return {name for name in ("url", "direct_url") if f".require_{name}()" in text}
+def _attributes(tree: ast.AST, owners: set[str]) -> set[str]:
+    """The attributes that are read of anything called so."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and (node.value.id if isinstance(node.value, ast.Name) else getattr(node.value, "attr", "")) in owners
+    }
 
 
-def settings_markdown() -> str:
-    """The table of settings."""
-    unread = {f"DATABASE_{name.upper()}" for name in unread_settings()}
-    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for row in settings_table():
-        unit = f" {row.unit}" if row.unit and row.default[:1].isdigit() else ""
-        note = " *Not in effect yet.*" if row.variable in unread else ""
-        lines.append(f"| `{row.variable}` | {row.default.replace('= ', 'as ')}{unit} | {row.meaning}{note} |")
-    return "\n".join(lines)
-
-
-def failures_markdown() -> str:
-    """The table of errors, which is the docstring of errors.py."""
-    return "\n".join(line for line in (errors.__doc__ or "").splitlines() if line.startswith("|"))
+def _with_their_own(names: set[str], reads: dict[str, set[str]]) -> set[str]:
+    """These properties, and those that they use themselves."""
+    return names | {used for name in names for used in reads.get(name, set())}
 
 
 def filled(text: str) -> str:
-    """A document with its tables as they should be."""
-    for name, table in (("settings", settings_markdown()), ("failures", failures_markdown())):
+    """A document with its tables as they should be: each between two comments with its name."""
+    for name, table in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if len(pattern.findall(text)) != 1:
-            raise ValueError(f"expected the markers of {name} once")
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
+        text = pattern.sub(lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text)
     return text
 
 
-def deployed() -> dict[Path, str]:
-    """The files for other people's programs, and what stands in them."""
+def made() -> dict[Path, str]:
+    """Every file that is made as a whole, and what stands in it."""
+    docs = ROOT / "docs"
+    runbooks = {f"runbooks/{topic.key}.md": f"# {topic.title}\n\n{topic.body}\n" for topic in topics()}
+    pictures = {f"images/{name}.svg": drawn for name, drawn in diagrams.all_of_them().items()}
     return {
         ROOT / "deploy/alerts.yml": prometheus_rules(),
         ROOT / "deploy/grafana-dashboard.json": grafana_dashboard(),
-    } | {ROOT / f"docs/runbooks/{topic.key}.md": f"# {topic.title}\n\n{topic.body}\n" for topic in topics()}
+    } | {docs / name: text for name, text in (runbooks | reference.pages() | pictures).items()}
 
 
 def main() -> int:
     """Write."""
-    for path, text in deployed().items():
+    for path, text in made().items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     for document in DOCUMENTS:

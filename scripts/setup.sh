@@ -86,6 +86,6 @@ echo "setup: making $venv from uv.lock …"
 rm -f "$stamp"
 # shellcheck disable=SC2086
 UV_PROJECT_ENVIRONMENT=$venv UV_PYTHON_DOWNLOADS=never "$uv" sync --frozen --all-packages \
-    --no-default-groups --group dev --group "$group" --python "$python" $certificates
+    --no-default-groups --group dev --group docs --group "$group" --python "$python" $certificates
 printf '%s\n' "$fingerprint" >"$stamp"
 exec sh scripts/pack_page.sh "$venv"

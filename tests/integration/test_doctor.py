@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -58,6 +59,7 @@ def plain_url(server: EmbeddedPostgres, database_url: str) -> Iterator[str]:
     parts = urlsplit(database_url)
     yield urlunsplit(parts._replace(netloc=f"{role}:{SECRET}@{parts.hostname}:{parts.port}"))
     with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"DROP OWNED BY {role}")
         connection.execute(f"DROP ROLE {role}")
 
 
@@ -279,6 +281,45 @@ async def test_the_schema_against_the_head_of_the_migrations(
     assert (found.level, found.change) == (Level.WARNING, "alembic upgrade head")
 
 
+async def test_a_role_without_rights_is_told_what_it_cannot_see(plain_url: str, database_url: str) -> None:
+    role = urlsplit(plain_url).username
+    with (
+        psycopg.connect(database_url) as holder,
+        psycopg.connect(database_url, autocommit=True) as connection,
+    ):
+        connection.execute(f"GRANT SELECT ON things TO {role}")
+        holder.execute("LOCK TABLE things")
+        pid = holder.info.backend_pid
+        async with await psycopg.AsyncConnection.connect(plain_url) as waiter:
+            waiting = asyncio.create_task(waiter.execute("SELECT name FROM things"))
+            sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = %s"
+            while connection.execute(sql, (role,)).fetchone() != (1,):
+                await asyncio.sleep(0.01)
+            results = await look(plain_url, "blocked", "load")
+            holder.rollback()
+            await waiting
+    found = only(results, "blocked")
+    assert found.level is Level.PROBLEM
+    assert f"{pid} postgres: a statement that this role may not see has the lock" in found.evidence
+    hidden = [result.finding for result in results if result.finding.level is Level.NOTE]
+    assert "GRANT pg_read_all_stats" in hidden[0].change
+
+
+@pytest.mark.parametrize("form", ["asyncpg", "psycopg", "steadypool"])
+async def test_instrumentation_is_tried_out_with_each_driver(plain_url: str, form: str) -> None:
+    results = await look(plain_url.replace("://", f"+{form}://"), "instrumentation")
+    (said,) = [result.finding.evidence for result in results if "tried out" in result.finding.evidence]
+    assert "gave 2 spans and 4 metrics" in said
+
+
+async def test_a_check_that_needs_to_know_of_the_pooler_finds_out_itself(database_url: str) -> None:
+    async with pgbouncer(database_url, "transaction") as url:
+        (result,) = await look(url, "prepared-statements")
+        assert "behind a pooler" in result.finding.evidence
+        (result,) = await look(url, "lifetimes", pool_recycle=None)
+    assert (result.finding.level, result.finding.symptom) == (Level.WARNING, "connection-lost")
+
+
 # -- statistics ----------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +356,8 @@ async def test_slow_statements_scans_unused_indexes_and_plans(watched_server: Em
     assert (scans.level, scans.symptom) == (Level.WARNING, "statement-timeouts")
     assert "public.plays" in scans.evidence
     assert "nobody_asks" in only(results, "unused-indexes").change
+    recorded = [result.finding.evidence for result in results if result.check.name in ("statements", "plans")]
+    assert not [said for said in recorded if "pg_stat" in said or "EXPLAIN" in said], "its own statements"
 
 
 async def test_plans_are_estimated_and_never_run(watched_server: EmbeddedPostgres) -> None:

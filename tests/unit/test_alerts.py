@@ -129,7 +129,15 @@ def test_a_deaf_listener_an_open_breaker_and_a_leak() -> None:
 def test_each_message_says_what_to_do_and_where_more_stands() -> None:
     watched = Watched(after=2.0)
     watched.seconds(
-        5, listening("deaf"), leased=20, pool_timeouts=9, statement_timeouts=9, connect_failures=9, leaks=1
+        5,
+        listening("deaf"),
+        leased=20,
+        pool_timeouts=9,
+        statement_timeouts=9,
+        connect_failures=9,
+        connections_lost=9,
+        leaks=1,
+        wake_ups=1,
     )
     watched.seconds(5, breaker=1)
     raised = [event for event in watched.seen if isinstance(event, events.AlertRaised)]
@@ -140,7 +148,7 @@ def test_each_message_says_what_to_do_and_where_more_stands() -> None:
         assert len(event.message) > 100
     assert {event.runbook for event in raised} <= {
         "exhaustion", "connect-timeouts", "statement-timeouts", "cold-start", "deaf-listener", "leaks",
-        "background-work",
+        "background-work", "connection-lost",
     }  # fmt: skip
     cleared = [event for event in watched.seen if isinstance(event, events.AlertCleared)]
     assert all(event.seconds >= 2.0 for event in cleared)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
+import steadypool.cli
 from steadypool.cli import main
 from steadypool.cli.app import app
 from steadypool.cli.output import Output
+from steadypool.settings import DatabaseSettings, variable_of
 
 COMMANDS = (
     ["doctor"],
     ["advise"],
     ["why"],
+    ["completion"],
     ["lab", "serve"],
     ["lab", "proxy"],
     ["lab", "replay"],
@@ -57,6 +62,9 @@ def test_each_command_has_examples_and_json(command: list[str], capsys: pytest.C
     "arguments",
     [
         ["no-such-command"],
+        ["doctor", "postgresql://host/name", "one-too-many"],
+        ["advise"],
+        ["completion", "tcsh"],
         ["lab", "serve", "--mode", "sometimes"],
         ["lab", "serve", "--no-such-option"],
         ["lab", "proxy"],
@@ -73,7 +81,7 @@ def test_wrong_use_is_exit_code_2_and_says_why(
 ) -> None:
     assert main(arguments) == 2
     said = capsys.readouterr()
-    assert said.err
+    assert said.err.startswith("error: ")
     assert not said.out
 
 
@@ -97,6 +105,48 @@ def test_a_missing_package_of_the_lab_is_named(
     monkeypatch.setitem(sys.modules, "psycopg_pool", None)
     assert main(["lab", "matrix", "--peers", "steadypool"]) == 1
     assert 'pip install "steadypool[lab]"' in capsys.readouterr().err
+
+
+def test_each_setting_that_is_advised_exists() -> None:
+    folder = Path(steadypool.cli.__file__).parent
+    files = [*folder.rglob("*.py"), folder.parent / "telemetry/rules.py"]
+    named = {name for file in files for name in re.findall(r"\bDATABASE_[A-Z_]+\b", file.read_text())}
+    assert {"DATABASE_POOL_SIZE", "DATABASE_DIRECT_URL"} <= named
+    assert named <= {variable_of(name) for name in DatabaseSettings.model_fields}
+
+
+def test_in_a_pipe_there_is_text_without_frames(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["--help"], ["why"], ["doctor", "--list-checks"]):
+        assert main(command) == 0
+        said = capsys.readouterr().out
+        assert not set(said) & set("│─┃━╭╮╰╯┏┓\x1b"), command
+        assert max(len(line.rstrip()) for line in said.splitlines()) < 200
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(
+    shell: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "doctor" in script
+    assert "list-checks" in script
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+    assert main(["completion", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"shell": shell, "script": script.removesuffix("\n")}
+    monkeypatch.setenv("SHELL", "/bin/sh")
+    assert main(["completion"]) == 2
+    assert "steadypool completion bash" in capsys.readouterr().err
+
+
+def test_completion_is_installed_where_the_shell_looks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["completion", "fish", "--install", "--json"]) == 0
+    installed = json.loads(capsys.readouterr().out)["installed"]
+    assert "doctor" in Path(installed).read_text()
+    assert Path(installed).is_relative_to(tmp_path)
 
 
 def test_a_failure_is_exit_code_1_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:

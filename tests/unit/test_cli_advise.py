@@ -164,6 +164,37 @@ def test_the_log_of_postgres(tmp_path: Path) -> None:
     assert "a log has only" in advise(found, wait=0.01, most=10).remarks[0]
 
 
+TRANSACTIONS = """\
+2026-11-22 10:00:00.010 UTC [1] LOG:  duration: 5.0 ms  statement: ROLLBACK;
+2026-11-22 10:00:01.000 UTC [1] LOG:  duration: 0.0 ms  statement: BEGIN;
+2026-11-22 10:00:01.100 UTC [2] LOG:  duration: 0.0 ms  execute <unnamed>: BEGIN
+2026-11-22 10:00:01.200 UTC [1] LOG:  duration: 100.0 ms  execute <unnamed>: SELECT $1
+2026-11-22 10:00:01.500 UTC [2] LOG:  duration: 1.0 ms  execute <unnamed>: COMMIT
+2026-11-22 10:00:02.000 UTC [1] LOG:  duration: 0.0 ms  statement: ROLLBACK;
+2026-11-22 10:00:02.500 UTC [3] LOG:  duration: 50.0 ms  statement: VACUUM
+"""
+
+
+def test_a_log_with_transactions_says_how_long_connections_were_held(tmp_path: Path) -> None:
+    path = tmp_path / "postgresql.log"
+    path.write_text(TRANSACTIONS)
+    found = load(str(path))
+    assert [round(arrival.held or 0.0, 3) for arrival in found.arrivals] == [1.0, 0.4, 0.05]
+    assert found.executing.count == 2
+
+
+def test_one_application_for_everything_is_no_workload(tmp_path: Path) -> None:
+    line = (
+        '{"timestamp":"2026-11-22 10:00:0%d.000 UTC","pid":7,"application_name":"plyr",'
+        '"message":"duration: 500.0 ms  statement: SELECT x"}'
+    )
+    path = tmp_path / "postgresql.json"
+    path.write_text("\n".join(line % second for second in range(3)))
+    found = load(str(path))
+    assert [arrival.workload for arrival in found.arrivals] == [None] * 3
+    assert [each.workload for each in advise(found, wait=0.01, most=10).timeouts] == [None]
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[str]:
     body = written(tmp_path, steady(20, 0.05, 5)).read_bytes()
@@ -188,6 +219,8 @@ def test_a_running_service(page: str) -> None:
     assert len(load(f"{page}/pool").arrivals) == len(load(f"{page}/pool/export.json").arrivals) > 50
     with pytest.raises(ConfigurationError, match="answered 403"):
         load(f"{page}/elsewhere")
+    with pytest.raises(ConfigurationError, match="nobody answers"):
+        load("http://127.0.0.1:1/pool")
 
 
 @pytest.mark.parametrize("text", ["", "nothing of ours", '{"format": "other"}'])
@@ -198,7 +231,10 @@ def test_what_is_no_recording_is_exit_code_1(
     path.write_text(text)
     assert main(["advise", str(path)]) == 1
     assert main(["advise", str(tmp_path / "nowhere")]) == 1
-    assert capsys.readouterr().err.count("error:") == 2
+    said = capsys.readouterr().err
+    assert said.count("error:") == 2
+    assert "there is no such file" in said
+    assert said.count("what can be read is") >= 1
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

@@ -5,19 +5,31 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 
 from steadypool import errors, sqlstate
 from steadypool.cli import main
+from steadypool.cli.app import app
+from steadypool.cli.doctor.run import chosen_checks
 from steadypool.cli.why.topics import about, code_meaning, find, topics
 from steadypool.errors import PoolSnapshot, SteadypoolError
 from steadypool.refusal import exhausted
+from steadypool.settings import DatabaseSettings, variable_of
+from steadypool.sqlalchemy import errors as sqlalchemy_errors
 
 ERRORS = [
     name
     for name, kind in inspect.getmembers(errors, inspect.isclass)
     if issubclass(kind, SteadypoolError) and kind.__module__ == errors.__name__
+]
+KINDS = [
+    kind
+    for module in (errors, sqlalchemy_errors)
+    for name, kind in inspect.getmembers(module, inspect.isclass)
+    if issubclass(kind, SteadypoolError) and kind.__module__ == module.__name__ and not name.startswith("_")
 ]
 CODES = sorted(
     set(re.findall(r"\b(?:[0-9]{5}|[0-9]{2}[A-Z][0-9]{2}|[0-9][A-Z][0-9]{3})\b", sqlstate.__doc__ or ""))
@@ -83,6 +95,79 @@ def test_a_message_finds_its_symptom(said: str, symptom: str) -> None:
     found = find(said)
     assert found is not None
     assert found.topic.key == symptom
+
+
+def pasted() -> dict[str, list[str]]:
+    """What people paste, by the page it belongs to; a line each, in which \\n and \\t are escaped."""
+    found: dict[str, list[str]] = {}
+    for line in (Path(__file__).parent / "pasted.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            found[line.strip("[]")] = []
+        elif line and not line.startswith("#"):
+            found[list(found)[-1]].append(line.replace("\\n", "\n").replace("\\t", "\t"))
+    return found
+
+
+PASTED = pasted()
+
+
+@pytest.mark.parametrize("symptom", PASTED)
+def test_what_people_paste_finds_its_page(symptom: str) -> None:
+    for said in PASTED[symptom]:
+        found = find(said)
+        assert found is not None, said
+        assert found.topic.key == symptom, said
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "/app/listen/notify.py", line 7, in LISTEN
+    await session.execute(text("LISTEN changes"))  # deadlock detected
+asyncpg.exceptions.QueryCanceledError: canceling statement due to statement timeout
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "/app/pool_timeout.py", line 9, in leak
+sqlalchemy.exc.DBAPIError: <class 'asyncpg.exceptions.QueryCanceledError'>: canceling statement due to statement timeout
+[SQL: SELECT 'too many connections, deadlock detected, QueuePool limit of size']
+[parameters: ('password authentication failed',)]
+(Background on this error at: https://sqlalche.me/e/20/dbapi)
+"""
+
+
+def test_of_a_traceback_only_what_was_raised_counts() -> None:
+    found = find(TRACEBACK)
+    assert found is not None
+    assert (found.topic.key, found.also) == ("statement-timeouts", ())
+
+
+def test_a_code_that_nobody_knows_is_not_taken_for_another() -> None:
+    assert find("08009") is None
+    assert find("40P09") is None
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_the_message_of_every_error_ends_with_the_command_that_explains_it(
+    kind: type[SteadypoolError],
+) -> None:
+    said = str(kind("what happened"))
+    assert said.startswith("what happened")
+    command = said.rpartition("[")[2].removesuffix("]")
+    assert command.startswith("steadypool why ")
+    assert find(command.rpartition(" ")[2]) is not None
+
+
+@pytest.mark.parametrize("topic", topics(), ids=lambda topic: topic.key)
+def test_the_commands_and_settings_of_a_page_exist(topic) -> None:
+    commands = re.findall(r"(?<=`)steadypool [^`]+(?=`)|^steadypool .+$", topic.body, re.MULTILINE)
+    assert commands or topic.key in ("shared-way", "transactions")
+    for command in commands:
+        words = shlex.split(command)[1:]
+        app.parse_args(words, exit_on_error=False, print_error=False)
+        if "--only" in words:
+            chosen_checks(words[words.index("--only") + 1].split(","))
+    known = {variable_of(name) for name in DatabaseSettings.model_fields}
+    assert set(re.findall(r"\bDATABASE_[A-Z_]+\b", topic.body)) <= known
 
 
 def test_a_code_comes_with_what_becomes_of_the_connection() -> None:

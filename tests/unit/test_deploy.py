@@ -80,6 +80,8 @@ def test_the_rules_are_a_file_that_prometheus_reads() -> None:
         "SteadypoolPoolTimeouts",
         "SteadypoolStatementTimeouts",
         "SteadypoolConnectionErrors",
+        "SteadypoolConnectionsLost",
+        "SteadypoolColdStart",
         "SteadypoolBreakerOpen",
         "SteadypoolListenerDeaf",
         "SteadypoolLeak",
@@ -89,7 +91,7 @@ def test_the_rules_are_a_file_that_prometheus_reads() -> None:
     assert utilization["for"] == "60s"
     for rule, source in zip(group["rules"], RULES, strict=True):
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
-        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert source.advice in rule["annotations"]["description"]
         assert rule["annotations"]["runbook"] == f"docs/runbooks/{source.runbook}.md"
         assert f"$labels.{POOL_LABEL}" in rule["annotations"]["summary"]

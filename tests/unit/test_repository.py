@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import itertools
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import generate_docs
 import pytest
+import reference
 
+import steadypool
 from steadypool import DatabaseSettings
 from steadypool.settings import settings_table
 
@@ -122,6 +124,18 @@ def imported_names(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
+def test_the_table_of_layers_is_the_one_that_is_checked() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["containers"] == ["steadypool"])
+    checked = [re.findall(r"\w+", layer) for layer in layers]
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Layers")[2].partition("\n\nRows")[0]
+    rows = [re.findall(r"`(\w+)`", row) for row in section.splitlines() if re.match(r"\| \d", row)]
+    assert sorted(itertools.chain(*rows)) == sorted(itertools.chain(*checked))
+    written = {name: place for place, name in enumerate(itertools.chain(*rows))}
+    for above, below in itertools.pairwise(checked):
+        assert max(written[name] for name in above) < min(written[name] for name in below), (above, below)
+
+
 # -- packaging ---------------------------------------------------------------------------------------------------
 
 
@@ -143,40 +157,29 @@ def test_the_library_says_that_it_is_typed_and_carries_its_licence() -> None:
 # -- documents that must stay true -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "scripts/generate_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_tables_in_the_readmes_are_current(generator: ModuleType) -> None:
-    for document in generator.DOCUMENTS:
+def test_what_is_made_from_code_is_current() -> None:
+    for document in generate_docs.DOCUMENTS:
         text = document.read_text()
-        assert text == generator.filled(text), f"{name_of(document)} is not current: make docs"
-
-
-def test_the_files_for_prometheus_and_grafana_and_the_runbooks_are_current(generator: ModuleType) -> None:
-    made = generator.deployed()
+        assert text == generate_docs.filled(text), f"{name_of(document)} is not current: make docs"
+    made = generate_docs.made()
     for path, text in made.items():
         assert path.read_text() == text, f"{name_of(path)} is not current: make docs"
     assert set((ROOT / "docs/runbooks").iterdir()) <= set(made)
 
 
-def test_every_variable_and_every_error_is_in_the_tables(generator: ModuleType) -> None:
-    settings, failures = generator.settings_markdown(), generator.failures_markdown()
-    assert [row.variable for row in settings_table() if f"`{row.variable}`" not in settings] == []
-    import steadypool
+def test_code_reads_every_setting() -> None:
+    assert generate_docs.unread_settings() == set()
 
-    kinds = [
+
+def test_every_variable_and_every_error_is_in_the_tables() -> None:
+    settings, failures = reference.settings_markdown(), reference.failures_markdown()
+    assert [row.variable for row in settings_table() if f"`{row.variable}`" not in settings] == []
+    kinds = {
         name
         for name in steadypool.__all__
         if name[0].isupper() and name not in ("Database", "DatabaseSettings")
-    ]
-    assert [name for name in kinds if name != "SteadypoolError" and f"`{name}`" not in failures] == []
+    }
+    assert kinds - {"SteadypoolError"} == set(re.findall(r"^\| `(\w+)`", failures, re.MULTILINE))
 
 
 def test_every_make_target_in_the_documents_exists() -> None:
@@ -188,7 +191,7 @@ def test_every_make_target_in_the_documents_exists() -> None:
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "packages/steadypool/README.md"):
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "packages/steadypool/README.md"):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
             assert (path.parent / target).exists(), f"{name_of(path)}: {target}"
 
@@ -228,7 +231,7 @@ def seed_rows() -> list[tuple[str, str, str]]:
 
 
 def test_every_row_of_the_seed_map_has_its_tests() -> None:
-    empty = [row for row in seed_rows() if not re.search(r"`tests/|comes with: \w+|prose", row[2])]
+    empty = [row for row in seed_rows() if not re.search(r"`tests/|prose", row[2])]
     assert not empty, empty
 
 

@@ -16,36 +16,26 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.util import greenlet_spawn
 
 from steadypool.breaker import BreakerState
 from steadypool.clock import Backoff
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
-from steadypool.deadline import TimeLimit, nearest_end
-from steadypool.dedicated import (
-    AsyncpgDialogue,
-    Dedicated,
-    Dialogue,
-    PipelinedDialogue,
-    PsycopgDialogue,
-    Surroundings,
-)
+from steadypool.dedicated import Dedicated
 from steadypool.errors import ConfigurationError, HookFailed, PoolSnapshot, words_of
 from steadypool.events import Events
-from steadypool.lease import Lease
+from steadypool.holding import Holding, HoldingAConnection
 from steadypool.listener import Listener, ListenerOptions, ListenerState, ListenerStats
 from steadypool.notifying import Notifying
 from steadypool.overview import Workload, view_of
 from steadypool.refusal import hook_failed
 from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
-from steadypool.sharing import Sharing, holding_a_connection
+from steadypool.sharing import Sharing
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
 from steadypool.sqlalchemy.local import set_local
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.source import source_of
-from steadypool.sqlalchemy.telling import lease_of
 from steadypool.telemetry.counters import Totals
 from steadypool.telemetry.recorder import View
 from steadypool.telemetry.source import ListenerFacts, Source
@@ -55,11 +45,6 @@ from steadypool.telemetry.watch import Watch
 if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
     from steadypool.shared import SharedStats
 
-_DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {
-    "asyncpg": AsyncpgDialogue,
-    "psycopg": PsycopgDialogue,
-    "steadypool": PipelinedDialogue,
-}
 
 SAFE_BEHIND_POOLERS: dict[str, Any] = {
     "prepared_statement_name_func": lambda: f"__asyncpg_{uuid.uuid4()}__",
@@ -340,7 +325,7 @@ class Database(Sharing, Notifying):
         session = AsyncSession(self._engine(declared, read_only), expire_on_commit=False)
         if settings:
             set_local(session, settings)
-        with holding_a_connection():
+        with HoldingAConnection():
             async with session:
                 yield session
 
@@ -377,10 +362,9 @@ class Database(Sharing, Notifying):
             backoff=Backoff(first=0.01, ceiling=1.0),
         )
 
-    @asynccontextmanager
-    async def connection(
+    def connection(
         self, *, workload: str | None = None, statement_timeout: float | None = None
-    ) -> AsyncGenerator[Dedicated]:
+    ) -> AbstractAsyncContextManager[Dedicated]:
         """A connection of one's own until the block ends.
 
         A workload's statement timeout is told to the session, and taken back at the end. Behind a transaction
@@ -399,89 +383,23 @@ class Database(Sharing, Notifying):
             ...     await connection.execute("insert into tags (name) values ($1)", "ambient")
         """
         declared = self._declared(workload)
-        timeout = statement_timeout or (None if declared is None else declared.statement_timeout)
-        async with self._dedicated(declared, timeout) as connection:
-            yield connection
+        return Holding(
+            self.pool,
+            workload=workload,
+            limit=statement_timeout or (None if declared is None else declared.statement_timeout),
+            default_limit=self.settings.statement_timeout,
+        )
 
     def _limited(
         self, statement_timeout: float, lock_timeout: float
     ) -> AbstractAsyncContextManager[Dedicated]:
-        return self._dedicated(None, statement_timeout, lock_timeout)
-
-    @asynccontextmanager
-    async def _dedicated(
-        self, workload: Workload | None, timeout: float | None, lock_timeout: float | None = None
-    ) -> AsyncGenerator[Dedicated]:
-        """A connection with these limits, in seconds; with one for locks each statement is a transaction with both."""
-        engine = self._engine(workload, read_only=False).sync_engine
-        fairy: Any = await greenlet_spawn(engine.raw_connection)
-        dialect = self.pool.dialect
-        await dialect.prove_before_use(fairy)
-        driver_connection = fairy.driver_connection
-        core = self.pool.core
-        dialogue = _DIALOGUES[dialect.driver](driver_connection)
-        pooler = dialect.pooler_watch
-        per_transaction = lock_timeout is not None or not pooler.keeps_statements
-        told = None if per_transaction else timeout
-        surroundings = Surroundings(
-            pool=self.name,
-            clock=core.clock,
-            statement_timeout=timeout or self.settings.statement_timeout,
+        return Holding(
+            self.pool,
+            workload=None,
+            limit=statement_timeout,
+            default_limit=None,
             lock_timeout=lock_timeout,
-            workload=None if workload is None else workload.name,
-            snapshot=core.snapshot,
-            events=self.events,
-            lease=cast("Lease[Any]", lease_of(fairy)),
-            is_open=lambda: dialect.is_open(driver_connection),
-            touch=lambda: dialect.spoke(driver_connection),
-            cut=lambda: dialect.cut(driver_connection),
-            judge=lambda fate, said: self.pool.judge(fate, driver_connection, said),
-            begin=pooler.beginning(timeout if per_transaction else None, lock_timeout),
-            wraps=timeout is not None and per_transaction,
-            in_transaction=lambda: dialect.in_transaction(driver_connection),
         )
-        dedicated = Dedicated(driver_connection, dialogue, surroundings)
-        try:
-            await dialect.set_autocommit(driver_connection, True)
-            if told is not None:
-                await dedicated.set_up(f"SET statement_timeout = {milliseconds(told)}")
-            with dialect.driver_limit(driver_connection, timeout), holding_a_connection():
-                yield dedicated
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                dialect.cut(driver_connection)
-            raise
-        finally:
-            dedicated.end()
-            try:
-                await self._clean(driver_connection, dialogue if told is not None else None)
-            finally:
-                if not dialect.is_open(driver_connection) and fairy.is_valid:
-                    fairy.invalidate()
-                elif fairy.is_valid:
-                    await greenlet_spawn(fairy.close)
-
-    async def _clean(self, driver_connection: Any, limited: Dialogue | None) -> None:
-        """Undo what a dedicated use may have left, within the time for leaving; what can't be cleaned is cut off.
-
-        `limited` is how to talk to it if it has a workload's statement timeout.
-        """
-        dialect = self.pool.dialect
-        if not dialect.is_open(driver_connection):
-            return
-        seconds, _ = nearest_end(self.pool.options.leave_timeout, self.pool.core.clock.monotonic())
-        try:
-            with TimeLimit(seconds):
-                if dialect.in_transaction(driver_connection):
-                    await dialect.roll_back(driver_connection)
-                if limited is not None:
-                    await limited.execute("RESET statement_timeout", ())
-                await dialect.set_autocommit(driver_connection, False)
-        except BaseException as error:
-            dialect.cut(driver_connection)
-            # The server rolls back by itself what was not committed; only a cancellation is the caller's to hear.
-            if not isinstance(error, Exception):
-                raise
 
     # -- what can be seen --------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from steadypool import errors, refusal
 from steadypool.clock import Clock
@@ -33,18 +33,30 @@ from steadypool.sqlstate import (
 )
 from steadypool.whereabouts import endpoint
 
+Run: TypeAlias = Callable[[str, tuple[Any, ...], float | None], Awaitable[Any]]
+"""A way of a dialogue's to run a statement."""
+
 _BEGUN = ("BEGIN", "START TRANSACTION")
 """The tags of commands that begin a transaction."""
 
 
-class Dialogue(Protocol):
-    """How to talk to one driver: what `Dedicated` needs of it."""
+class GaveUp(TimeoutError):
+    """A driver that bounds its statements by itself gave one up."""
 
-    async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
+
+class Dialogue(Protocol):
+    """How to talk to one driver: what `Dedicated` needs of it.
+
+    `bounds` is whether it keeps to a limit by itself; then it gets one, in seconds, and raises `GaveUp`.
+    """
+
+    bounds: bool
+
+    async def fetch(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> Sequence[Row]:
         """Run one statement and return its rows."""
         ...
 
-    async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
+    async def execute(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> str:
         """Run one statement and return its command tag."""
         ...
 
@@ -52,20 +64,24 @@ class Dialogue(Protocol):
 class AsyncpgDialogue:
     """Over an `asyncpg.Connection`."""
 
+    bounds = False
+
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
+    async def fetch(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> Sequence[Row]:
         """Run one statement and return its rows."""
         return await self._connection.fetch(sql, *args)
 
-    async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
+    async def execute(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> str:
         """Run one statement and return its command tag."""
         return await self._connection.execute(sql, *args)
 
 
 class PsycopgDialogue:
     """Over a `psycopg.AsyncConnection`, with the server's own placeholders."""
+
+    bounds = False
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -77,7 +93,7 @@ class PsycopgDialogue:
         await cursor.execute(sql.encode(), args or None)
         return cursor
 
-    async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
+    async def fetch(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> Sequence[Row]:
         """Run one statement and return its rows."""
         cursor = await self._run(sql, args)
         if cursor.description is None:
@@ -85,7 +101,7 @@ class PsycopgDialogue:
         names = [column.name for column in cursor.description]
         return named_rows(names, await cursor.fetchall())
 
-    async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
+    async def execute(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> str:
         """Run one statement and return its command tag."""
         return (await self._run(sql, args)).statusmessage or ""
 
@@ -93,27 +109,53 @@ class PsycopgDialogue:
 class PipelinedDialogue:
     """Over a `pipeline.PipelinedConnection`: one flight a statement."""
 
+    bounds = True
+
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    async def _run(self, sql: str, args: tuple[Any, ...]) -> Any:
-        from steadypool.pipeline import Segment, Statement
+    async def _run(self, sql: str, args: tuple[Any, ...], limit: float | None) -> Any:
+        from steadypool.pipeline import Overdue, Segment, Statement
 
         # What begins a transaction may bring along its limits: a segment of several statements.
-        parts = sql.split("; ") if sql.startswith("BEGIN; ") else [sql]
-        return (await self._connection.run(Segment([Statement(part, args) for part in parts])))[-1]
+        parts = sql.split("; ") if sql.startswith("BEGIN; ") else (sql,)
+        try:
+            results = await self._connection.send(
+                Segment([Statement(part, args) for part in parts], limit=limit)
+            )
+        except Overdue as error:
+            raise GaveUp(str(error)) from error
+        return results[-1]
 
-    async def fetch(self, sql: str, args: tuple[Any, ...]) -> Sequence[Row]:
+    async def fetch(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> Sequence[Row]:
         """Run one statement and return its rows."""
-        result = await self._run(sql, args)
+        result = await self._run(sql, args, limit)
         return result.rows(row_type(result.names))
 
-    async def execute(self, sql: str, args: tuple[Any, ...]) -> str:
+    async def execute(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> str:
         """Run one statement and return its command tag."""
-        return (await self._run(sql, args)).tag
+        return (await self._run(sql, args, limit)).tag
 
 
-@dataclass(frozen=True, slots=True)
+class Driver(Protocol):
+    """What `Dedicated` asks about a driver's connection."""
+
+    def is_open(self, driver_connection: Any) -> bool:
+        """Whether the socket is open as far as can be told without asking the server."""
+        ...
+
+    def in_transaction(self, driver_connection: Any) -> bool:
+        """Whether the server has a transaction open on it."""
+        ...
+
+    def spoke(self, driver_connection: Any) -> None:
+        """The server has answered."""
+
+    def cut(self, driver_connection: Any) -> None:
+        """Cut the connection off: a statement was given up half-way."""
+
+
+@dataclass(slots=True)
 class Surroundings:
     """What a dedicated connection needs to know and to tell, from the pool that it comes from."""
 
@@ -126,18 +168,13 @@ class Surroundings:
     snapshot: Callable[[], errors.PoolSnapshot]
     events: Events
     lease: Lease[Any]
-    is_open: Callable[[], bool]
-    touch: Callable[[], None]
-    """The server has answered."""
-    cut: Callable[[], None]
-    """Cut the connection off: a statement was given up half-way."""
-    judge: Callable[[Fate, str], None]
-    """Told of an error that says something about the server, and in which words."""
+    driver: Driver
+    judge: Callable[[Fate, Any, str], None]
+    """Told of an error that says something about the server, on which connection and in which words."""
     begin: str = "BEGIN"
     """What begins a transaction; behind a pooler it brings along the limits that no session keeps there."""
     wraps: bool = False
     """Whether a statement that is in no transaction gets one of its own: the only place where its limit holds."""
-    in_transaction: Callable[[], bool] = lambda: False
 
 
 class Dedicated:
@@ -165,7 +202,7 @@ class Dedicated:
             errors.DeadlineExceeded: the caller's deadline passed.
             errors.ConnectionLost: the connection died, or was dropped before because a statement was given up.
         """
-        return await self._told(sql, lambda: self._run(sql, self._dialogue.fetch, args))
+        return await self._told(sql, self._dialogue.fetch, args)
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
         """The first row, or None."""
@@ -179,7 +216,7 @@ class Dedicated:
 
     async def execute(self, sql: str, *args: Any) -> str:
         """Run a statement; returns its command tag, such as `INSERT 0 1`."""
-        return await self._told(sql, lambda: self._run(sql, self._dialogue.execute, args))
+        return await self._told(sql, self._dialogue.execute, args)
 
     async def set_up(self, sql: str) -> None:
         """Run a statement of the library's own, bounded like any other, of which nobody is told."""
@@ -210,17 +247,13 @@ class Dedicated:
 
     async def _order(self, sql: str) -> str:
         """A statement of the transaction's own, of which observers are told."""
-        return await self._told(sql, lambda: self._say(sql))
+        return await self._told(sql, self._dialogue.execute, (), wraps=False)
 
     async def _say(self, sql: str) -> str:
         return await self._bounded(sql, self._dialogue.execute, ())
 
-    async def _run(
-        self, sql: str, run: Callable[[str, tuple[Any, ...]], Awaitable[Any]], args: tuple[Any, ...]
-    ) -> Any:
-        """Run it; behind a pooler that keeps no session, in a transaction of its own where it is in none."""
-        if not self._around.wraps or self._around.in_transaction():
-            return await self._bounded(sql, run, args)
+    async def _wrapped(self, sql: str, run: Run, args: tuple[Any, ...]) -> Any:
+        """Run it in a transaction of its own: behind a pooler that keeps no session, its limit holds only there."""
         await self._say(self._around.begin)
         try:
             result = await self._bounded(sql, run, args)
@@ -233,17 +266,23 @@ class Dedicated:
 
     async def _roll_back(self, sql: str) -> None:
         """Where the connection is gone the server does it by itself, and the error to see is the one before."""
-        if self._around.is_open():
+        if self._is_open:
             with contextlib.suppress(errors.ConnectionLost, errors.StatementTimeout, errors.DeadlineExceeded):
                 await self._say(sql)
 
-    async def _told(self, sql: str, work: Callable[[], Awaitable[Any]]) -> Any:
+    @property
+    def _is_open(self) -> bool:
+        return self._around.driver.is_open(self.driver_connection)
+
+    async def _told(self, sql: str, run: Run, args: tuple[Any, ...], *, wraps: bool = True) -> Any:
         around = self._around
+        wraps = wraps and around.wraps and not around.driver.in_transaction(self.driver_connection)
+        work = (self._wrapped if wraps else self._bounded)(sql, run, args)
         if not around.events.wanted(StatementFinished):
-            return await work()
+            return await work
         started = around.clock.monotonic()
         try:
-            result = await work()
+            result = await work
         except BaseException as error:
             self._tell(sql, started, None, error)
             raise
@@ -274,27 +313,26 @@ class Dedicated:
             )
         )
 
-    async def _bounded(
-        self, sql: str, run: Callable[[str, tuple[Any, ...]], Awaitable[Any]], args: tuple[Any, ...]
-    ) -> Any:
+    async def _bounded(self, sql: str, run: Run, args: tuple[Any, ...]) -> Any:
         if self._ended:
             raise RuntimeError("the block of this connection has ended; it may be somebody else's by now")
         around = self._around
         server = around.statement_timeout
         started = around.clock.monotonic()
         seconds, deadline = nearest_end(None if server is None else server + CLIENT_GRACE, started)
-        limit = TimeLimit(seconds)
+        bounds = deadline is None and self._dialogue.bounds
+        limit = TimeLimit(None if bounds else seconds)
         around.lease.running = sql, started
         try:
             with limit:
-                result = await run(sql, args)
+                result = await run(sql, args, seconds if bounds else None)
         except asyncio.CancelledError:
-            around.cut()
+            around.driver.cut(self.driver_connection)
             raise
         except TimeoutError as error:
-            if not limit.expired:
+            if not limit.expired and not isinstance(error, GaveUp):
                 raise
-            around.cut()
+            around.driver.cut(self.driver_connection)
             raise self._out_of_time(sql, started, deadline) from error
         except Exception as error:
             named = self._named(sql, started, error)
@@ -303,7 +341,7 @@ class Dedicated:
             raise named from error
         finally:
             around.lease.running = None
-        around.touch()
+        around.driver.spoke(self.driver_connection)
         return result
 
     def _report(self, started: float, *, maybe_executed: bool = True) -> Report:
@@ -334,11 +372,11 @@ class Dedicated:
             return refusal.locked_out(sql, wait, self._report(started, maybe_executed=False))
         fate = fate_of(state, words=str(error)) if state is not None else Fate.KEEP
         if fate in (Fate.BACK_OFF, Fate.DRAIN_HOST):
-            self._around.judge(fate, f"the server said {state}")
+            self._around.judge(fate, self.driver_connection, f"the server said {state}")
         gone = fate in (Fate.EVICT, Fate.EVICT_AND_PROVE)
-        if self._around.is_open() and not gone:
+        if self._is_open and not gone:
             return None
-        self._around.cut()
+        self._around.driver.cut(self.driver_connection)
         self._around.events.emit(
             ConnectionLost(
                 self._around.pool,

@@ -107,10 +107,10 @@ class Pool(Operating[T]):
             errors.PoolClosed: the pool is closed.
             errors.WrongEventLoop: the pool belongs to another event loop or process.
         """
-        loop = self._at_home()
-        if self._closed:
-            raise refusal.closed(self.name)
-        now = self.clock.monotonic()
+        lease = self.acquire_now(name=name, workload=workload, places=places)
+        if lease is not None:
+            return lease
+        loop, now = self._loop(), self.clock.monotonic()
         waiter = Waiter[T](
             loop.create_future(),
             since=now,
@@ -121,9 +121,6 @@ class Pool(Operating[T]):
             workload=workload,
             places=places,
         )
-        lease = self._take_idle(waiter, now)
-        if lease is not None:
-            return lease
         self.breaker.somebody_came()
         self._refuse_hopeless(waiter, now)
         if len(self._waiters) >= self.options.max_waiting and self._remaining() >= self.options.max_waiting:
@@ -138,6 +135,30 @@ class Pool(Operating[T]):
             self._leave(waiter)
             raise
 
+    def acquire_now(
+        self, *, name: str | None = None, workload: str | None = None, places: tuple[Place, ...] = ()
+    ) -> Lease[T] | None:
+        """A connection that is there and needs no proof, if nobody is before this caller; None if it has to wait.
+
+        Args and what it raises are those of `acquire`, which begins with it.
+
+        Raises:
+            errors.PoolClosed: the pool is closed.
+            errors.WrongEventLoop: the pool belongs to another event loop or process.
+        """
+        self._at_home()
+        if self._closed:
+            raise refusal.closed(self.name)
+        if self._waiters or not self._idle or self._suspended or self._at_ceiling(workload):
+            return None
+        now, slot = self.clock.monotonic(), self._idle[-1 if self.options.use_lifo else 0]
+        if self._needs_proof(slot, now) or self._is_old(slot, now):
+            return None
+        if not self.driver.is_open(self._connection(slot)):
+            return None
+        self._idle.pop() if self.options.use_lifo else self._idle.popleft()
+        return self._lease(slot, now, 0.0, name or _task_name(), workload, places)
+
     def _leave(self, waiter: Waiter[T]) -> None:
         """The caller was cancelled; a lease that was handed over in the same moment goes to the next."""
         future = waiter.future
@@ -147,35 +168,31 @@ class Pool(Operating[T]):
         self._forget(waiter)
         self._serve()
 
-    def _take_idle(self, waiter: Waiter[T], now: float) -> Lease[T] | None:
-        """The fast path: a connection that is there and needs no proof, if nobody is before this caller."""
-        if self._waiters or not self._idle or self._suspended or self._at_ceiling(waiter.workload):
-            return None
-        slot = self._idle[-1 if self.options.use_lifo else 0]
-        if self._needs_proof(slot, now) or self._is_old(slot, now):
-            return None
-        if not self.driver.is_open(self._connection(slot)):
-            return None
-        self._idle.pop() if self.options.use_lifo else self._idle.popleft()
-        return self._lease(slot, waiter, now)
-
-    def _lease(self, slot: Slot[T], waiter: Waiter[T], now: float) -> Lease[T]:
+    def _lease(
+        self,
+        slot: Slot[T],
+        now: float,
+        waited: float,
+        name: str,
+        workload: str | None,
+        places: tuple[Place, ...],
+    ) -> Lease[T]:
         lease = Lease(
             slot,
             self._released,
             self._serve,
             acquired_at=now,
-            waited=now - waiter.since,
-            name=waiter.name,
-            workload=waiter.workload,
-            places=waiter.places,
+            waited=waited,
+            name=name,
+            workload=workload,
+            places=places,
         )
         slot.lease = lease
         slot.leases += 1
         self._slots.move(slot, SlotState.LEASED)
-        if waiter.workload is not None:
-            self._held[waiter.workload] += 1
-        self.events.emit(events.Acquired(self.name, now, slot.number, lease.waited, waiter.workload))
+        if workload is not None:
+            self._held[workload] += 1
+        self.events.emit(events.Acquired(self.name, now, slot.number, waited, workload))
         self._leaks.watch(self._loop())
         return lease
 
@@ -226,9 +243,10 @@ class Pool(Operating[T]):
 
         `now` is the moment of the change, where it matters: a connection proven at that moment needs no proof.
         """
-        now = self.clock.monotonic() if now is None else now
-        self._hand_out(now)
-        self._open_more(now)
+        if self._waiters or self._wanted_idle:  # at most uses of a connection nobody waits
+            now = self.clock.monotonic() if now is None else now
+            self._hand_out(now)
+            self._open_more(now)
         self._ask_idle()
         if self._closed:
             self._tell_changed()
@@ -248,7 +266,8 @@ class Pool(Operating[T]):
                     return
                 if not self._needs_proof(slot, now):
                     self._forget(waiter)
-                    waiter.offer(self._lease(slot, waiter, now))
+                    waited, name = now - waiter.since, waiter.name
+                    waiter.offer(self._lease(slot, now, waited, name, waiter.workload, waiter.places))
                 elif proofs > 0:  # a proof that is under way will do for this caller
                     proofs -= 1
                     self._put_back(slot)

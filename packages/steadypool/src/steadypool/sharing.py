@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import Executable
@@ -12,6 +11,7 @@ from sqlalchemy import Executable
 from steadypool import refusal, sharable
 from steadypool.dedicated import Dedicated
 from steadypool.errors import ConnectionLost, Phase, Report
+from steadypool.holding import holds_a_connection
 from steadypool.rows import Row, row_type, size_of
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy.compiling import Compiled, Compiler
@@ -22,21 +22,6 @@ if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to
 
 Ran = TypeVar("Ran", Sequence[Row], str)
 """What a statement gives: rows or its command tag."""
-
-_holding: ContextVar[bool] = ContextVar("steadypool_holding", default=False)
-
-
-@contextmanager
-def holding_a_connection() -> Generator[None]:
-    """Inside the block this task, and those that it starts, may hold a connection, and locks with it."""
-    before = _holding.get()
-    _holding.set(True)
-    try:
-        yield
-    finally:
-        _holding.set(
-            before
-        )  # no token: a web framework may leave the block in another context than it entered it
 
 
 class Sharing:
@@ -218,7 +203,7 @@ class Sharing:
                     result_limit=s.shared_result_limit,
                     prove_after=s.ping_after_idle,
                 ),
-                holds=_holding.get,
+                holds=holds_a_connection,
                 pooled=lambda: pool.dialect.pooler_watch.behind_pooler,
                 carries_two=lambda: setattr(pool.dialect.pooler_watch, "carries_two", True),
             )

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import linecache
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
+from enum import Enum
 from types import CodeType, FrameType
+from typing import Any
 
 Place = tuple[CodeType, int]
 """A piece of code and the line it was at."""
@@ -56,35 +58,58 @@ def whereabouts() -> tuple[Place, ...]:
         'handler'
     """
     places: list[Place] = []
-    for frame in _frames(sys._getframe(1)):  # pyright: ignore[reportPrivateUsage]
-        name = frame.f_globals.get("__name__", "")
-        if name == "asyncio.events":
-            break  # here the event loop ran the task; what ran the loop is the same for all
-        if not name.startswith(_LIBRARIES):
-            places.append((frame.f_code, frame.f_lineno))
-            if len(places) == DEEPEST:
-                break
-    return tuple(places)
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    greenlet: Any = None
+    while True:  # for every lease: no call more than there has to be
+        while frame is not None:
+            code = frame.f_code
+            part = _parts.get(code.co_filename)
+            if part is None:
+                part = _part_of(frame)
+            if part is _Part.EVENT_LOOP:
+                return tuple(places)
+            if part is _Part.PROGRAM:
+                places.append((code, frame.f_lineno))
+                if len(places) == DEEPEST:
+                    return tuple(places)
+            frame = frame.f_back
+        greenlet = _outer(greenlet)
+        if greenlet is None:
+            return tuple(places)
+        frame = greenlet.gr_frame
 
 
-def _frames(innermost: FrameType | None) -> Iterator[FrameType]:
-    frame, greenlets = innermost, _outer_greenlets()
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-        if frame is None:
-            frame = next(greenlets, None)
+class _Part(Enum):
+    """What a file is part of."""
+
+    PROGRAM = "program"
+    LIBRARY = "library"
+    EVENT_LOOP = "event loop"
+    """Here it ran the task; what ran the loop is the same for all."""
 
 
-def _outer_greenlets() -> Iterator[FrameType]:
+_parts: dict[str, _Part] = {}
+"""By the names of files, of which a program has so many and no more."""
+
+
+def _part_of(frame: FrameType) -> _Part:
+    name = frame.f_globals.get("__name__", "")
+    if name == "asyncio.events":
+        part = _Part.EVENT_LOOP
+    else:
+        part = _Part.LIBRARY if name.startswith(_LIBRARIES) else _Part.PROGRAM
+    file = frame.f_code.co_filename
+    if not file.startswith("<"):  # such as `<string>`, which may be anybody's
+        _parts[file] = part
+    return part
+
+
+def _outer(greenlet: Any) -> Any:
+    """The greenlet that started this one, or the current one."""
+    if greenlet is not None:
+        return greenlet.parent
     module = sys.modules.get("greenlet")
-    if module is None:
-        return
-    current = module.getcurrent().parent
-    while current is not None:
-        if current.gr_frame is not None:
-            yield current.gr_frame
-        current = current.parent
+    return None if module is None else module.getcurrent().parent
 
 
 def as_text(places: tuple[Place, ...]) -> str:

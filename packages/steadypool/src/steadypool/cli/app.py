@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from cyclopts import App, CycloptsError
+from cyclopts.help import DefaultFormatter, PanelSpec
+from rich.box import ROUNDED, Box
 
 from steadypool.cli.advise import advise
+from steadypool.cli.completion import completion
 from steadypool.cli.doctor import doctor
 from steadypool.cli.lab import lab
 from steadypool.cli.output import Output
@@ -16,6 +20,7 @@ from steadypool.cli.why import why
 from steadypool.errors import SteadypoolError
 
 DONE, FAILED, MISUSED = 0, 1, 2
+EXIT_CODES = "Exit codes: 0 done, 1 the answer is no or it failed, 2 used wrongly."
 _LAB_PACKAGES = {"asyncpg", "greenlet", "matplotlib", "psycopg", "psycopg_pool", "sqlalchemy"}
 
 
@@ -29,7 +34,7 @@ def _version() -> str:
 app = App(
     name="steadypool",
     help="A Postgres connection pool for async Python: its tools.",
-    help_epilogue="Exit codes: 0 done, 1 the answer is no or it failed, 2 used wrongly.",
+    help_epilogue=EXIT_CODES,
     version=_version,
     result_action="return_value",
 )
@@ -37,6 +42,7 @@ app.command(doctor)
 app.command(advise)
 app.command(why)
 app.command(lab)
+app.command(completion)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -48,10 +54,13 @@ def run(arguments: Sequence[str]) -> int:
     """
     # What libraries log is no output of ours; without any handler Python would print it.
     logging.getLogger().addHandler(logging.NullHandler())
+    app.help_formatter = DefaultFormatter(panel_spec=PanelSpec(box=_frame()))
     try:
-        ended = app(list(arguments), exit_on_error=False)
-    except CycloptsError:
-        return MISUSED  # already said, with the usage
+        ended = app(list(arguments), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        command = " ".join(("steadypool", *(error.command_chain or ())))
+        Output().fail(f"{_said_by(error)} How it is used: {command} --help")
+        return MISUSED
     except KeyboardInterrupt:
         return FAILED
     except (SteadypoolError, _lab_error()) as error:
@@ -65,6 +74,16 @@ def run(arguments: Sequence[str]) -> int:
         )
         return FAILED
     return ended if isinstance(ended, int) else DONE
+
+
+def _frame() -> Box:
+    """Around the parts of a help text: lines are for terminals, in a pipe and in a file there is text."""
+    return ROUNDED if sys.stdout.isatty() else Box("    \n" * 8)
+
+
+def _said_by(error: CycloptsError) -> str:
+    error.verbose = False  # else it begins with its class and a place in our code
+    return str(error).strip()
 
 
 def _lab_error() -> type[Exception]:

@@ -23,8 +23,9 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Table
 
-_WIDTH_IN_A_PIPE = 160
+_WIDTH_IN_A_PIPE = 400
 
 
 class Output:
@@ -55,9 +56,17 @@ class Output:
         self._err.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
 
     def show(self, what: RenderableType) -> None:
-        """Part of the result for people; nothing when it is JSON."""
-        if not self.as_json:
+        """Part of the result for people; nothing when it is JSON. In a pipe a table is columns and no lines."""
+        if self.as_json:
+            return
+        if self._out.is_terminal or not isinstance(what, Table):
             self._out.print(what)
+            return
+        what.box, what.show_lines, what.pad_edge, what.title_justify = None, False, False, "left"
+        with self._out.capture() as drawn:
+            self._out.print(what)
+        for line in drawn.get().splitlines():
+            self._out.print(line.rstrip(), markup=False, soft_wrap=True)
 
     def text(self, markup: str) -> None:
         """A line of the result for people, in rich's markup; nothing when it is JSON."""

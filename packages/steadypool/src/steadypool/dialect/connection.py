@@ -291,15 +291,26 @@ class Connection(AdaptedConnection):
         if not self._is_open():
             return
         connection = self._connection
-        clean = not self._failed and not connection.pending
-        clean = clean and connection.transaction_status == TransactionStatus.INTRANS
-        if not clean or self._surroundings.one_at_a_time():
+        if not self.rolls_back_at_once:
             await_only(self._end(_ROLLBACK))
         else:
             self._begun = False
             if self._changes_schema:
                 self._schema_changed()
             roll_back_soon(connection, self._surroundings.leave_timeout)
+
+    @property
+    def rolls_back_at_once(self) -> bool:
+        """Whether `rollback` waits for nothing: there is no transaction, or everything in it has succeeded."""
+        connection = self._connection
+        if not self._is_open():
+            return True
+        return (
+            not self._failed
+            and not connection.pending
+            and connection.transaction_status is TransactionStatus.INTRANS
+            and not self._surroundings.one_at_a_time()
+        )
 
     def _is_open(self) -> bool:
         """Whether there is a transaction to end: one of ours, or one that was begun by hand."""

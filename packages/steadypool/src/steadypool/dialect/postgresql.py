@@ -24,6 +24,7 @@ class SteadypoolDialect(PsycopgDialect):
     """`postgresql+steadypool://`."""
 
     driver = "steadypool"
+    begins_by_itself = False
     default_paramstyle = "numeric_dollar"
     supports_statement_cache = True
 
@@ -62,6 +63,14 @@ class SteadypoolDialect(PsycopgDialect):
         return adopted
 
     # -- transactions ------------------------------------------------------------------------------------------
+
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """As that of all our dialects; where nothing is waited for, nothing has to be bounded."""
+        adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
+        if adapter is not None and adapter.rolls_back_at_once:
+            adapter.rollback()
+        else:
+            super().do_rollback(dbapi_connection)
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """Nothing: BEGIN travels with the first statement."""
@@ -103,6 +112,13 @@ class SteadypoolDialect(PsycopgDialect):
 
     # -- what the pool asks ------------------------------------------------------------------------------------
 
+    def proven_at(self, driver_connection: Any) -> float | None:
+        """When the server last answered, which the connection knows by itself."""
+        return None if driver_connection is None else driver_connection.last_answer or None
+
+    def spoke(self, driver_connection: Any) -> None:
+        """It knows."""
+
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
         driver_connection.abort()
@@ -126,14 +142,6 @@ class SteadypoolDialect(PsycopgDialect):
         """Whether the server has a transaction open on it; one whose ROLLBACK is on its way is over."""
         return driver_connection.in_transaction
 
-    async def prove_before_use(self, fairy: Any) -> None:
-        """One round trip where it has been idle for long; a dead one is exchanged for another."""
-        try:
-            await fairy.dbapi_connection.prove()
-        except BaseException:
-            fairy.invalidate()  # nobody else knows that it was leased
-            raise
-
     async def prove(self, driver_connection: Any, *, select: bool) -> None:
         """One round trip."""
         await driver_connection.run(Segment([Statement("SELECT 1")] if select else []))
@@ -143,6 +151,3 @@ class SteadypoolDialect(PsycopgDialect):
         """End whatever transaction there is."""
         await driver_connection.run(Segment([Statement("ROLLBACK", prepare=False)]))
         self.spoke(driver_connection)
-
-    async def set_autocommit(self, driver_connection: Any, value: bool) -> None:
-        """A pipelined connection begins no transactions of its own."""

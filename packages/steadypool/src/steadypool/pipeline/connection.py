@@ -31,6 +31,8 @@ from steadypool.pipeline.wire import Wire
 _TEXT, _BINARY = Format.TEXT, Format.BINARY
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
 _DONE = int(ExecStatus.COMMAND_OK)
+_STATUSES = tuple(TransactionStatus)
+"""In the order of their numbers: to look one up is quicker than to call the class."""
 _IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
 _CANCEL_AGAIN = 0.1
@@ -105,7 +107,7 @@ class PipelinedConnection(Wire):
         self._held: deque[Segment] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._closed = False
-        self._head_at = 0.0
+        self._head_at = self._answered_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._listeners: list[Callable[[], None]] = []
@@ -130,8 +132,8 @@ class PipelinedConnection(Wire):
 
     @property
     def last_answer(self) -> float:
-        """When the head of the queue last changed; with nothing on its way: when the server last answered."""
-        return self._head_at
+        """When the server last answered a segment."""
+        return self._answered_at
 
     @property
     def head_age(self) -> float:
@@ -141,14 +143,12 @@ class PipelinedConnection(Wire):
     @property
     def transaction_status(self) -> TransactionStatus:
         """As libpq's: ACTIVE while segments are on their way."""
-        return (
-            TransactionStatus.UNKNOWN if self._closed else TransactionStatus(self.pgconn.transaction_status)
-        )
+        return TransactionStatus.UNKNOWN if self._closed else _STATUSES[int(self.pgconn.transaction_status)]
 
     @property
     def in_transaction(self) -> bool:
         """Whether the server has a transaction open on it; one whose end is on its way is over."""
-        return self.transaction_status in _IN_TRANSACTION
+        return not self._closed and self.pgconn.transaction_status in _IN_TRANSACTION
 
     def parameter(self, name: str) -> str | None:
         """What the server last told about one of its parameters."""
@@ -357,7 +357,8 @@ class PipelinedConnection(Wire):
         self._flights.popleft()
         segment = flight.segment
         began = self._head_at
-        segment.took = self._new_head() - began
+        self._answered_at = self._new_head()
+        segment.took = self._answered_at - began
         if self._flights and (head := self._flights[0]).limited and head.wants_chunks:
             self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         if segment.error is not None:

@@ -126,9 +126,6 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         driver_connection._top_xact = None
         self.spoke(driver_connection)
 
-    async def set_autocommit(self, driver_connection: Any, value: bool) -> None:
-        """asyncpg begins no transactions of its own."""
-
 
 class PsycopgContext(BoundedCursors, PGExecutionContext_psycopg):
     """SQLAlchemy's, with bounds on what `stream()` fetches."""
@@ -143,6 +140,8 @@ class _ReadOnly(PGReadOnlyConnectionCharacteristic):
 
 class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
     """SQLAlchemy's async psycopg dialect, with bounds, and with a termination that does not wait."""
+
+    begins_by_itself = True
 
     supports_statement_cache = True
     execution_ctx_cls = PsycopgContext

@@ -73,6 +73,8 @@ class GuardedDialect:
     library: str
     """What opens the connections: asyncpg or psycopg."""
     loaded_dbapi: Any
+    begins_by_itself = False
+    """Whether the driver begins transactions by itself, unless it is told to leave that."""
 
     def __init__(self, steadypool_guards: Guards | None = None, **kw: Any) -> None:
         super().__init__(**kw)
@@ -101,7 +103,7 @@ class GuardedDialect:
         self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any
     ) -> None:
         server, connection = self.statement_timeout(context), connection_of(cursor)
-        self._limits[connection] = server
+        self._remember_limit(connection, server)
         started = self.guards.clock.monotonic()
         if context is not None:
             context.steadypool_started, context.steadypool_told = started, False
@@ -119,6 +121,13 @@ class GuardedDialect:
         elif context is not None:
             context.steadypool_told = True
             tell_statement(fairy_of(context), args[0], seconds=seconds, rows=cursor.rowcount)
+
+    def _remember_limit(self, connection: Any, server: float | None) -> None:
+        """For the COMMIT; where it is the engine's own there is nothing to remember."""
+        if server != self.guards.statement_timeout:
+            self._limits[connection] = server
+        elif self._limits:
+            self._limits.pop(connection, None)
 
     def bounded_statement(
         self, server: float | None, driver_connection: Any, call: Callable[..., Any], *args: Any
@@ -352,9 +361,6 @@ class GuardedDialect:
         """Whether the server has a transaction open on it."""
         raise NotImplementedError
 
-    async def prove_before_use(self, fairy: Any) -> None:
-        """Where the first use is the proof: prove a connection that was just leased and is used without SQLAlchemy."""
-
     async def prove(self, driver_connection: Any, *, select: bool) -> None:
         """One round trip, or an exception."""
         raise NotImplementedError
@@ -364,8 +370,7 @@ class GuardedDialect:
         raise NotImplementedError
 
     async def set_autocommit(self, driver_connection: Any, value: bool) -> None:
-        """Let the driver begin no transactions of its own."""
-        raise NotImplementedError
+        """Let a driver that begins transactions by itself leave that."""
 
 
 def connection_of(cursor: Any) -> Any:

@@ -25,6 +25,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from steadypool import errors
 from steadypool.breaker import Breaker
 from steadypool.connect.leaving import Farewell, take_farewell
+from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.events import Events, WaitEnded
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
@@ -74,6 +75,12 @@ class Record(_ConnectionRecord):
     collected: bool = False
     """Whether its last user forgot to give it back, and the garbage collector did."""
     _fairy_ref: weakref.ref[Any] | None = None
+
+    @property
+    def driver_connection(self) -> Any | None:
+        """The driver's own connection; None where there is none."""
+        adapter: Any = self.dbapi_connection
+        return None if adapter is None else adapter.driver_connection
 
     def __init__(self, owner: SteadyPool, connect: bool = True) -> None:
         self._owner = owner
@@ -306,7 +313,7 @@ class SteadyPool(pool.Pool):
     @property
     def dialect(self) -> GuardedDialect:
         """The engine's dialect, which knows the driver."""
-        return cast("GuardedDialect", self._dialect)
+        return self._dialect  # pyright: ignore[reportReturnType] - `create_async_engine` makes no other
 
     @property
     def resets_on_return(self) -> bool:
@@ -322,7 +329,11 @@ class SteadyPool(pool.Pool):
         # Here, where the frames of whoever asks can be seen: below it is the event loop's task.
         places = whereabouts() if self.options.leak_after is not None else ()
         try:
-            lease = await_only(self._acquire(places))
+            workload = current_workload.get()
+            # Without a switch of greenlets, if there is one to be had at once.
+            lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
+            if lease is None:
+                lease = await_only(self._acquire(workload, places))
         except errors.SteadypoolError as error:
             mistake = _mistake_in(error)
             if mistake is not None:
@@ -340,6 +351,51 @@ class SteadyPool(pool.Pool):
             renew_when_lost(self, record, unproven=age >= unproven_after)
         return record
 
+    async def lease(self, workload: str | None = None) -> Lease[Record]:
+        """A connection for use without SQLAlchemy; `end` gives it back.
+
+        Args:
+            workload: the class of work.
+
+        Raises what `Pool.acquire` raises.
+        """
+        places = whereabouts() if self.options.leak_after is not None else ()
+        try:
+            lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
+            if lease is None:
+                lease = await self._acquire(workload, places)
+            unproven_after, now = self.unproven_after, self.core.clock.monotonic()
+            if unproven_after is not None and now - lease.slot.proven_at >= unproven_after:
+                lease = await self._proven(lease)
+        except errors.SteadypoolError as error:
+            raise as_sqlalchemy(error) from error.__cause__
+        return lease
+
+    async def _proven(self, lease: Lease[Record]) -> Lease[Record]:
+        """The same lease, or, where its connection turns out to be dead or silent, another."""
+        seconds, _ = nearest_end(self.options.leave_timeout, self.core.clock.monotonic())
+        try:
+            with TimeLimit(seconds):
+                await self.dialect.prove(lease.connection.driver_connection, select=self.ping_by_select)
+        except Exception:  # noqa: BLE001 - whatever the driver raises, it is not fit for use
+            self.core.suspect_all()
+            lease.release(Fate.EVICT)
+            return await self.acquire_again(lease)
+        except BaseException:  # cancelled
+            lease.release(Fate.EVICT)
+            raise
+        return lease
+
+    def end(self, lease: Lease[Record], fate: Fate) -> None:
+        """Give back what `lease` gave."""
+        if fate is Fate.KEEP and lease.active:
+            record = lease.connection
+            self._look_at_role(record)
+            proven_at = self.dialect.proven_at(record.driver_connection)
+            if proven_at is not None:
+                lease.touch(proven_at)
+        lease.release(fate)
+
     async def acquire_again(self, ended: Lease[Record]) -> Lease[Record]:
         """Another lease for whoever had this one, whose connection was dead."""
         self._make_room()
@@ -354,9 +410,8 @@ class SteadyPool(pool.Pool):
         ):
             self.before_waiting()
 
-    async def _acquire(self, places: tuple[Place, ...]) -> Lease[Record]:
+    async def _acquire(self, workload: str | None, places: tuple[Place, ...]) -> Lease[Record]:
         self._make_room()
-        workload = current_workload.get()
         acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
         if not self.observers.wanted(WaitEnded):
             return await acquiring

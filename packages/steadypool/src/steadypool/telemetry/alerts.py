@@ -120,7 +120,7 @@ class Alerts:
         total = sum(value for _, value in history)
         if watched.alert is not None:
             return latest > 0, ""
-        needed = 1 if rule.name == "leak" else limits.rate
+        needed = limits.rate if rule.least is None else rule.least
         words = " or ".join(column.replace("_", " ") for column in rule.counted)
         return total >= needed, f"{words}: {total:.0f} within {limits.after:g} s"
 

@@ -42,6 +42,9 @@ _PLAIN: dict[type[events.Event], str] = {
 }
 """Events of which only the number counts."""
 
+FOUND_DEAD = "found dead"
+"""The reason of `Closed` for a connection whose end was noticed while nobody used it."""
+
 COUNTED: tuple[type[events.Event], ...] = (
     *_PLAIN,
     events.ConnectSucceeded,

@@ -26,9 +26,10 @@ class Rule:
 
     `title` says what is wrong, `advice` what to do next, `runbook` where more stands: `steadypool why <runbook>` and
     `docs/runbooks/<runbook>.md`. `counted` are the columns of a recorder's row whose sum within `Limits.after` is
-    compared with `Limits.rate`; without any the rule has a condition of its own (`alerts`). `expression` is the
-    same for Prometheus, with `{pool}`, `{utilization}`, `{after}` and `{rate}` to be filled in; `lasting` says that it
-    has to hold for `Limits.after`, `steady` that it has to hold for so many seconds; `severity` is Prometheus's label.
+    compared with `least`, or else `Limits.rate`; without any the rule has a condition of its own (`alerts`).
+    `expression` is the same for Prometheus, with `{pool}`, `{utilization}`, `{after}` and `{rate}` to be filled in;
+    `lasting` says that it has to hold for `Limits.after`, `steady` that it has to hold for so many seconds;
+    `severity` is Prometheus's label.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Rule:
     runbook: str
     expression: str
     counted: tuple[str, ...] = ()
+    least: int | None = None
     lasting: bool = False
     steady: float = 0.0
     severity: str = "warning"
@@ -83,6 +85,25 @@ RULES: tuple[Rule, ...] = (
         severity="critical",
     ),
     Rule(
+        "connections_lost",
+        "Connections break while they are used",
+        "Run `steadypool doctor`; a restart or an operator says 57P01, a network or a crash says nothing.",
+        "connection-lost",
+        'sum by ({pool}) (increase(steadypool_connection_lost_total{{steadypool_cause!="idle"}}[{after}])) >= {rate}',
+        counted=("connections_lost",),
+    ),
+    Rule(
+        "cold_start",
+        "The database slept, or is slow to let connections in",
+        "Nothing, if it may sleep. Else keep it awake (DATABASE_IDLE_POLICY), or run `steadypool doctor`.",
+        "cold-start",
+        "sum by ({pool}) (increase(db_client_connection_create_time_seconds_count[{after}]))"
+        ' - sum by ({pool}) (increase(db_client_connection_create_time_seconds_bucket{{le="1.0"}}[{after}])) > 0',
+        counted=("wake_ups",),
+        least=1,
+        severity="info",
+    ),
+    Rule(
         "breaker_open",
         "The database cannot be reached",
         "Run `steadypool doctor`; until it answers, one attempt at a time goes out and callers are told at once.",
@@ -106,5 +127,6 @@ RULES: tuple[Rule, ...] = (
         "leaks",
         "sum by ({pool}) (increase(steadypool_leaks_total[{after}])) > 0",
         counted=("leaks",),
+        least=1,
     ),
 )

@@ -6,9 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 
 from steadypool import errors, events
+from steadypool.sqlstate import NO_WORD
 from steadypool.telemetry import metrics
 from steadypool.telemetry.bounded import Bounded
 from steadypool.telemetry.causes import connect_cause
+from steadypool.telemetry.counters import FOUND_DEAD
 from steadypool.telemetry.metrics import Metric
 from steadypool.telemetry.source import Source
 
@@ -17,9 +19,6 @@ Attributes = tuple[tuple[str, str], ...]
 
 Observe = Callable[[Metric, float, Attributes], None]
 """Takes one measurement of a histogram."""
-
-_IDLE_DEATH = "found dead"
-"""The reason of `Closed` for a connection whose end was noticed while nobody used it."""
 
 MOST_KINDS = 1_000
 """Kinds of statements whose attributes are remembered: most statements are of a kind that was there before."""
@@ -51,6 +50,7 @@ _FROM_THE_START: tuple[tuple[Metric, tuple[tuple[str, str], ...]], ...] = (
         for name in (*_ERRORS, "PoolQueueFull", "ConnectFailed", "DatabaseUnavailable")
     ),
     *((metrics.CONNECT_FAILURES, ((metrics.CAUSE, cause),)) for cause in ("refused", "timeout")),
+    *((metrics.LOST, ((metrics.CAUSE, cause),)) for cause in (NO_WORD, "57P01", "idle")),
 )
 """Counters that are there before they count: a rate cannot see the first of a series that was not there before."""
 
@@ -171,7 +171,7 @@ class Tally:
 
     def _closed(self, event: events.Closed) -> None:
         self._count(metrics.CLOSED, (metrics.CAUSE, event.reason))
-        if event.reason == _IDLE_DEATH:
+        if event.reason == FOUND_DEAD:
             self._count(metrics.LOST, (metrics.CAUSE, "idle"))
 
     def _lost(self, event: events.ConnectionLost) -> None:

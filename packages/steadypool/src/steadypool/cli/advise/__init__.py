@@ -38,18 +38,12 @@ def advise(
 
     **Examples.**
 
-    From the file of the recorder (DATABASE_RECORDER_FILE):
-
+        # From the file of the recorder (DATABASE_RECORDER_FILE):
         steadypool advise recorder.jsonl
-
-    From a running service, or from what its page exported:
-
+        # From a running service, or from what its page exported:
         steadypool advise http://127.0.0.1:8000/pool
-
         steadypool advise pool-export.json --wait 0.05
-
-    From the log of Postgres (log_min_duration_statement=0 for a while), only the lines to paste:
-
+        # From the log of Postgres (log_min_duration_statement=0 for a while), only the lines to paste:
         steadypool advise postgresql.log --env
 
     Parameters
@@ -76,7 +70,7 @@ def advise(
         recorded = load(source)
         with out.quiet_progress(_REPLAYS, "replaying …") as step:
             given = counsel.advise(recorded, wait=wait, most=most, tell=step.done)
-    except (ConfigurationError, OSError) as error:
+    except ConfigurationError as error:
         out.fail(words_of(error))
         return 1
     out.result(_as_dict(given))
@@ -105,8 +99,9 @@ def env_block(given: Counsel) -> list[str]:
 
 
 def _show(out: Output, given: Counsel) -> None:
-    minutes = given.load.seconds / 60
-    out.text(escape(f"{given.load.source}: {len(given.load.arrivals):,} requests in {minutes:.1f} minutes"))
+    seconds = given.load.seconds
+    took = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
+    out.text(escape(f"{given.load.source}: {len(given.load.arrivals):,} requests in {took}"))
     table = Table("", "size", "wait p50", "p99", "worst", "refused", "peak", "connects/min", "price")
     table.add_row("as it is", *_cells(given.now), "")
     for option in given.options:

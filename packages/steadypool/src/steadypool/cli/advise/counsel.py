@@ -24,6 +24,7 @@ MOST_ARRIVALS = 10_000
 FEW_CONNECTS = 6.0
 """Connects a minute that nobody notices; more of them make the overflow the wrong place for it."""
 LONG_HOLD = 1.0
+FEW_REQUESTS = 1_000
 MEGABYTES_EACH = 5
 """What an idle connection costs the server, roughly."""
 
@@ -263,8 +264,13 @@ def _connection_timeout(load: Load) -> tuple[float, str]:
 def _remarks(load: Load, arrivals: Sequence[Arrival], chosen: Option, wait: float) -> Iterator[str]:
     if not load.whole:
         yield (
-            "a log has only the statements above log_min_duration_statement, and no transactions: connections are held "
-            "longer than that, so take the sizes as the least"
+            "a log has only what is above log_min_duration_statement (0: all, transactions too), no waits and no "
+            "settings: the sizes as they are were taken to be the defaults, and what is advised is the least"
+        )
+    if len(load.arrivals) < FEW_REQUESTS:
+        yield (
+            f"of {len(load.arrivals):,} requests the 99th percentile is that of the slowest few; record a busy hour "
+            "before settling on it"
         )
     if len(arrivals) < len(load.arrivals):
         yield f"of {len(load.arrivals):,} requests the busiest {len(arrivals):,} in a row were replayed"

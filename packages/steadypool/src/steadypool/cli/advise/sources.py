@@ -12,13 +12,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from steadypool.errors import ConfigurationError
+from steadypool.errors import ConfigurationError, words_of
 from steadypool.telemetry.recorder import Arrival, Recording
 from steadypool.telemetry.recorder.histogram import Histogram
 from steadypool.telemetry.recorder.recording import SERVED
 
 FETCH_WITHIN = 10.0
 EXPORT = "/export.json"
+WHAT_THERE_IS = (
+    "what can be read is the file of DATABASE_RECORDER_FILE, an export of the page or its address, and a log of "
+    "Postgres with log_min_duration_statement"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +51,31 @@ def load(source: str) -> Load:
 
     Raises:
         ConfigurationError: it is nothing that can be read, or there is no work in it.
-        OSError: it cannot be opened.
     """
     if re.match(r"https?://", source):
         found = _of_recording(source, Recording.parse(_fetched(source)))
     else:
-        text = Path(source).read_text(encoding="utf-8", errors="replace")
-        found = (
-            _of_log(source, text) if _DURATION.search(text) else _of_recording(source, Recording.parse(text))
-        )
+        text = _read(source)
+        try:
+            found = (
+                _of_log(source, text)
+                if _DURATION.search(text)
+                else _of_recording(source, Recording.parse(text))
+            )
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{source}: {words_of(error)}; {WHAT_THERE_IS}") from error
     if len(found.arrivals) < 2:
         raise ConfigurationError(f"{source}: there is no load in it; record while the service is used")
     return found
+
+
+def _read(source: str) -> str:
+    try:
+        return Path(source).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        raise ConfigurationError(f"{source}: there is no such file; {WHAT_THERE_IS}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{source}: {error.strerror}; {WHAT_THERE_IS}") from error
 
 
 def _fetched(address: str) -> str:
@@ -69,6 +86,10 @@ def _fetched(address: str) -> str:
     except urllib.error.HTTPError as error:
         raise ConfigurationError(
             f"{address}: answered {error.code}; the page is for this machine and for those who are signed in"
+        ) from error
+    except urllib.error.URLError as error:
+        raise ConfigurationError(
+            f"{address}: nobody answers ({error.reason}); is the service running, with its page switched on?"
         ) from error
 
 
@@ -85,30 +106,70 @@ def _of_recording(source: str, recording: Recording) -> Load:
 
 # -- the log of Postgres -------------------------------------------------------------------------------------------
 
-_DURATION = re.compile(r"duration: (\d+(?:\.\d+)?) ms  (?:statement|execute [^:]*|fetch [^:]*):")
+_DURATION = re.compile(
+    r"duration: (\d+(?:\.\d+)?) ms  (?:statement|execute [^:]*|fetch [^:]*): *(?P<verb>[A-Za-z]*)"
+)
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?)")
+_PROCESS = re.compile(r'\[(\d+)\]|"pid": ?(\d+)')
+_BEGINS, _ENDS = ("BEGIN", "START"), ("COMMIT", "ROLLBACK", "END", "ABORT")
+
+
+@dataclass(frozen=True, slots=True)
+class _Logged:
+    """A statement that the log has: by which process, when it ended, how long it took, and its first word."""
+
+    process: str
+    ended: float
+    seconds: float
+    verb: str
+    application: str | None
 
 
 def _of_log(source: str, text: str) -> Load:
-    arrivals = sorted(_statements(text.splitlines()), key=lambda arrival: arrival.at)
+    statements = list(_statements(text.splitlines()))
+    applications = {each.application for each in statements}
     executing = Histogram()
-    for arrival in arrivals:
-        executing.add(arrival.held or 0.0)
+    for each in statements:
+        if each.verb not in (*_BEGINS, *_ENDS):
+            executing.add(each.seconds)
+    arrivals = sorted(_holds(statements, named=len(applications) > 1), key=lambda arrival: arrival.at)
     return Load(source, tuple(arrivals), executing=executing, whole=False)
 
 
-def _statements(lines: Iterable[str]) -> Iterator[Arrival]:
+def _holds(statements: Iterable[_Logged], *, named: bool) -> Iterator[Arrival]:
+    """How long connections were held: a transaction from its BEGIN to its end, else a statement.
+
+    Applications are told apart where there are several: one name for everything says no more than none.
+    """
+    open_since: dict[str, float] = {}
+    for each in statements:
+        if each.verb in _BEGINS and each.process:
+            open_since.setdefault(each.process, each.ended - each.seconds)
+        elif each.process in open_since:
+            if each.verb in _ENDS:
+                began = open_since.pop(each.process)
+                yield Arrival(began, 0.0, each.ended - began, each.application if named else None, SERVED)
+        elif each.verb not in _ENDS:  # else nothing was open, or its BEGIN is older than the log
+            yield Arrival(
+                each.ended - each.seconds, 0.0, each.seconds, each.application if named else None, SERVED
+            )
+
+
+def _statements(lines: Iterable[str]) -> Iterator[_Logged]:
     """Each line that says how long a statement took: of `log_destination` stderr or jsonlog."""
     for line in lines:
-        duration, moment, workload = _DURATION.search(line), _MOMENT.search(line), None
+        duration, moment, process = _DURATION.search(line), _MOMENT.search(line), _PROCESS.search(line)
         if duration is None or moment is None:
             continue
-        if line.startswith("{"):
-            workload = _application(line)
-        took = float(duration[1]) / 1000
         # Only differences count, so the time zone, which all lines share, does not.
         ended = datetime.fromisoformat(moment[1]).timestamp()
-        yield Arrival(ended - took, 0.0, took, workload, SERVED)
+        yield _Logged(
+            "" if process is None else process[1] or process[2],
+            ended,
+            float(duration[1]) / 1000,
+            duration["verb"].upper(),
+            _application(line) if line.startswith("{") else None,
+        )
 
 
 def _application(line: str) -> str | None:

@@ -43,7 +43,7 @@ class _How:
     """
 
     only: str = ""
-    plans: bool = False
+    plans: Annotated[bool, Parameter(negative="")] = False
     processes: int | None = None
     migrations: Path | None = None
     deadline: float = 30.0
@@ -69,24 +69,15 @@ def doctor(
 
     **Examples.**
 
-    Everything about DATABASE_URL:
-
+        # Everything about DATABASE_URL:
         steadypool doctor
-
-    Another database, and also what is fine:
-
+        # Another database, and also what is fine:
         steadypool doctor postgresql://app@db.example/plyr -v
-
-    Why are requests slow just now:
-
+        # Why are requests slow just now:
         steadypool doctor --only sessions,pool-use
-
-    Do four processes fit:
-
+        # Do four processes fit:
         steadypool doctor --only capacity --processes 4
-
-    For a monitor:
-
+        # For a monitor:
         steadypool doctor --json --deadline 10
 
     Parameters

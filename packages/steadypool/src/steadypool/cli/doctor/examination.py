@@ -21,8 +21,10 @@ from steadypool.errors import ConnectFailed, SteadypoolError, words_of
 from steadypool.settings import DatabaseSettings
 
 STATEMENT_LIMIT = "SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '500ms'"
-MARK = b"/* steadypool doctor */ "
-"""Begins each query, so that the doctor does not take its own for the service's."""
+MARK = "/* steadypool doctor */"
+"""Ends each query, so that the doctor does not take its own for the service's; what precedes one is not recorded."""
+CLIENTS: LiteralString = "(backend_type = 'client backend' OR (backend_type IS NULL AND usename IS NOT NULL))"
+"""Sessions of clients; of other roles' a role without rights is not told what they are."""
 PINGS = 5
 
 
@@ -56,12 +58,12 @@ class Examination:
     """Seconds that the log-in took, TCP and TLS included."""
     guards_refused: ConnectOutcome | None = None
     failure: SteadypoolError | None = None
-    behind_pooler: bool = False
 
     _connection: SteadyAsyncConnection[Any] | None = None
     _lost: str = ""
     _started: float | None = None
     _round_trip: float | None = None
+    _signs_of_pooler: tuple[str, ...] | None = None
 
     def start(self) -> None:
         """The time runs from now on."""
@@ -135,7 +137,7 @@ class Examination:
         try:
             await connection.execute(f"BEGIN READ ONLY; {STATEMENT_LIMIT}")
             try:
-                text = MARK + (sql if isinstance(sql, bytes) else sql.encode())
+                text = (sql if isinstance(sql, bytes) else sql.encode()) + f"\n{MARK}".encode()
                 cursor = await connection.execute(text, arguments or None, prepare=False)
                 return await cursor.fetchall() if cursor.description else []
             finally:
@@ -161,6 +163,21 @@ class Examination:
                 times.append(self.clock.monotonic() - began)
             self._round_trip = statistics.median(times)
         return self._round_trip
+
+    async def signs_of_pooler(self) -> tuple[str, ...]:
+        """What says that a pooler stands before the server; nothing where none does."""
+        if self._signs_of_pooler is None:
+            connection = await self.connection()
+            announced = connection.pgconn.backend_pid
+            answering = {(await self.row("SELECT pg_backend_pid() AS pid")).pid for _ in range(3)}
+            signs: list[str] = []
+            if answering != {announced}:
+                pids = ", ".join(map(str, sorted(answering)))
+                signs.append(f"the log-in named process {announced}, {pids} answered")
+            if self.guards_refused is not None and self.guards_refused.sqlstate == "08P01":
+                signs.append(f"settings at the start were refused: {self.guards_refused.summary}")
+            self._signs_of_pooler = tuple(signs)
+        return self._signs_of_pooler
 
     @property
     def final_failure(self) -> bool:

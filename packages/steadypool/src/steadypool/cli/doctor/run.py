@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psycopg
+from sqlalchemy.exc import SQLAlchemyError
 
 from steadypool.cli.doctor.examination import Examination, NoConnection
 from steadypool.cli.doctor.finding import CHECKS, WORTH_ATTENTION, Check, Finding, Level, problem, unknown
@@ -90,9 +91,8 @@ async def examine(
             results += await _looked(examination, CHECKS[LOG_IN])
         if unasked:
             names = ", ".join(check.name for check in unasked)
-            results.append(
-                Result(unasked[0], unknown(f"not asked, since there is no connection: {names}"), 0.0)
-            )
+            said = unknown(f"without a connection nothing is known of: {names}")
+            results.append(Result(replace(CHECKS[LOG_IN], name="not-asked"), said, 0.0))
     finally:
         await examination.close()
     return results
@@ -116,7 +116,7 @@ async def _looked(examination: Examination, check: Check) -> list[Result]:
         ]
     except psycopg.errors.InsufficientPrivilege as error:
         findings = [unknown(f"this role may not look: {error.diag.message_primary}")]
-    except (SteadypoolError, psycopg.Error, OSError) as error:
+    except (SteadypoolError, psycopg.Error, SQLAlchemyError, OSError) as error:
         findings = [unknown(f"{type(error).__name__}: {words_of(error).splitlines()[0]}")]
     seconds = examination.clock.monotonic() - began
     return [Result(check, _discreet(finding, examination), seconds) for finding in findings]

@@ -34,12 +34,9 @@ def matrix(
 
     **Examples.**
 
-    Everything:
-
+        # Everything:
         steadypool lab matrix
-
-    steadypool alone, four times as fast, two rows:
-
+        # steadypool alone, four times as fast, two rows:
         steadypool lab matrix --peers steadypool --scale 0.25 --only silent,asleep-held
 
     Parameters

@@ -43,8 +43,7 @@ async def proxy(
 
     **Examples.**
 
-    Twenty milliseconds each way, and silence after a minute:
-
+        # Twenty milliseconds each way, and silence after a minute:
         (sleep 60; echo silent; sleep 60) | steadypool lab proxy localhost:5432 --delay 0.02
 
     Parameters

@@ -33,12 +33,9 @@ def replay(
 
     **Examples.**
 
-    The three outages, in all three ways, ten times as fast:
-
+        # The three outages, in all three ways, ten times as fast:
         steadypool lab replay all
-
-    The cold start of December 2025 as it was, and with steadypool:
-
+        # The cold start of December 2025 as it was, and with steadypool:
         steadypool lab replay 2025-12-02 --with before
         steadypool lab replay 2025-12-02 --with steadypool
 

@@ -31,12 +31,9 @@ async def serve(
 
     **Examples.**
 
-    As Neon does it, asleep after five minutes, awake after six seconds:
-
+        # As Neon does it, asleep after five minutes, awake after six seconds:
         steadypool lab serve
-
-    A database that sleeps soon and refuses while it wakes, on a port of your choice:
-
+        # A database that sleeps soon and refuses while it wakes, on a port of your choice:
         steadypool lab serve --sleep-after 20 --wake 10 --mode refuse --port 5433
 
     Parameters

@@ -23,16 +23,11 @@ def why(
 
     **Examples.**
 
-    The name of an error, a SQLSTATE, or a symptom:
-
+        # The name of an error, a SQLSTATE, or a symptom:
         steadypool why PoolTimeout
-
         steadypool why 57014
-
         steadypool why cold-start
-
-    A line of a log, as it is:
-
+        # A line of a log, as it is:
         steadypool why "QueuePool limit of size 10 overflow 5 reached, connection timed out, timeout 10.00"
 
     Parameters

@@ -99,7 +99,7 @@ def find(asked: str) -> Found | None:
         >>> found.topic.key
         'exhaustion'
     """
-    hint, text = _HINT.search(asked), _HINT.sub("", asked)
+    hint, text = _HINT.search(asked), told(_HINT.sub("", asked))
     word = text.strip().rpartition(".")[2]  # a class may come with its module
     for topic in topics():
         for name in (topic.key, *topic.answers):
@@ -113,8 +113,32 @@ def find(asked: str) -> Found | None:
         return Found(first, name, tuple(fitting[1:3]))
     if hint is not None:
         return find(hint[1])
+    if _is_code(word):
+        return None  # a code that looks like another means something else
     near = similar(word)
     return find(near[0]) if near else None
+
+
+_FRAMES = re.compile(
+    r"^(?:[ \t]+.*|Traceback .*|The above exception .*|During handling .*)$\n?", re.MULTILINE
+)
+_SQL = re.compile(
+    r"\[(?:SQL|parameters): .*?\]\s*$|\(Background on this error at: .*?\)", re.DOTALL | re.MULTILINE
+)
+
+
+def told(text: str) -> str:
+    """What a message says, without what surrounds it: the frames of a traceback, the SQL that SQLAlchemy quotes.
+
+    Example:
+        >>> told("Traceback (most recent call last):\\n  File 'listen.py', line 1\\nValueError: no")
+        'ValueError: no'
+    """
+    return _SQL.sub("", _FRAMES.sub("", text) if "Traceback (most recent" in text else text).strip()
+
+
+def _is_code(word: str) -> bool:
+    return re.fullmatch(r"[0-9A-Z]{5}", word) is not None and any(letter.isdigit() for letter in word)
 
 
 def similar(word: str) -> list[str]:

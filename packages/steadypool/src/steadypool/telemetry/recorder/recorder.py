@@ -12,7 +12,7 @@ from steadypool import events
 from steadypool.census import ConnectionFacts, WaiterFacts
 from steadypool.clock import Clock
 from steadypool.errors import words_of
-from steadypool.telemetry.counters import cause_of
+from steadypool.telemetry.counters import FOUND_DEAD, cause_of
 from steadypool.telemetry.recorder.histogram import Histogram
 from steadypool.telemetry.recorder.journal import Journal
 from steadypool.telemetry.recorder.memory import Arrivals, Moments, Rows
@@ -198,6 +198,7 @@ class Recorder:
                 event.at, "wake_up", f"the database answers again, {away:.1f} s after it first did not"
             )
         elif event.seconds >= SLOW_CONNECT:
+            self._count("wake_ups")
             text = f"the database took {event.seconds:.1f} s to let a connection in: it slept, or has too much to do"
             self._note(event.at, "wake_up", text)
 
@@ -211,6 +212,8 @@ class Recorder:
     def _closed(self, event: events.Closed) -> None:
         self._leases.pop(event.connection, None)
         self._last_statement.pop(event.connection, None)
+        if event.reason == FOUND_DEAD:
+            self._note(event.at, "idle_death", "an idle connection was found dead, and is replaced")
 
     def _breaker_changed(self, event: events.BreakerChanged) -> None:
         reason = f": {event.reason}" if event.reason else ""

@@ -86,8 +86,10 @@ COUNTED = (
     "connect_failures",
     "leaks",
     "gaps",
+    "wake_ups",
 )
-"""What is counted in the second. `connect_failures` are attempts, `connect_errors` callers."""
+"""What is counted in the second. `connect_failures` are attempts, `connect_errors` callers; `wake_ups` are connects
+that were let in so late that the database must have slept, or has too much to do."""
 
 COLUMNS = ("elapsed", *MEASURED, *PEAKS, *COUNTED)
 """The values of a row, in order; `elapsed` is how many seconds it covers."""

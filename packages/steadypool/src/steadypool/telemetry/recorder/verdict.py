@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steadypool.telemetry.recorder.recording import FAILURES, Note, Row, merged
+from steadypool.telemetry.recorder.recording import FAILURES, LISTENER_STATES, Note, Row, merged
 
 _IDENTITY = re.compile(r"/(?:\d+|[0-9a-f]{8,}|[0-9a-f-]{36})(?=/|$)", re.IGNORECASE)
 """The part of a path that names one of many things: requests of one kind are counted together."""
 
+_DEAF = LISTENER_STATES.index("deaf")
 SLOW_STATEMENT = 0.5
 SLOW_WAIT = 0.1
 SLOW_CONNECT = 1.0
@@ -50,8 +51,17 @@ def verdict(rows: Iterable[Row], moment: Mapping[str, Any] | None, notes: Sequen
     if not rows:
         return Verdict("good", "Nothing was recorded of this time.", ())
     row = merged(rows, rows[0].at)
-    bad = [reason for reason in (_loop(row), _unreachable(row, notes), _full(row, moment)) if reason]
-    bad += [reason for reason in (_woke(row, notes), _slow(row, moment)) if reason]
+    found = (
+        _loop(row),
+        _unreachable(row, notes),
+        _lost(row, notes),
+        _leaked(notes),
+        _full(row, moment),
+        _woke(row, notes),
+        _slow(row, moment),
+        _deaf(rows),
+    )
+    bad = [reason for reason in found if reason]
     if bad:
         return Verdict("bad", bad[0].text, tuple(bad))
     strained = [reason for reason in (_nearly_full(row, moment), _failures(row)) if reason]
@@ -87,6 +97,34 @@ def _unreachable(row: Row, notes: Sequence[Note]) -> Reason | None:
     return Reason(
         f"The database could not be reached: {failed}{turned_away}." + (f" It said: {said}" if said else ""),
         "connect-timeouts",
+    )
+
+
+def _lost(row: Row, notes: Sequence[Note]) -> Reason | None:
+    if not row["connections_lost"]:
+        return None
+    said = next((note.text for note in reversed(notes) if note.kind == "connections_lost"), None)
+    return Reason(
+        f"Connections broke while they were used: {row['connections_lost']:.0f}."
+        + (f" It said: {said}" if said else ""),
+        "connection-lost",
+    )
+
+
+def _leaked(notes: Sequence[Note]) -> Reason | None:
+    leaks = [note for note in notes if note.kind == "leak"]
+    if not leaks:
+        return None
+    others = f" ({len(leaks)} such connections)" if len(leaks) > 1 else ""
+    return Reason(f"A connection was not given back: {leaks[-1].text}{others}.", "leaks")
+
+
+def _deaf(rows: Sequence[Row]) -> Reason | None:
+    if not any(row["listener"] == _DEAF for row in rows):
+        return None
+    return Reason(
+        "Notifications did not arrive: the listener is deaf, since a transaction pooler swallows what it is sent.",
+        "deaf-listener",
     )
 
 

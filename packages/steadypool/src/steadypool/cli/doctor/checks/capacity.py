@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from steadypool.cli.doctor.examination import Examination, bytes_text
+from steadypool.cli.doctor.examination import CLIENTS, Examination, bytes_text
 from steadypool.cli.doctor.finding import Finding, check, ok, problem, warning
 
 MEMORY_SHARE = 3
@@ -29,7 +29,7 @@ async def capacity(x: Examination) -> list[Finding]:
     )
     others = await x.rows(
         "SELECT coalesce(usename, '?') || '@' || coalesce(datname, '?') AS who, count(*) AS number"
-        " FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        " FROM pg_stat_activity WHERE " + CLIENTS + " AND pid <> pg_backend_pid()"
         " GROUP BY 1 ORDER BY 2 DESC LIMIT 5"
     )
     limits = {f"max_connections {row.most} less {row.reserved} reserved": row.most - row.reserved}
@@ -88,7 +88,7 @@ async def pool_use(x: Examination) -> list[Finding]:
         " count(*) FILTER (WHERE state LIKE 'idle in transaction%') AS idle_in_transaction,"
         " coalesce(extract(epoch FROM max(now() - xact_start)), 0)::float8 AS longest"
         " FROM pg_stat_activity WHERE usename = current_user AND datname = current_database()"
-        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        " AND " + CLIENTS + " AND pid <> pg_backend_pid()"
         " AND application_name NOT LIKE 'steadypool %'"
     )
     limit = x.processes * (x.settings.pool_size + x.settings.max_overflow)
@@ -103,5 +103,9 @@ async def pool_use(x: Examination) -> list[Finding]:
         return [problem(said, why, change, "exhaustion")]
     if busy > 0.8 * limit:
         why = "Above 80 % a little more load, or one slow statement, exhausts it."
-        return [warning(said, why, "steadypool advise", "exhaustion")]
+        return [
+            warning(
+                said, why, "steadypool advise http://127.0.0.1:8000/pool says which sizes fit", "exhaustion"
+            )
+        ]
     return [ok(said)]

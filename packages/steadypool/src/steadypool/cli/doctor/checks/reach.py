@@ -65,7 +65,8 @@ async def names(x: Examination) -> list[Finding]:
             )
             continue
         seconds = x.clock.monotonic() - began
-        said = f"{host.name}: {len(addresses)} addresses in {milliseconds_text(seconds)}"
+        number = f"{len(addresses)} address{'' if len(addresses) == 1 else 'es'}"
+        said = f"{host.name}: {number} in {milliseconds_text(seconds)}"
         if seconds > SLOW_NAME:
             why = "Each new connection pays for it, until an answer is remembered."
             found.append(warning(said, why, "the machine's name server", "connect-timeouts"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from steadypool.cli.doctor.examination import Examination, bytes_text, milliseconds_text
+from steadypool.cli.doctor.examination import CLIENTS, Examination, bytes_text, milliseconds_text
 from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
 from steadypool.settings import Pooler
 
@@ -64,17 +64,10 @@ async def role(x: Examination) -> list[Finding]:
 @check("pooler")
 async def pooler(x: Examination) -> list[Finding]:
     """Whether a pooler stands before the server, and whether the settings know."""
-    connection = await x.connection()
-    announced = connection.pgconn.backend_pid
-    answering = {(await x.row("SELECT pg_backend_pid() AS pid")).pid for _ in range(3)}
-    x.behind_pooler = answering != {announced}
-    evidence = [f"the log-in named process {announced}, {', '.join(map(str, sorted(answering)))} answered"]
-    if x.guards_refused is not None:
-        x.behind_pooler = x.behind_pooler or x.guards_refused.sqlstate == "08P01"
-        evidence.append(f"settings at the start were refused: {x.guards_refused.summary}")
-    if not x.behind_pooler:
+    signs, mode = await x.signs_of_pooler(), x.settings.pooler
+    if not signs:
         return [ok("none: the process that the log-in named answers")]
-    said, mode = "; ".join(evidence), x.settings.pooler
+    said = "; ".join(signs)
     if mode is Pooler.NONE:
         why = "Prepared statements and session settings of one caller meet those of another."
         return [
@@ -107,12 +100,19 @@ async def load(x: Examination) -> list[Finding]:
     """What the server is doing, and what went wrong since its statistics were reset."""
     row = await x.row(
         "SELECT count(*) FILTER (WHERE state = 'active' AND pid <> pg_backend_pid()) AS active,"
-        " count(*) AS clients, (SELECT row(d.deadlocks, d.temp_bytes)::text FROM pg_stat_database d"
-        " WHERE d.datname = current_database()) AS totals FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        " count(*) AS clients, count(*) FILTER (WHERE state IS NULL) AS hidden, current_user AS name,"
+        " (SELECT row(d.deadlocks, d.temp_bytes)::text FROM pg_stat_database d"
+        " WHERE d.datname = current_database()) AS totals FROM pg_stat_activity WHERE " + CLIENTS
     )
     deadlocks, temporary = (int(part) for part in row.totals.strip("()").split(","))
     said = f"{row.active} of {row.clients} clients run something; {deadlocks} deadlocks so far"
     found = [ok(said)]
+    if row.hidden:
+        why = "What they do is left out here and by the checks of sessions."
+        change = f"GRANT pg_read_all_stats TO {row.name}, if the doctor shall see it"
+        found.append(
+            note(f"{row.hidden} sessions are other roles', whose state {row.name} may not see", why, change)
+        )
     if temporary > 2**30:
         why = "Sorts and hashes that do not fit into work_mem go to the disk."
         found.append(

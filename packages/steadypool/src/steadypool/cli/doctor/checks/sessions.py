@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, LiteralString
 
-from steadypool.cli.doctor.examination import Examination
-from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
+from steadypool.cli.doctor.examination import CLIENTS, Examination
+from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, unknown, warning
 from steadypool.fingerprint import fingerprint
 
 LONG = 5.0
@@ -13,19 +13,33 @@ LONG = 5.0
 IDLE = 1.0
 """Seconds that a transaction may do nothing: a service that awaits something else in it takes longer."""
 
-_WHO = """
+OFTEN = 0.01
+"""Share of all sessions that may end in another way than by their client."""
+
+_WHO: LiteralString = (
+    """
     SELECT pid, coalesce(usename, '?') AS who, coalesce(application_name, '') AS application, state,
         coalesce(query, '') AS query, extract(epoch FROM now() - query_start)::float8 AS running,
         extract(epoch FROM now() - state_change)::float8 AS resting,
         extract(epoch FROM now() - xact_start)::float8 AS open, pg_blocking_pids(pid) AS blockers
     FROM pg_stat_activity
-    WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
+    WHERE pid <> pg_backend_pid() AND """
+    + CLIENTS
+)
+
+
+_HIDDEN = "<insufficient privilege>"
+"""What the server shows instead of another role's statement, with neither state nor times."""
 
 
 def _named(row: Any) -> str:
     application = f" ({row.application})" if row.application else ""
-    return f"{row.pid} {row.who}{application}: {fingerprint(row.query)}"
+    doing = "a statement that this role may not see" if row.query == _HIDDEN else fingerprint(row.query)
+    return f"{row.pid} {row.who}{application}: {doing}"
+
+
+def _for(seconds: float | None, what: str = "") -> str:
+    return "" if seconds is None else f"{what} for {seconds:.1f} s"
 
 
 @check("blocked")
@@ -37,10 +51,8 @@ async def blocked(x: Examination) -> list[Finding]:
         holders = [pid for pid in row.blockers if pid in rows]
         if not row.blockers:
             continue
-        by = "; ".join(
-            f"{_named(rows[pid])}, {rows[pid].state} for {rows[pid].resting:.1f} s" for pid in holders
-        )
-        said = f"{_named(row)} waits {row.running:.1f} s for {by or f'process {row.blockers}'}"
+        by = "; ".join(_named(rows[pid]) + _for(rows[pid].resting, f", {rows[pid].state}") for pid in holders)
+        said = f"{_named(row)} waits{_for(row.running)}: {by or f'process {row.blockers}'} has the lock"
         why = "It holds a connection while it waits, and everybody who comes after it waits as well."
         pid = row.blockers[0]
         change = (
@@ -84,3 +96,27 @@ async def idle_in_transaction(x: Examination) -> list[Finding]:
         else:
             found.append(note(said))
     return found or [ok("none")]
+
+
+@check("ended-sessions")
+async def ended_sessions(x: Examination) -> list[Finding]:
+    """Sessions that the server, its operator or the network ended, of all since the statistics were reset."""
+    (row,) = await x.rows(
+        "SELECT d->>'sessions' AS sessions, d->>'sessions_killed' AS killed, d->>'sessions_fatal' AS fatal,"
+        " d->>'sessions_abandoned' AS abandoned"
+        " FROM (SELECT to_jsonb(s) AS d FROM pg_stat_database s WHERE datname = current_database()) found"
+    )
+    if row.sessions is None:
+        return [unknown("the server counts them from version 14 on")]
+    total, killed, fatal, abandoned = (
+        int(value) for value in (row.sessions, row.killed, row.fatal, row.abandoned)
+    )
+    said = (
+        f"of {total:,} sessions {killed:,} were ended by an operator or a shutdown, {fatal:,} by a fatal error (one of "
+        f"the idle timeouts is one), {abandoned:,} lost their client"
+    )
+    if killed + fatal > OFTEN * total:
+        why = "Whoever uses such a connection loses what it was doing; an idle one is replaced."
+        change = "the server's log says which: look for FATAL and for 'terminating connection'"
+        return [warning(said, why, change, "connection-lost")]
+    return [ok(said)]

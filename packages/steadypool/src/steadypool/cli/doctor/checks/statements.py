@@ -45,11 +45,11 @@ async def _top(x: Examination) -> list[Any] | Finding:
         rows = await x.rows(query.as_bytes(None))
     except psycopg.errors.ObjectNotInPrerequisiteState as error:
         return note(str(error.diag.message_primary), why, _PRELOAD)
-    return [row for row in rows if not _UTILITY.match(row.query) and MARK.decode().strip() not in row.query]
+    return [row for row in rows if not _UTILITY.match(row.query) and MARK not in row.query]
 
 
 _UTILITY = re.compile(
-    r"\s*(?:BEGIN|COMMIT|ROLLBACK|SET|SHOW|RESET|DISCARD|LISTEN|NOTIFY|START|END|SAVEPOINT|RELEASE|DEALLOCATE|<insuff)",
+    r"\s*(?:BEGIN|COMMIT|ROLLBACK|SET|SHOW|RESET|DISCARD|LISTEN|NOTIFY|START|END|SAVEPOINT|RELEASE|DEALLOCATE|EXPLAIN|<insuff)",
     re.IGNORECASE,
 )
 
@@ -64,8 +64,9 @@ async def statements(x: Examination) -> list[Finding]:
     slow = x.settings.slow_query_after or x.settings.statement_timeout / 2
     for row in top[:MOST]:
         p99 = row.mean + _P99 * row.deviation
+        calls = "1 call" if row.calls == 1 else f"{row.calls:,} calls"
         said = (
-            f"{fingerprint(row.query)}: {row.calls:,} calls, {milliseconds_text(row.mean)} each, "
+            f"{fingerprint(row.query)}: {calls}, {milliseconds_text(row.mean)} each, "
             f"about {milliseconds_text(p99)} at the 99th percentile, {milliseconds_text(row.total)} in all"
         )
         if p99 > x.settings.statement_timeout:

@@ -19,13 +19,17 @@ async def server_timeouts(x: Examination) -> list[Finding]:
         "SELECT name, reset_val, source FROM pg_settings WHERE name = ANY(%s)", [*guards, *_OTHERS]
     )
     actual = {row.name: row.reset_val for row in rows}
-    local = all(host.is_socket for host in x.target.hosts) and bool(x.target.hosts)
+    no_tcp = (all(host.is_socket for host in x.target.hosts) and bool(x.target.hosts)) or bool(
+        await x.signs_of_pooler()
+    )
     missing = {
         name: actual.get(name)
         for name, value in guards.items()
-        if actual.get(name) != value and not (name.startswith("tcp_") and (local or x.behind_pooler))
+        if actual.get(name) != value and not (name.startswith("tcp_") and no_tcp)
     }
-    said = ", ".join(f"{name} {actual[name]}" for name in ("statement_timeout", *_OTHERS) if name in actual)
+    said = ", ".join(
+        f"{name} {_milliseconds(actual[name])}" for name in ("statement_timeout", *_OTHERS) if name in actual
+    )
     if not missing:
         return [ok(said)]
     lacking = ", ".join(f"{name} is {value}, asked for {guards[name]}" for name, value in missing.items())
@@ -36,6 +40,10 @@ async def server_timeouts(x: Examination) -> list[Finding]:
         change = "let the pooler pass them on, or DATABASE_URL without the pooler"
         return [warning(lacking, why, change, "poolers")]
     return [note(lacking, "The server does not know or does not allow them.", "")]
+
+
+def _milliseconds(value: str) -> str:
+    return "off" if value == "0" else f"{int(value) / 1000:g} s"
 
 
 _OTHERS = (
@@ -78,23 +86,34 @@ async def timeout_order(x: Examination) -> list[Finding]:
 
 @check("lifetimes")
 async def lifetimes(x: Examination) -> list[Finding]:
-    """How long a connection lives here, against what else ends it: the server, a pooler, a suspend."""
+    """Recycling and idle time against what else ends connections: idle_session_timeout, a pooler, a suspend."""
     s = x.settings
     rows = await x.rows(
         "SELECT reset_val::float8 / 1000 AS seconds FROM pg_settings WHERE name = 'idle_session_timeout'"
     )
     server_ends = rows[0].seconds if rows else 0.0
     idle = min(s.idle_timeout or float("inf"), s.pool_recycle or float("inf"))
-    said = f"recycled after {_seconds(s.pool_recycle)}, closed when idle for {_seconds(s.idle_timeout)}"
+    behind_pooler = bool(await x.signs_of_pooler())
+    said = (
+        f"recycled {_after(s.pool_recycle)}, closed for being idle {_after(s.idle_timeout)}; the server ends idle "
+        f"sessions {_after(server_ends or None)}; {'a pooler' if behind_pooler else 'no pooler'} in between"
+    )
     found: list[Finding] = []
     if server_ends and idle >= server_ends:
         why = "The server ends idle connections first, by 57P05."
         change = f"DATABASE_POOL_IDLE_TIMEOUT={max(1.0, server_ends * 0.8):g}"
         said_too = f"idle_session_timeout {server_ends:g} s; {said}"
         found.append(warning(said_too, why, change, "connection-lost"))
-    if x.behind_pooler and s.pool_recycle is None:
-        why = "A pooler ends connections by its own lifetime (PgBouncer: client_idle_timeout, server_lifetime 3600 s)."
-        found.append(warning(said, why, "DATABASE_POOL_RECYCLE=1800", "connection-lost"))
+    if behind_pooler and s.pool_recycle is None:
+        why = (
+            "A pooler ends idle clients by its client_idle_timeout (PgBouncer: off by default), and nobody looks at "
+            "the age of these."
+        )
+        found.append(
+            warning(
+                said, why, "DATABASE_POOL_RECYCLE below the pooler's client_idle_timeout", "connection-lost"
+            )
+        )
     if any(host.name.endswith(".neon.tech") for host in x.target.hosts):
         found += _neon(x, said)
     return found or [ok(said)]
@@ -118,5 +137,5 @@ def _neon(x: Examination, said: str) -> list[Finding]:
     return []
 
 
-def _seconds(value: float | None) -> str:
-    return "never" if value is None else f"{value:g} s"
+def _after(seconds: float | None) -> str:
+    return "never" if seconds is None else f"after {seconds:g} s"

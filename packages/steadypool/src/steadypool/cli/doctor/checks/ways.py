@@ -66,9 +66,8 @@ def _by_way_of(target: ConnectTarget, host: Host, port: int) -> str:
 @check("prepared-statements")
 async def prepared_statements(x: Examination) -> list[Finding]:
     """Whether prepared statements are safe with what stands before the server."""
-    await x.connection()
     driver, mode = x.target.driver or "asyncpg", x.settings.pooler
-    if not x.behind_pooler:
+    if not await x.signs_of_pooler():
         return [ok(f"{driver}: nothing stands in between, so a prepared statement is found again")]
     if mode is Pooler.SESSION:
         why = "In transaction mode the statement is on another server connection: 26000."
