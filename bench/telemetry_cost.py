@@ -1,8 +1,9 @@
 """What telemetry costs: CPU of this process for 1,000 requests, with nothing that wants to know and with everything.
 
-    nice -n 15 python bench/telemetry_cost.py --rounds 150
+    python bench/telemetry_cost.py --rounds 100
 
-A request is a session with one SELECT by primary key. The variants take turns in blocks, in an order that is drawn
+A request is a session with one SELECT by primary key, over each driver; `shared` is the same SELECT by `db.fetchrow`
+over postgresql+steadypool. The variants take turns in blocks, in an order that is drawn
 anew each round, so that a machine that becomes slower meets all of them; what is compared is the difference within a
 round. Prints the mean of each, and its difference to `nothing` with a 95 % interval (bootstrap over rounds).
 """
@@ -80,19 +81,27 @@ VARIANTS: dict[str, tuple[dict[str, object], Callable[[Database], None]]] = {
 }
 
 
+WAYS = {"asyncpg": "asyncpg", "psycopg": "psycopg", "steadypool": "steadypool", "shared": "steadypool"}
+"""What is measured, and over which driver."""
+
+
 @asynccontextmanager
-async def variant(url: str, name: str) -> AsyncIterator[Database]:
+async def variant(url: str, way: str, name: str) -> AsyncIterator[Database]:
     settings, begin = VARIANTS[name]
+    url = url.replace("postgresql://", f"postgresql+{WAYS[way]}://")
     async with Database(DatabaseSettings(url=url, pool_size=1, max_overflow=0, **settings), name=name) as db:
         begin(db)
-        await block(db, 50)
+        await block(db, way)
         yield db
 
 
-async def block(db: Database, requests: int = REQUESTS) -> float:
+async def block(db: Database, way: str, requests: int = REQUESTS) -> float:
     """CPU seconds of this process for so many requests."""
     started = time.process_time()
     for number in range(requests):
+        if way == "shared":
+            await db.fetchrow("select name from tracks where id = $1", number)
+            continue
         async with db.session() as session:
             (await session.execute(QUERY, {"id": number})).first()
     return time.process_time() - started
@@ -103,22 +112,28 @@ def interval(differences: list[float], rng: random.Random) -> tuple[float, float
     return means[50], means[1949]
 
 
-async def main(rounds: int, seed: int) -> None:
-    rng = random.Random(seed)
+async def main(ways: list[str], rounds: int, seed: int) -> None:
     logging.getLogger("steadypool").addHandler(logging.NullHandler())
-    async with EmbeddedPostgres.temporary() as server, AsyncExitStack() as stack:
+    async with EmbeddedPostgres.temporary() as server:
         url = await server.create_database("cost")
         async with Database(DatabaseSettings(url=url)) as db, db.connection() as connection:
             await connection.execute("create table tracks (id int primary key, name text)")
             await connection.execute("insert into tracks select i, 'x' from generate_series(1, 1000) i")
-        databases = {name: await stack.enter_async_context(variant(url, name)) for name in VARIANTS}
+        for way in ways:
+            await measure(url, way, rounds, random.Random(seed))
+
+
+async def measure(url: str, way: str, rounds: int, rng: random.Random) -> None:
+    """Take turns, and print the table."""
+    async with AsyncExitStack() as stack:
+        databases = {name: await stack.enter_async_context(variant(url, way, name)) for name in VARIANTS}
         seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
         for _ in range(rounds):
             for name in rng.sample(list(VARIANTS), len(VARIANTS)):
-                seconds[name].append(await block(databases[name]))
+                seconds[name].append(await block(databases[name], way))
     per_thousand = 1000 / REQUESTS * 1000
     base = statistics.fmean(seconds["nothing"]) * per_thousand
-    print(f"| {'':27} | ms CPU per 1,000 requests | more than `nothing` | 95 % interval |")
+    print(f"\n| {way:27} | ms CPU per 1,000 requests | more than `nothing` | 95 % interval |")
     print("| --- | ---: | ---: | ---: |")
     for name, measured in seconds.items():
         mean = statistics.fmean(measured) * per_thousand
@@ -134,8 +149,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(main(options.rounds, options.seed))
+        asyncio.run(main(options.ways, options.rounds, options.seed))

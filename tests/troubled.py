@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Coroutine, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
@@ -163,6 +164,47 @@ class Troubled:
         self.ask("POST /exports/7", "select 1 as export_begins", workload="exports", hold=seconds)
         for number in range(waiting):
             self.ask(f"GET /tracks/{number}")
+
+    def leak(self, seconds: float) -> None:
+        """All connections are taken and kept for so long, without anything to do for them; one request waits."""
+        for _ in range(6):
+            self.ask("GET /leaky", "select 1 as leaked", hold=seconds)
+        self.ask("GET /tracks/1")
+
+    def lock(self, seconds: float) -> None:
+        """A request changes a row and keeps its transaction open for so long; three others want to change it too."""
+        self.do(self._make_plays())
+        change = "update plays set count = count + 1 where id = :id"
+        self.ask("PUT /titles/1", change, hold=seconds, id=1)
+        time.sleep(0.2)
+        for number in range(3):
+            self.ask(f"POST /plays/{number}", change, id=1)
+
+    async def _make_plays(self) -> None:
+        async with self.database.connection() as connection:
+            await connection.execute("create table if not exists plays (id int primary key, count int)")
+            await connection.execute("insert into plays values (1, 0) on conflict do nothing")
+
+    def doze(self, seconds: float) -> None:
+        """The database is asleep: whoever wants to connect gets no answer for so long."""
+
+        async def fall_asleep() -> None:
+            self.proxy.drop_all(reset=True)
+            self.proxy.mode = Mode.SILENT
+
+        self.do(fall_asleep())
+        for number in range(3):
+            self.ask(f"GET /tracks/{number}")
+        time.sleep(seconds)
+        self.network(Mode.PASS)
+
+    def block_the_loop(self, seconds: float) -> None:
+        """Something runs on the event loop that does not await."""
+
+        async def block() -> None:
+            time.sleep(seconds)  # noqa: ASYNC251 - that is the trouble
+
+        self.do(block())
 
     def trickle(self, seconds: float) -> None:
         """Quick requests, twenty a second, for so long; returns when they were made."""

@@ -62,6 +62,11 @@ def at_rest(troubled: Troubled) -> None:
         time.sleep(0.05)
 
 
+def looked(troubled: Troubled) -> None:
+    """The recorder has looked at the pool again."""
+    assert troubled.do(troubled.database.watch.next_look(10.0))
+
+
 def clock(troubled: Troubled) -> str:
     """The time as a person in Berlin reads it, who uses the page there."""
     from datetime import datetime
@@ -76,7 +81,7 @@ def test_it_stays_live_while_the_pool_is_full_and_the_database_is_away(troubled:
     expect(page.locator("#cells > li.free")).to_have_count(6)
     troubled.crowd(seconds=3)
     headline = page.locator("#headline")
-    expect(headline).to_contain_text("6 of 6 connections were in use", timeout=SOON)
+    expect(page.locator("#reasons")).to_contain_text("6 of 6 connections were in use", timeout=SOON)
     expect(page.locator("#verdict")).to_have_class("bad")
     expect(page.locator("#cells > li.leased")).to_have_count(6)
     expect(page.locator("#holders")).to_contain_text("POST /exports/7")
@@ -104,6 +109,47 @@ def test_it_stays_live_while_the_pool_is_full_and_the_database_is_away(troubled:
     expect(page.locator("#breaker")).to_contain_text("answers again")
 
 
+WHY = {
+    "slow statements": (
+        lambda troubled: troubled.crowd(seconds=2.5),
+        r"exhausted by slow statements: [56] of 6 connections ran select pg_sleep\(\?\)",
+        "exhaustion",
+    ),
+    "leak": (
+        lambda troubled: troubled.leak(3.5),
+        "exhausted by a leak: GET /leaky held 6 connections",
+        "leaks",
+    ),
+    "lock": (
+        lambda troubled: troubled.lock(3.0),
+        "waited for a lock that PUT /titles/… kept: 3 statements",
+        "statement-timeouts",
+    ),
+    "cold start": (lambda troubled: troubled.doze(1.5), "Opening connections was slow", "cold-start"),
+    "event loop": (lambda troubled: troubled.block_the_loop(1.5), "event loop was busy", "background-work"),
+}
+
+
+def test_each_cause_is_named_when_somebody_looks_later(troubled: Troubled, see: See) -> None:
+    spans: dict[str, tuple[int, int]] = {}
+    for name, (make, _, _) in WHY.items():
+        at_rest(troubled)
+        looked(troubled)
+        since = int(troubled.now()) + 1
+        make(troubled)
+        looked(troubled)
+        at_rest(troubled)
+        looked(troubled)
+        spans[name] = since, int(troubled.now()) + 1
+    page = see().page
+    for name, (_, headline, runbook) in WHY.items():
+        since, until = spans[name]
+        page.evaluate("span => { location.hash = ''; return look(...span); }", [since, until])
+        expect(page.locator("#verdict-title")).to_contain_text("Then")
+        expect(page.locator("#headline")).to_contain_text(re.compile(headline))
+        expect(page.locator("#reasons li").first).to_contain_text(f"steadypool why {runbook}")
+
+
 def test_a_stranger_answers_why_it_was_slow(troubled: Troubled, see: See) -> None:
     at_rest(troubled)
     troubled.crowd(seconds=2.5, waiting=12)
@@ -112,13 +158,14 @@ def test_a_stranger_answers_why_it_was_slow(troubled: Troubled, see: See) -> Non
     at_rest(troubled)
     time.sleep(7)
     page = see().page
-    expect(page.locator("#headline")).not_to_contain_text("6 of 6 connections")
+    expect(page.locator("#verdict")).not_to_contain_text("6 of 6 connections")
     page.get_by_label("Look at").fill(then)
     page.get_by_role("button", name="Look").click()
     expect(page.locator("#verdict-title")).to_contain_text("Then")
-    headline = page.locator("#headline")
-    expect(headline).to_contain_text("6 of 6 connections were in use")
-    expect(headline).to_contain_text("5 by GET /reports/…")
+    expect(page.locator("#headline")).to_contain_text("exhausted by slow statements")
+    reasons = page.locator("#reasons")
+    expect(reasons).to_contain_text("6 of 6 connections were in use")
+    expect(reasons).to_contain_text("5 by GET /reports/…")
     expect(page.locator("#holders tbody tr")).to_have_count(6)
     expect(page.locator("#holders")).to_contain_text("exports")
     expect(page.locator("#holders")).to_contain_text(re.compile(r"runs for .*pg_sleep\(\?\)"))
@@ -128,7 +175,7 @@ def test_a_stranger_answers_why_it_was_slow(troubled: Troubled, see: See) -> Non
     expect(page.locator("#journal")).to_contain_text("pool timeouts")
     assert re.search(r"#\d+-\d+$", page.url), "the moment can be linked to"
     linked = see(page.url[page.url.index("#") :]).page
-    expect(linked.locator("#headline")).to_contain_text("5 by GET /reports/…")
+    expect(linked.locator("#reasons")).to_contain_text("5 by GET /reports/…")
     page.get_by_role("button", name="Live").click()
     expect(page.locator("#verdict-title")).to_have_text("Now")
     assert "#" not in page.url

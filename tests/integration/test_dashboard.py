@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -263,13 +264,13 @@ async def test_it_shows_who_holds_who_waits_and_for_how_long(database_url: str) 
         assert held["nightly report"]["in_transaction"]
         assert held["nightly report"]["statement"].endswith("select ? as held")
         assert "running" not in held["nightly report"]
-        assert "2 of them were idle in a transaction" in now["verdict"]["headline"]
+        assert "2 of them were idle in a transaction" in now["verdict"]["reasons"][0]["text"]
         (waiting,) = now["waiters"]
         assert waiting["holder"] == "GET /waits"
         assert waiting["seconds"] + waiting["left"] == pytest.approx(20, abs=0.1)
         assert now["verdict"]["level"] == "bad"
         assert now["verdict"]["reasons"][0]["runbook"] == "exhaustion"
-        assert "1 by nightly report" in now["verdict"]["headline"]
+        assert "1 by nightly report" in now["verdict"]["reasons"][0]["text"]
         assert now["workloads"] == [
             {"name": "uploads", "statement_timeout": 30, "max_connections": 1, "held": 1}
         ]
@@ -303,9 +304,25 @@ async def test_it_shows_what_runs_on_a_connection(database_url: str) -> None:
         held = {each["holder"]: each for each in now["connections"]}
         assert {each["running"].split("] ")[1] for each in held.values()} == {"select pg_sleep(?), ?"}
         assert all(0 < each["executing"] < 3 for each in held.values())
-        assert "idle in a transaction" not in now["verdict"]["headline"]
+        assert "idle in a transaction" not in now["verdict"]["reasons"][0]["text"]
         await asyncio.gather(*tasks)
         assert "running" not in json.dumps((await service.now())["connections"])
+
+
+async def test_it_shows_the_shared_way(database_url: str) -> None:
+    url = database_url.replace("postgresql://", "postgresql+steadypool://")
+    async with running(settings(url, shared_connections=1, shared_window=5)) as service:
+        assert (await service.now())["shared"] is None
+        assert await service.database.fetchval("select 7") == 7
+        with pytest.raises(errors.NotForSharing):
+            await service.database.fetchval("listen x")
+        shared = (await service.now())["shared"]
+        wanted = {"connections": 1, "most_connections": 1, "window": 5, "statements": 1, "refused": 1}
+        assert shared.items() >= (wanted | {"queued": 0, "in_flight": 0, "collateral": 0}).items()
+        await service.looked()
+        (cell,) = (await service.now())["connections"]
+        assert cell["holder"] == "shared statements"
+        assert (await service.now())["latency"]["waiting"]["count"] >= 1
 
 
 async def test_it_remembers_who_held_and_who_waited(database_url: str) -> None:
@@ -411,6 +428,39 @@ async def read_all(service: Running) -> int:
         client.stream("GET", f"{service.url}/pool/events") as events,
     ):
         return len([line async for line in events.aiter_lines() if line.startswith("data: ")])
+
+
+RECORDING = """
+import asyncio, contextlib, sys
+from steadypool import Database, DatabaseSettings, errors
+
+async def main():
+    settings = DatabaseSettings(url=sys.argv[1], recorder_file=sys.argv[2], connection_timeout=0.5)
+    async with Database(settings) as database:
+        while True:
+            with contextlib.suppress(errors.ConnectFailed):
+                async with database.connection():
+                    pass
+            await database.watch.next_look(10.0)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_recorded_survives_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "recorder.jsonl"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", RECORDING, NOWHERE, str(path))
+    await until(lambda: path.exists() and path.read_text().count('"k":"row"') >= 2, seconds=30)
+    process.kill()
+    await process.wait()
+    async with Database(settings(NOWHERE, recorder_file=path)) as database:
+        recording = database.recorder.recording()
+    assert len(recording.seconds) >= 2
+    assert sum(row["connect_failures"] for row in recording.seconds) >= 1
+    kinds = [note.kind for note in recording.journal]
+    assert "connect_failures" in kinds
+    assert kinds[-1] == "start"
+    assert "s3cret" not in path.read_text()
 
 
 async def test_the_recorder_can_be_off_and_its_file_is_read_again(database_url: str, tmp_path: Path) -> None:

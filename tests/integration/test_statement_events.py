@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 SECRET = "anna@example.org"
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 async def db(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[Database]:
     url = database_url.replace("postgresql://", f"postgresql+{request.param}://")
     settings = DatabaseSettings(url=url, pool_size=1, max_overflow=0, pool_timeout=0.3, statement_timeout=5)

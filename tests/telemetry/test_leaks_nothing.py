@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from sqlalchemy import exc, text
 
 from steadypool import errors
 from steadypool.events import Event
+from steadypool.fastapi.dashboard.facts import now_facts, past_facts
 from steadypool.telemetry.lines import log_lines
 from steadypool.testing import Observer
 
@@ -74,9 +77,17 @@ async def hostile_work(db: Any) -> None:
 
 
 async def test_no_value_leaves(
-    make_db: MakeDatabase, database_url: str, seen: Seen, pg: Observer, caplog: pytest.LogCaptureFixture
+    make_db: MakeDatabase,
+    database_url: str,
+    seen: Seen,
+    pg: Observer,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
-    db = make_db(database_url, slow_query_after=0)
+    path = tmp_path / "recorder.jsonl"
+    db = await make_db(
+        database_url, slow_query_after=0, recorder_file=path, alert_after=2, alert_rate=1
+    ).open()
     db.workload("strict", statement_timeout=0.1)
     told: list[Event] = []
     db.events.subscribe(told.append)
@@ -89,10 +100,17 @@ async def test_no_value_leaves(
             await pg.terminate()
             with pytest.raises(errors.ConnectionLost):
                 await session.execute(text(f"select '{SECRET}'"))
+        while not db.watch.alerts.raised:
+            assert await db.watch.next_look(10.0)
+        assert await db.watch.next_look(10.0)
+        page = json.dumps([now_facts(db.watch), past_facts(db.recorder, 0.0, db.recorder.now + 9.0)])
+        await db.close(grace=0.0)
     logs = "\n".join(
         f"{record.getMessage()} {record.__dict__}" for record in caplog.records if record.name != "asyncio"
     )
-    for place, written in {"telemetry": seen.everything(), "events": repr(told), "logs": logs}.items():
+    assert "AlertRaised" in repr(told), "what a webhook is sent"
+    places = {"telemetry": seen.everything(), "events": repr(told), "logs": logs}
+    for place, written in (places | {"page": page, "recorder's file": path.read_text()}).items():
         assert written
         assert "anna" not in written, (place, written[max(0, written.index("anna") - 300) :][:600])
     assert "people" in seen.everything()

@@ -9,10 +9,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from conditions import until
 from steadypool import Database, DatabaseSettings, deadline, errors
+from steadypool.events import StatementFinished
 from steadypool.lab import FaultProxy
 from steadypool.lab.proxy import Mode
 from steadypool.sqlalchemy import create_async_engine, source_of
+from steadypool.telemetry.prometheus import PoolCollector
+from steadypool.telemetry.tally import MOST_KINDS
 from steadypool.testing import Observer
 
 from .conftest import MakeDatabase, Seen
@@ -291,6 +295,26 @@ async def test_attributes_have_few_values(db: Database, seen: Seen) -> None:
     assert seen.value("db.client.operation.duration") == 150
 
 
+async def test_no_combination_of_attributes_makes_more_series_than_that(make_db: MakeDatabase) -> None:
+    db, collector = make_db("postgresql://app@127.0.0.1:1/nowhere"), PoolCollector()
+    stop = collector.add(db.source)
+    for table in range(40):
+        for workload in range(40):
+            db.events.emit(
+                StatementFinished(
+                    "main", 0.0, "[1] x", "session", 0.01, summary=f"SELECT t{table}", workload=f"w{workload}"
+                )
+            )
+    counts = [
+        float(line.rpartition(" ")[2])
+        for line in collector.render().decode().splitlines()
+        if line.startswith("db_client_operation_duration_seconds_count")
+    ]
+    assert sum(counts) == 1600
+    assert len(counts) == MOST_KINDS + 1
+    stop()
+
+
 async def test_nothing_is_counted_after_the_stop(
     make_db: MakeDatabase, database_url: str, seen: Seen
 ) -> None:
@@ -326,6 +350,60 @@ async def test_statements_of_the_shared_way(database_url: str, anyio_backend: st
         assert {span.attributes["db.response.returned_rows"] for span in seen.spans("SELECT")[:20]} == {3}  # type: ignore[index]
         assert seen.value("steadypool.shared.collateral") == 0
         stop()
+
+
+@pytest.mark.parametrize("driver", ["steadypool"], indirect=True)
+async def test_callers_of_the_shared_way_who_go_without(
+    make_db: MakeDatabase, database_url: str, seen: Seen
+) -> None:
+    db = make_db(database_url, pool_size=1, max_overflow=0, shared_connections=1)
+    stop = seen.watch(db.source)
+    held, leave = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        async with db.connection():
+            held.set()
+            await leave.wait()
+
+    holder = asyncio.create_task(hold())
+    await held.wait()
+    callers = [asyncio.create_task(db.fetchval("select 1")) for _ in range(3)]
+    await until(lambda: db.stats().pool.waiting == 1)
+    assert seen.value("db.client.connection.pending_requests") == 3, "one waits on behalf of all"
+    ends = await asyncio.gather(*callers, return_exceptions=True)
+    assert {type(end) for end in ends} == {errors.PoolTimeout}
+    assert seen.value("steadypool.acquire.failures", error__type="PoolTimeout") == 3
+    assert seen.value("steadypool.acquire.failures") == 3
+    assert seen.value("db.client.connection.timeouts") == db.stats().totals.pool_timeouts == 3
+    assert seen.value("db.client.operation.duration") == 0, "nothing was executed"
+    failed = [span for span in seen.spans() if span.status.description == "PoolTimeout"]
+    assert len(failed) == 3
+    leave.set()
+    await holder
+    assert await db.fetchval("select 1") == 1
+    assert seen.value("db.client.connection.pending_requests") == 0
+    stop()
+
+
+@pytest.mark.parametrize("driver", ["steadypool"], indirect=True)
+async def test_a_shared_connection_dies_once_for_all_who_are_on_it(
+    db: Database, seen: Seen, pg: Observer
+) -> None:
+    assert await db.fetchval("select 1") == 1
+    callers = [asyncio.create_task(db.fetchval("select pg_sleep(20)")) for _ in range(2)]
+    await pg.wait_until(lambda: anybody_sleeps(pg))
+    await until(lambda: (shared := db.stats().shared) is not None and shared.connections == 2)
+    lost = len(await pg.backends())
+    await pg.terminate()
+    ends = await asyncio.gather(*callers, return_exceptions=True)
+    assert {type(end) for end in ends} == {errors.ConnectionLost}
+    await until(lambda: db.stats().totals.connections_lost == lost)  # of the idle one a moment later
+    assert seen.value("steadypool.connection.lost") == lost
+    assert seen.value("db.client.operation.duration", error__type="ConnectionLost") == 2
+
+
+async def anybody_sleeps(pg: Observer) -> bool:
+    return any("pg_sleep" in str(backend) for backend in await pg.backends())
 
 
 async def test_watching_twice_counts_once(db: Database, seen: Seen) -> None:

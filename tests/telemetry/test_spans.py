@@ -72,8 +72,7 @@ async def test_waiting_is_a_span_of_its_own(make_db: MakeDatabase, database_url:
             await asyncio.sleep(0)
         await asyncio.sleep(0.1)
     await waiting
-    (span,) = seen.spans(WAITING_SPAN)
-    assert seconds(span) >= 0.1
+    assert max(seconds(span) for span in seen.spans(WAITING_SPAN)) >= 0.1
     assert len(seen.spans(CONNECTING_SPAN)) == 1  # the one of the first caller
     stop()
 
@@ -88,7 +87,8 @@ async def test_a_failure_is_named_and_says_no_more(
             await ask(db)
         with pytest.raises(Exception, match="division by zero"):
             await connection.execute("select 1 / 0")
-    (waited,) = seen.spans(WAITING_SPAN)
+    # On a busy machine a caller who gets a connection also waits, for the event loop.
+    (waited,) = (span for span in seen.spans(WAITING_SPAN) if span.status.status_code is StatusCode.ERROR)
     (failed,) = seen.spans("SELECT")
     for span, name in ((waited, "PoolTimeout"), (failed, None)):
         assert span.status.status_code is StatusCode.ERROR

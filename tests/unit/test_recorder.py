@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,22 @@ import pytest
 from steadypool import DatabaseSettings, errors, events
 from steadypool.census import Census, ConnectionFacts, WaiterFacts
 from steadypool.errors import PoolSnapshot
-from steadypool.telemetry.recorder import Arrival, Recorder, Recording, Row, View, WorkloadFacts, verdict
+from steadypool.telemetry.recorder import (
+    Arrival,
+    Note,
+    Recorder,
+    Recording,
+    Row,
+    View,
+    WorkloadFacts,
+    verdict,
+)
 from steadypool.telemetry.recorder.histogram import EDGES, Histogram
 from steadypool.telemetry.recorder.keeping import RecorderFile
 from steadypool.telemetry.recorder.memory import Arrivals, Moments, Rows
 from steadypool.telemetry.recorder.recorder import MOST_ARRIVALS, MOST_NOTES, SECONDS
-from steadypool.telemetry.recorder.recording import COLUMNS, merged
+from steadypool.telemetry.recorder.recording import COLUMNS
+from steadypool.telemetry.recorder.verdict import Reason
 
 START = 1_800_000_000.0
 
@@ -161,9 +173,10 @@ def test_a_clock_that_was_set_back_does_not_bring_seconds_into_disorder() -> Non
 def test_who_held_and_who_waited_is_kept_of_times_worth_it() -> None:
     time = Time()
     record = recorder(time)
+    record.tick(view(), 0.0)
     record(acquired(time, 1))
     record(finished(time, "[9] select ?", 0.1, connection=1))
-    for held, waiting in ((0, 0), (4, 30), (4, 2), (0, 0)):
+    for held, waiting in ((4, 30), (4, 2), (0, 0)):
         time.now += 1.0
         record.tick(view(held=held, waiting=waiting, in_transaction=frozenset({1})), 0.0)
     moments = list(record.moments)
@@ -175,7 +188,7 @@ def test_who_held_and_who_waited_is_kept_of_times_worth_it() -> None:
         "[9] select ?",
         True,
     )
-    assert first["quiet"] == pytest.approx(2.0)
+    assert first["quiet"] == pytest.approx(1.0)
     assert record.moments.worst(START, START + 100) == moments[0]
     assert record.moments.worst(START - 100, START) is None
 
@@ -396,6 +409,43 @@ async def test_a_file_has_a_largest_size(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["recorder.jsonl"]
 
 
+NEARLY_FULL = """
+import asyncio, logging, resource, sys
+from pathlib import Path
+from steadypool.telemetry.recorder.keeping import RecorderFile
+
+class Freed(logging.Handler):
+    def emit(self, record):
+        print(record.getMessage())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+async def main():
+    logging.getLogger("steadypool.recorder").addHandler(Freed())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+    file = RecorderFile(Path(sys.argv[1]))
+    for text in ("a" * 20, "b" * 50, "c" * 20):
+        file.append([{"text": text}])
+    await file.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.anyio
+async def test_a_full_disk_costs_what_did_not_fit_and_no_more(tmp_path: Path) -> None:
+    """The limit of a file's size stands for the disk's: what fits is written, the rest of the write fails."""
+    path = tmp_path / "recorder.jsonl"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", NEARLY_FULL, str(path), stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    assert said.decode().count("cannot write to") == 1
+    first, torn, last = path.read_text().splitlines()
+    assert (json.loads(first)["text"], json.loads(last)["text"]) == ("a" * 20, "c" * 20)
+    assert len(first) + 1 + len(torn) == 60
+
+
 @pytest.mark.anyio
 async def test_two_processes_do_not_share_a_file(tmp_path: Path) -> None:
     one = RecorderFile(tmp_path / "recorder.jsonl")
@@ -423,21 +473,92 @@ def moment_with(held: int, waiting: int) -> dict[str, Any]:
     return recorder(Time()).moment_of(view(held=held, waiting=waiting), START)
 
 
-def test_the_verdict_names_the_true_cause() -> None:
-    full = merged([row_of(leased=6, peak=6, waiting=9, pool_timeouts=3)], 0)
-    found = verdict([full], moment_with(6, 9), [])
-    assert (found.level, found.reasons[0].runbook) == ("bad", "exhaustion")
-    assert "6 of 6 connections were in use" in found.headline
-    assert "6 by GET /slow/… (up to 1.0 s)" in found.headline
+def held_by(holder: str, number: int, **facts: Any) -> dict[str, Any]:
+    return {"number": number, "state": "leased", "seconds": 6.0, "holder": holder, "workload": None} | facts
+
+
+def moment_of(*held: dict[str, Any], waiting: int = 0, **facts: Any) -> dict[str, Any]:
+    waiters = [{"holder": "GET /wait", "workload": "exports", "seconds": 2.0, "left": 1.0}] * waiting
+    return {"at": START, "connections": list(held), "waiters": waiters, "more": {}} | facts
+
+
+SLOW = {"running": "[1] select sum(plays) from plays", "executing": 4.0, "in_transaction": True}
+QUIET = {"statement": "[1] select ?", "quiet": 5.0}
+WRITER = {"statement": "[2] select ?", "quiet": 6.0, "in_transaction": True,
+          "written": ["[3] update tracks set title = ? where id = ?"]}  # fmt: skip
+BLOCKED = {"running": "[4] update tracks set plays = plays + ? where id = ?", "executing": 4.0}
+
+
+def test_the_verdict_names_the_true_cause_of_a_full_pool() -> None:
+    full = row_of(leased=6, peak=6, waiting=9, pool_timeouts=3, acquired=1)
+    plain = verdict([full], moment_with(6, 9), [])
+    assert (plain.level, plain.reasons[0].runbook) == ("bad", "exhaustion")
+    assert "6 of 6 connections were in use" in plain.reasons[0].text
+    assert "6 by GET /slow/… (up to 1.0 s)" in plain.reasons[0].text
+
+    slowly = verdict([full], moment_of(*(held_by(f"GET /r/{n}", n, **SLOW) for n in range(6)), waiting=9), [])
+    assert slowly.headline == (
+        "The pool was exhausted by slow statements: 6 of 6 connections ran `select sum(plays) from plays`, "
+        "for up to 4.0 s."
+    )
+    leaky = [held_by("GET /leak", n, leak=True, seconds=40.0, **QUIET) for n in range(5)]
+    leaked = verdict([full], moment_of(*leaky, held_by("GET /ok", 6)), [])
+    assert leaked.headline.startswith("The pool was exhausted by a leak: GET /leak held 5 connections")
+    assert leaked.reasons[0].runbook == "leaks"
+    for_nothing = verdict([full], moment_of(*(held_by(f"GET /x/{n}", n, **QUIET) for n in range(6))), [])
+    assert "connections held for nothing: GET /x/… held 6 connections for up to 6.0 s" in for_nothing.headline
+    quick = verdict(
+        [full], moment_of(*(held_by(f"GET /q/{n}", n, seconds=0.1) for n in range(6)), waiting=9), []
+    )
+    assert quick.headline.startswith("The pool was full: more was asked of it than it has connections for")
+
+
+def test_the_verdict_tells_a_lock_from_slow_statements() -> None:
+    full = row_of(leased=6, peak=6, waiting=9)
+    blocked = [held_by(f"PUT /t/{n}", n, **BLOCKED) for n in range(2, 7)]
+    known = verdict([full], moment_of(held_by("PUT /title", 1, **WRITER), *blocked, waiting=9), [])
+    assert known.headline == (
+        "Statements waited for a lock that PUT /title kept: 5 statements for up to 4.0 s."
+    )
+    assert "has run nothing for 6.0 s" in known.reasons[0].text
+    assert "`update tracks set title = ? where id = ?`" in known.reasons[0].text
+    assert [reason.runbook for reason in known.reasons] == ["statement-timeouts", "exhaustion"]
+    elsewhere = moment_of(*(held_by(f"PUT /t/{n}", n, usually=0.002, **BLOCKED) for n in range(3)))
+    assert "a lock of another process" in verdict([row_of(leased=3)], elsewhere, []).headline
+    # Readers do not wait for writers, other tables are other tables, and what is always slow is no surprise.
+    reader = held_by("GET /t", 2, running="[5] select * from tracks", executing=4.0)
+    other = held_by("PUT /a", 2, running="[6] update artists set name = ?", executing=4.0)
+    always = held_by("PUT /b", 2, usually=3.0, **BLOCKED)
+    for each in (reader, other, always):
+        assert (
+            "lock" not in verdict([row_of(leased=2)], moment_of(held_by("x", 1, **WRITER), each), []).headline
+        )
+    truncating = WRITER | {"written": ["[7] truncate table tracks"]}
+    alone = verdict([row_of(leased=2)], moment_of(held_by("migration", 1, **truncating), reader), [])
+    assert alone.headline.startswith("Statements waited for a lock that migration kept")
+    gave_up = Note(1, START, START, "lock", "a deadlock: the server ended one of the statements in it: [1] x")
+    assert verdict([row_of(acquired=1)], None, [gave_up]).headline == "Statements waited for a lock."
+
+
+def test_the_verdict_names_what_is_no_fault_of_the_pool() -> None:
     down = verdict([row_of(breaker=1, connect_failures=4, connect_errors=7, waiting=5)], None, [])
     assert (down.level, down.reasons[0].runbook) == ("bad", "connect-timeouts")
     assert len(down.reasons) == 1, "who waits for a database that is down does not wait for a full pool"
+    assert down.reasons[0].text == "4 attempts to connect failed, 7 callers were turned away."
     statements = Row(0, {"size": 4, "acquired": 5, "statement_timeouts": 2}, executing=slow(5, 3.0))
     assert verdict([statements], None, []).reasons[0].runbook == "statement-timeouts"
-    woke = Row(0, {"size": 4, "acquired": 1}, connecting=slow(1, 6.0))
+    woke = Row(0, {"size": 4, "acquired": 1, "waiting": 3}, connecting=slow(1, 6.0))
     assert verdict([woke], None, []).reasons[0].runbook == "cold-start"
-    busy = verdict([row_of(lag=2.0, acquired=3)], None, [])
-    assert busy.reasons[0].runbook == "background-work"
+    waking = verdict([row_of(waiting=5, opening=1)], moment_of(waiting=5, opening=3.0), [])
+    assert waking.reasons[0] == Reason(
+        "A connect took 3.0 s. Up to 5 callers were waiting meanwhile.", "cold-start"
+    )
+    busy = verdict([row_of(lag=2.0, acquired=3, leased=6, peak=6, waiting=2)], None, [])
+    assert [reason.runbook for reason in busy.reasons] == ["background-work", "exhaustion"]
+    ceiling = moment_of(held_by("POST /x", 1, workload="exports"), waiting=2, at_ceiling={"exports": 1})
+    assert verdict([row_of(leased=1, waiting=2)], ceiling, []).headline.startswith(
+        "Workload exports was at its ceiling of 1"
+    )
     assert verdict([row_of(acquired=3)], None, []).level == "good"
     assert verdict([row_of(acquired=3, peak=4, leased=4)], None, []).level == "strained"
 

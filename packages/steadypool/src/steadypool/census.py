@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SHARED = "shared statements"
+"""The holder of a connection over which statements of many callers travel."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConnectionFacts:

@@ -128,12 +128,18 @@ class Database(Sharing, Notifying):
             self._listen_to_connects(on_connect)
         clock, lag = self.pool.core.clock, self._standard.lag
         self.watch = Watch(
-            name, self.settings, observers=self.events, look=self._look, lag=lag.take_most, clock=clock
+            name,
+            self.settings,
+            observers=self.events,
+            look=self._look,
+            lag=lag.take_most,
+            clock=clock,
+            counters=self._standard.counters,
         )
         self.recorder = self.watch.recorder
 
     def _look(self) -> View:
-        return view_of(self.pool, self._workloads.values(), self._listener)
+        return view_of(self.pool, self._workloads.values(), self._listener, self._shared_facts())
 
     def _listen_to_connects(self, on_connect: OnConnect) -> None:
         dialect = self.pool.dialect
@@ -411,11 +417,15 @@ class Database(Sharing, Notifying):
             loop_lag=lambda: self._standard.lag.seconds,
             listener=self._hears,
             collateral=lambda: 0 if (stats := self._shared_stats()) is None else stats.collateral,
+            also_waiting=lambda: 0 if (stats := self._shared_stats()) is None else stats.waiting,
         )
 
     def _hears(self) -> ListenerFacts | None:
         stats = None if self._listener is None else self._listener.stats()
-        return None if stats is None else ListenerFacts(stats.state is ListenerState.CONNECTED, stats.gaps)
+        if stats is None:
+            return None
+        state = stats.state
+        return ListenerFacts(state is ListenerState.CONNECTED, stats.gaps, state is ListenerState.DEAF)
 
     def stats(self) -> DatabaseStats:
         """What is going on, as frozen facts."""

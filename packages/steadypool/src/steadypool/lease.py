@@ -277,6 +277,7 @@ class Waiter(Generic[T]):
         "busy_until",
         "connect_until",
         "deadline",
+        "for_others",
         "future",
         "name",
         "places",
@@ -296,8 +297,10 @@ class Waiter(Generic[T]):
         name: str,
         workload: str | None,
         places: tuple[Place, ...] = (),
+        for_others: bool = False,
     ) -> None:
         self.future = future
+        self.for_others = for_others
         self.places = places
         self.since = since
         self.deadline = deadline

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from steadypool.listener import Listener
 from steadypool.sqlalchemy.pool import SteadyPool
@@ -20,8 +21,13 @@ class Workload:
     max_connections: int | None = None
 
 
-def view_of(pool: SteadyPool, workloads: Iterable[Workload], listener: Listener | None) -> View:
-    """The pool at this moment, with who holds and who waits, its breaker, its workloads and its listener."""
+def view_of(
+    pool: SteadyPool,
+    workloads: Iterable[Workload],
+    listener: Listener | None,
+    shared: Mapping[str, Any] | None = None,
+) -> View:
+    """The pool at this moment: who holds and who waits, its breaker, workloads, listener, and the shared way."""
     core, dialect = pool.core, pool.dialect
     census = core.connections()
     held = Counter(each.workload for each in census.connections if each.holder is not None)
@@ -40,4 +46,5 @@ def view_of(pool: SteadyPool, workloads: Iterable[Workload], listener: Listener 
             if (connection := record.driver_connection) is not None and dialect.in_transaction(connection)
         ),
         closed=core.closed,
+        shared=shared,
     )

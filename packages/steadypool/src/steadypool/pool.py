@@ -88,6 +88,7 @@ class Pool(Operating[T]):
         workload: str | None = None,
         timeout: float | None = None,
         places: tuple[Place, ...] = (),
+        for_others: bool = False,
     ) -> Lease[T]:
         """Get a connection, first come, first served.
 
@@ -97,6 +98,7 @@ class Pool(Operating[T]):
             timeout: seconds to wait while all connections are in use; `PoolOptions.pool_timeout` by default.
                 A `deadline()` that ends earlier wins.
             places: where in the program this is asked for (`whereabouts`), for the report of a leak.
+            for_others: whoever asks tells of each caller who goes without (`AcquireFailed`), so the pool does not.
 
         Raises:
             errors.DatabaseUnavailable: recent attempts to connect failed, and the next one would come too late.
@@ -120,12 +122,13 @@ class Pool(Operating[T]):
             name=name or _task_name(),
             workload=workload,
             places=places,
+            for_others=for_others,
         )
         self.breaker.somebody_came()
         self._refuse_hopeless(waiter, now)
         if len(self._waiters) >= self.options.max_waiting and self._remaining() >= self.options.max_waiting:
             error = refusal.queue_full(self.options.max_waiting, waiter.deadline, self.snapshot())
-            self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, workload))
+            self._tell_without(waiter, error, now)
             raise error
         self._join(waiter, now)
         self._serve()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import Executable
@@ -213,6 +214,16 @@ class Sharing:
     async def _close_shared(self, grace: float | None) -> None:
         if self._way is not None:
             await self._way.close(self.settings.close_grace if grace is None else grace)
+
+    def _shared_facts(self) -> dict[str, Any] | None:
+        """What the live page shows of it; None where it was not used."""
+        stats = self._shared_stats()
+        if stats is None:
+            return None
+        return asdict(stats) | {
+            "window": self.settings.shared_window,
+            "most_connections": self.settings.shared_connections,
+        }
 
     def _shared_stats(self) -> SharedStats | None:
         return None if self._way is None else self._way.stats()

@@ -187,7 +187,7 @@ class Waiting(Lifecycle[T]):
             error = refusal.unavailable(
                 self.last_connect_failure, self.breaker.not_before - now, waiter.deadline, self.snapshot()
             )
-            self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, waiter.workload))
+            self._tell_without(waiter, error, now)
             raise error
 
     def _join(self, waiter: Waiter[T], now: float) -> None:
@@ -198,7 +198,7 @@ class Waiting(Lifecycle[T]):
         if turn > 0 and self.options.shed and not self._suspended and turn + self._least(waiter) > left:
             expected = forecast.expected(ahead, places)
             error = self._too_late(waiter, now, expected)
-            self.events.emit(events.AcquireFailed(self.name, now, 0.0, error, waiter.workload))
+            self._tell_without(waiter, error, now)
             raise error
         forecast.joins(now, turn, places)
         self._waiters[waiter] = None
@@ -272,6 +272,11 @@ class Waiting(Lifecycle[T]):
 
     def _fail(self, waiter: Waiter[T], error: errors.SteadypoolError, now: float) -> None:
         if waiter.fail(error):
+            self._tell_without(waiter, error, now)
+
+    def _tell_without(self, waiter: Waiter[T], error: errors.SteadypoolError, now: float) -> None:
+        """A caller goes without a connection."""
+        if not waiter.for_others:
             self.events.emit(events.AcquireFailed(self.name, now, now - waiter.since, error, waiter.workload))
 
     def _forget(self, waiter: Waiter[T]) -> None:

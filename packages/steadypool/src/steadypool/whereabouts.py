@@ -99,7 +99,7 @@ def _part_of(frame: FrameType) -> _Part:
     else:
         part = _Part.LIBRARY if name.startswith(_LIBRARIES) else _Part.PROGRAM
     file = frame.f_code.co_filename
-    if not file.startswith("<"):  # such as `<string>`, which may be anybody's
+    if file not in ("<string>", "<stdin>"):  # which may be anybody's
         _parts[file] = part
     return part
 

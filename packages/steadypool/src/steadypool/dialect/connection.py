@@ -43,13 +43,13 @@ _ROLLBACK = Statement("ROLLBACK", prepare=False)
 
 
 def roll_back_soon(connection: PipelinedConnection, limit: float | None) -> None:
-    """Send a ROLLBACK that nobody waits for: it comes before whatever is sent next.
+    """Send a ROLLBACK that nobody waits for: it comes before whatever is sent next, and may travel with it.
 
     Args:
         connection: in a transaction in which everything has succeeded, with nothing on its way.
         limit: seconds after which the connection is aborted if there is no answer.
     """
-    connection.post(Segment([_ROLLBACK], limit=limit))
+    connection.post(Segment([_ROLLBACK], limit=limit), lingers=True)
 
 
 @dataclass

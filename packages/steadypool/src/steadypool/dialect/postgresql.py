@@ -68,7 +68,7 @@ class SteadypoolDialect(PsycopgDialect):
         """As that of all our dialects; where nothing is waited for, nothing has to be bounded."""
         adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
         if adapter is not None and adapter.rolls_back_at_once:
-            adapter.rollback()
+            dbapi_connection.rollback()
         else:
             super().do_rollback(dbapi_connection)
 

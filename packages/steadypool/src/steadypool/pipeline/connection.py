@@ -204,9 +204,14 @@ class PipelinedConnection(Wire):
             self._put(segment)
         return future
 
-    def post(self, segment: Segment) -> None:
-        """Send it without anybody waiting for it; where it fails the connection is aborted."""
-        segment.must_succeed = True
+    def post(self, segment: Segment, *, lingers: bool = False) -> None:
+        """Send it without anybody waiting for it; where it fails the connection is aborted.
+
+        Args:
+            segment: what to send.
+            lingers: whether it may travel with what comes next, if that comes soon (`LINGER`).
+        """
+        segment.must_succeed, segment.lingers = True, lingers
         self.send(segment).add_done_callback(_look_at)
 
     def _put(self, segment: Segment, *, roll_back: bool = False) -> None:
@@ -220,13 +225,19 @@ class PipelinedConnection(Wire):
             self._flights.append(flight)
             self._end(error)
             return
+        alone = not self._flights or (self._lingering is not None and self._unsent and not self._in_haste)
         self._flights.append(flight)
+        self._unsent = True
         if len(self._flights) == 1:
             self._new_head()
-            if not self._flushing and not self._crowded:
-                self._flush()  # nobody is before it, and last time nobody came after: the server can begin at once
-                return
-        self._flush_soon()
+        if segment.lingers:
+            self._flush_later()
+            return
+        self._in_haste += 1
+        if alone and not self._flushing and not self._crowded:
+            self._flush()  # nobody is before it, and last time nobody came after: the server can begin at once
+        else:
+            self._flush_soon()
 
     def _put_prepared(
         self,
@@ -309,9 +320,6 @@ class PipelinedConnection(Wire):
         flight.steps.append((Step.RUN, known, index))
 
     # -- answers -----------------------------------------------------------------------------------------------
-
-    def _on_their_way(self) -> int:
-        return len(self._flights)
 
     def _collect(self) -> None:
         """Take the answers that are there, as far as they are complete."""

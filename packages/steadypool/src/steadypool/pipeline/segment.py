@@ -100,6 +100,7 @@ class Segment:
         "failed_at",
         "future",
         "limit",
+        "lingers",
         "must_succeed",
         "on_settled",
         "owner",
@@ -128,6 +129,8 @@ class Segment:
         self.limit = limit
         self.byte_limit = byte_limit
         self.must_succeed = must_succeed
+        self.lingers = False
+        """Whether it need not go out at once."""
         self.sent = False
         """Whether any of it may have reached the server."""
         self.answered = False

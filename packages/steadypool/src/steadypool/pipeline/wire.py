@@ -11,6 +11,9 @@ from typing import Any
 import psycopg
 from psycopg.pq import abc
 
+LINGER = 0.001
+"""Seconds for which what nobody waits for may stay here, to travel with what comes next."""
+
 _TURNS = 16
 """Reads in a row from an encrypted connection before other tasks may run."""
 
@@ -30,13 +33,14 @@ class Wire:
         self._flushing = False
         """Whether what is put down now goes out at the end of this turn."""
         self._crowded = False
-        """Whether more than one thing went out last time."""
+        """Whether more than one thing that somebody waits for went out last time."""
+        self._unsent = False
+        """Whether something was put down since the last flush."""
+        self._in_haste = 0
+        """How many things of that somebody waits for."""
+        self._lingering: asyncio.TimerHandle | None = None
         self._writing = False
         self._encrypted = bool(pgconn.ssl_in_use or pgconn.used_gssapi)
-
-    def _on_their_way(self) -> int:
-        """How many segments are."""
-        raise NotImplementedError
 
     def _collect(self) -> None:
         """There may be answers."""
@@ -51,6 +55,16 @@ class Wire:
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._turn_over)
+
+    def _flush_later(self) -> None:
+        """Send what there is to send with what comes next, or in a moment."""
+        if self._lingering is None:
+            self._lingering = self._loop.call_later(LINGER, self._lingered)
+
+    def _lingered(self) -> None:
+        self._lingering = None
+        if self._unsent and self._descriptor != -1:
+            self._flush()
 
     def _enter(self) -> None:
         self.pgconn.enter_pipeline_mode()
@@ -68,11 +82,12 @@ class Wire:
 
     def _turn_over(self) -> None:
         self._flushing = False
-        if self._descriptor != -1:
+        if self._unsent and self._descriptor != -1:
             self._flush()
 
     def _flush(self) -> None:
-        self._crowded = self._on_their_way() > 1
+        self._unsent = False
+        self._crowded, self._in_haste = self._in_haste > 1, 0
         try:
             unsent = self.pgconn.flush()
         except psycopg.Error as error:

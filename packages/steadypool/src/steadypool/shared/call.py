@@ -33,6 +33,7 @@ class Call:
     __slots__ = (
         "args",
         "attempts",
+        "connecting",
         "connection",
         "deadline",
         "harmless",
@@ -65,6 +66,8 @@ class Call:
         self.attempts = 0
         self.connection: int | None = None
         """The number of the connection that it was sent on."""
+        self.connecting = 0.0
+        """Seconds in which the connection that it was sent on was being opened, since the caller came."""
         self.seat: Seat | None = None
         """The shared connection that it was sent on."""
         self.segment = self.prepare(options)

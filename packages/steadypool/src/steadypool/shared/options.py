@@ -34,11 +34,14 @@ class SharedStats:
 
     `collateral` are strangers' statements that failed because a connection was ended for somebody else's sake;
     `alone` are statements that got a connection of their own because they are slow, or their task holds one.
+    `queued` statements wait for their turn; `waiting` is by how many those exceed what the pool counts, in whose queue
+    the shared way itself may stand for all of them.
     """
 
     connections: int
     in_flight: int
     queued: int
+    waiting: int
     statements: int
     alone: int
     refused: int

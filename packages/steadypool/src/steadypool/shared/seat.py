@@ -45,6 +45,8 @@ class Seat:
         self.fate = Fate.KEEP
         self.offence: str | None = None
         """Why it was ended, where that was one statement's fault."""
+        self.last_words: str | None = None
+        """The SQLSTATE with which the server ended it, if it said one."""
         self._timer: asyncio.TimerHandle | None = None
         self._told = [connection.pgconn.parameter_status(name) for name in _WATCHED]
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from steadypool.events import StatementFinished
+from steadypool.errors import SteadypoolError
+from steadypool.events import AcquireFailed, StatementFinished, WaitEnded
 from steadypool.pool import Pool
 from steadypool.shared.call import Call
 from steadypool.shared.pace import Pace
 from steadypool.sqlstate import sqlstate_in
 from steadypool.whereabouts import endpoint
+
+NOISE = 0.001
+"""Seconds of waiting that nobody is told of: the turn on a connection that others use too."""
+
+
+def went_without(pool: Pool[Any], call: Call, error: BaseException) -> None:
+    """Tell that nothing of a statement was sent, because there was no connection for it in time."""
+    now = pool.clock.monotonic()
+    pool.events.emit(AcquireFailed(pool.name, now, now - call.since, error, None))
 
 
 def tell(pool: Pool[Any], call: Call, pace: Pace, rows: int | None, error: BaseException | None) -> None:
@@ -18,6 +28,17 @@ def tell(pool: Pool[Any], call: Call, pace: Pace, rows: int | None, error: BaseE
     elapsed = now - call.since
     segment = call.segment
     seconds = min(segment.took, elapsed) or (elapsed if segment.sent else 0.0)
+    waited, connecting = elapsed - seconds, min(call.connecting, elapsed - seconds)
+    without = error if isinstance(error, SteadypoolError) and not segment.sent else None
+    if without is not None:
+        connecting = without.elapsed.connecting
+    if (without is not None or waited > NOISE) and pool.events.wanted(WaitEnded):
+        ended_in = None if without is None else type(without).__name__
+        pool.events.emit(
+            WaitEnded(pool.name, now, waited, connecting, None, call.connection, ended_in, endpoint())
+        )
+    if without is not None:
+        return  # it was not executed, as little as that of a caller whom the pool turns away
     pool.events.emit(
         StatementFinished(
             pool.name,
@@ -26,8 +47,8 @@ def tell(pool: Pool[Any], call: Call, pace: Pace, rows: int | None, error: BaseE
             "shared",
             seconds,
             rows,
-            elapsed - seconds,
-            0.0,
+            waited - connecting,
+            connecting,
             None,
             call.connection,
             None if error is None else sqlstate_in(error),

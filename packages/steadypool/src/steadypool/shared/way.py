@@ -21,6 +21,7 @@ from typing import Any
 import psycopg
 
 from steadypool import errors, refusal
+from steadypool.census import SHARED
 from steadypool.clock import Clock
 from steadypool.deadline import Deadline, TimeLimit, current_deadline
 from steadypool.events import ConnectionLost, StatementFinished, StatementTimedOut
@@ -42,7 +43,7 @@ from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions, SharedStats
 from steadypool.shared.pace import Pace, Paces
 from steadypool.shared.seat import Seat
-from steadypool.shared.telling import tell
+from steadypool.shared.telling import tell, went_without
 from steadypool.sqlstate import Fate, cause_of_loss, fate_of
 
 _log = logging.getLogger("steadypool.shared")
@@ -91,6 +92,7 @@ class SharedWay:
         self._queue: deque[Call] = deque()
         self._queue_timer: asyncio.TimerHandle | None = None
         self._growing: asyncio.Task[None] | None = None
+        self._asking = False
         self._empty: asyncio.Future[None] | None = None
         self._paces = Paces()
         self._closed = False
@@ -156,7 +158,10 @@ class SharedWay:
         except TimeoutError as error:
             if not limit.expired or isinstance(error, errors.SteadypoolError):
                 raise
-            raise naming.deadline_passed(call, self._clock.monotonic(), self.pool.snapshot()) from error
+            passed = naming.deadline_passed(call, self._clock.monotonic(), self.pool.snapshot())
+            if not call.segment.sent:
+                went_without(self.pool, call, passed)
+            raise passed from error
 
     async def _attempts(self, call: Call, pace: Pace) -> Result:
         if self._closed:
@@ -193,9 +198,6 @@ class SharedWay:
     def _named(self, call: Call, error: psycopg.Error) -> errors.SteadypoolError | None:
         """What the caller is told; None where it is the statement's own error."""
         now = self._clock.monotonic()
-        if isinstance(error, ConnectionGone):
-            cause = cause_of_loss(error.sqlstate)
-            self.pool.events.emit(ConnectionLost(self.pool.name, now, call.connection, cause, None))
         lock_timeout = self.options.lock_timeout
         return naming.named(call, error, now, self.pool.snapshot(), self._timed_out, lock_timeout)
 
@@ -239,7 +241,10 @@ class SharedWay:
 
     def _send(self, seat: Seat, call: Call) -> asyncio.Future[list[Result]]:
         segment = call.segment
-        call.connection, call.seat = seat.lease.slot.number, seat
+        lease = seat.lease
+        call.connection, call.seat = lease.slot.number, seat
+        if call.since < lease.acquired_at:
+            call.connecting = min(lease.connecting, lease.acquired_at - call.since)
         segment.on_settled = self._answered
         return seat.connection.send(segment)
 
@@ -247,7 +252,9 @@ class SharedWay:
         if len(self._queue) >= self.pool.options.max_waiting:
             self._drop_abandoned()
             if len(self._queue) >= self.pool.options.max_waiting:
-                raise refusal.queue_full(self.pool.options.max_waiting, call.deadline, self.pool.snapshot())
+                error = refusal.queue_full(self.pool.options.max_waiting, call.deadline, self.pool.snapshot())
+                went_without(self.pool, call, error)
+                raise error
         future = call.segment.future = asyncio.get_running_loop().create_future()
         self._queue.append(call)
         if self._queue_timer is None:
@@ -280,6 +287,8 @@ class SharedWay:
         call: Call = segment.owner
         seat, error = call.seat, segment.error
         assert seat is not None, "a call that was never sent"
+        if isinstance(error, ConnectionGone):
+            seat.last_words = seat.last_words or error.sqlstate
         if error is not None and (fate := fate_of(error.sqlstate)) not in (Fate.KEEP, Fate.FORGET_STATEMENT):
             seat.fate, seat.leaving = fate, True
         if seat.connection.closed:
@@ -335,7 +344,11 @@ class SharedWay:
 
     async def _add_seat(self) -> None:
         for attempt in range(ATTEMPTS):
-            lease = await self.pool.acquire(name="shared statements")
+            self._asking = True
+            try:
+                lease = await self.pool.acquire(name=SHARED, for_others=True)
+            finally:
+                self._asking = False
             try:
                 if not self._tried_pooler and self._pooled():
                     await self._behind_pooler(self._pipelined(lease.connection))
@@ -392,17 +405,25 @@ class SharedWay:
             if future is not None and not future.done():
                 error = copy.copy(failure)
                 error.__cause__ = failure.__cause__ or failure
+                went_without(self.pool, call, error)
                 future.set_exception(error)
 
     def _let_go(self, seat: Seat) -> None:
         """The connection is not shared any more."""
         if seat in self._seats:
             self._seats.remove(seat)
+            if seat.connection.closed and not self._closed:
+                self._tell_lost(seat.lease.slot.number, seat.last_words)
         seat.leave(self._clock.monotonic())
         if self._empty is not None and not self._seats and not self._empty.done():
             self._empty.set_result(None)
         if self._queue and not self._seats and not self._closed:
             self._grow()
+
+    def _tell_lost(self, connection: int, sqlstate: str | None) -> None:
+        """A connection died; told once, however many statements were on it."""
+        now, cause = self._clock.monotonic(), cause_of_loss(sqlstate)
+        self.pool.events.emit(ConnectionLost(self.pool.name, now, connection, cause, None))
 
     def make_room(self) -> None:
         """Somebody is about to wait in the pool: what is idle goes back at once, the rest when it has answered."""
@@ -426,7 +447,7 @@ class SharedWay:
         self._alone += 1
         lease: Lease[Any] = await self.pool.acquire()
         connection = self._pipelined(lease.connection)
-        call.connection = lease.slot.number
+        call.connection, call.connecting = lease.slot.number, lease.connecting
         fate = Fate.EVICT
         try:
             if not call.harmless and self._is_silent(connection):
@@ -436,6 +457,8 @@ class SharedWay:
             return results
         except psycopg.Error as error:
             fate = fate_of(error.sqlstate) if not connection.closed else Fate.EVICT
+            if isinstance(error, ConnectionGone):
+                self._tell_lost(lease.slot.number, error.sqlstate)
             raise
         finally:
             lease.touch(connection.last_answer)
@@ -464,6 +487,7 @@ class SharedWay:
                 error = refusal.out_of_time(
                     now=now, since=call.since, limit=limit, deadline=None, pool=pool, cause=None
                 )
+                went_without(self.pool, call, error)
                 future.set_exception(error)
         if self._queue:
             self._watch_queue()
@@ -492,10 +516,12 @@ class SharedWay:
 
     def stats(self) -> SharedStats:
         """What is going on."""
+        queued = sum(not _abandoned(call) for call in tuple(self._queue))
         return SharedStats(
             connections=len(self._seats),
-            in_flight=sum(seat.load for seat in self._seats),
-            queued=sum(not _abandoned(call) for call in self._queue),
+            in_flight=sum(seat.load for seat in tuple(self._seats)),
+            queued=queued,
+            waiting=queued - self._asking,
             statements=self._statements,
             alone=self._alone,
             refused=self._refused,

@@ -20,6 +20,7 @@ def source_of(
     loop_lag: Callable[[], float] | None = None,
     listener: Callable[[], ListenerFacts | None] | None = None,
     collateral: Callable[[], int] | None = None,
+    also_waiting: Callable[[], int] = lambda: 0,
 ) -> Source:
     """The pool of an engine, for `steadypool.telemetry`; `Database.source` has it with everything of a database.
 
@@ -28,6 +29,7 @@ def source_of(
         loop_lag: seconds by which the event loop is late.
         listener: what there is to know of the listener.
         collateral: statements that failed on a shared connection because of somebody else's.
+        also_waiting: callers who wait, and the pool does not know of them.
 
     Raises:
         ConfigurationError: the engine has another pool.
@@ -49,7 +51,7 @@ def source_of(
         driver=first.dialect.driver,
         events=first.observers,
         connections=lambda: pool().connections(),
-        waiting=lambda: pool().core.waiting,
+        waiting=lambda: pool().core.waiting + also_waiting(),
         size=lambda: pool().options.size,
         limit=limit,
         breaker_open=lambda: pool().core.breaker.state is BreakerState.OPEN,

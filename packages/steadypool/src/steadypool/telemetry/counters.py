@@ -1,8 +1,12 @@
-"""Counts of what happened since the start, made from events alone."""
+"""Counts of what happened in one pool since the start, made from events alone.
+
+They are the one place where events are counted without attributes: `db.stats()`, the recorder's rows, the page and the
+alerts read them, under the same names. `tally` counts by attributes, for those who collect elsewhere.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, fields
 
 from steadypool import errors, events
@@ -32,6 +36,8 @@ class Totals:
     listener_reconnects: int = 0
 
 
+_NAMES = tuple(field.name for field in fields(Totals))
+
 _PLAIN: dict[type[events.Event], str] = {
     events.ConnectAttemptFailed: "connect_failures",
     events.Closed: "closed",
@@ -41,6 +47,9 @@ _PLAIN: dict[type[events.Event], str] = {
     events.ListenerGap: "listener_gaps",
 }
 """Events of which only the number counts."""
+
+SLOW_CONNECT = 1.0
+"""Seconds after which a connect that succeeds is called a wake-up."""
 
 FOUND_DEAD = "found dead"
 """The reason of `Closed` for a connection whose end was noticed while nobody used it."""
@@ -53,11 +62,14 @@ COUNTED: tuple[type[events.Event], ...] = (
     events.Released,
     events.ListenerStateChanged,
 )
-"""The events that `Counters` looks at."""
+"""The events that `Counters` looks at; also at `StatementFinished`, where somebody else wants those anyway."""
+
+_COUNTED_ELSEWHERE = frozenset(("StatementTimeout", "ConnectionLost", "CommitUnknown", "CancelledError"))
+"""Ends of a statement that have an event of their own, or are nobody's failure."""
 
 
 class Counters:
-    """An observer that counts.
+    """An observer that counts. `so_far` are the counts and the sums of seconds, by name.
 
     Example:
         >>> counters = Counters()
@@ -67,39 +79,48 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self._sums: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self.so_far: defaultdict[str, float] = defaultdict(float)
 
     def __call__(self, event: events.Event) -> None:
         """Count one event."""
+        add = self._add
         match event:
-            case events.ConnectSucceeded(seconds=seconds):
-                self._add("connects", "connect_seconds", seconds)
             case events.Acquired(seconds=seconds):
-                self._add("acquired", "wait_seconds", seconds)
+                add("acquired")
+                add("wait_seconds", seconds)
             case events.Released(seconds=seconds, kept=kept):
-                self._add("released", "use_seconds", seconds)
+                add("released")
+                add("use_seconds", seconds)
                 if not kept:
-                    self._add("evicted")
+                    add("evicted")
+            case events.StatementFinished(rows=rows, error_type=error_type):
+                add("statements")
+                add("rows", rows or 0)
+                if error_type is not None and error_type not in _COUNTED_ELSEWHERE:
+                    add("statement_errors")
+            case events.ConnectSucceeded(seconds=seconds):
+                add("connects")
+                add("connect_seconds", seconds)
+                if seconds >= SLOW_CONNECT:
+                    add("wake_ups")
             case events.AcquireFailed(error=error):
-                self._add(cause_of(error))
+                add(cause_of(error))
             case events.ListenerStateChanged(before="reconnecting" | "deaf", after="connected"):
-                self._add("listener_reconnects")
+                add("listener_reconnects")
             case _:
                 if what := _PLAIN.get(type(event)):
-                    self._add(what)
+                    add(what)
 
-    def _add(self, what: str, time: str = "", seconds: float = 0.0) -> None:
-        self._sums[what] += 1
-        if time:
-            self._seconds[time] += seconds  # pyright: ignore[reportArgumentType] - Counter is typed for whole numbers
+    def _add(self, what: str, amount: float = 1) -> None:
+        self.so_far[what] += amount
 
     def totals(self) -> Totals:
         """The counts so far."""
-        known = {field.name for field in fields(Totals)}
-        return Totals(
-            **{name: value for name, value in (self._sums | self._seconds).items() if name in known}
-        )
+        counts = {name: int(self.so_far[name]) for name in _NAMES if name in self.so_far}
+        sums = {name: self.so_far[name] for name in counts if name.endswith("_seconds")}
+        counts = {name: int(self.so_far[name]) for name in _NAMES if name in self.so_far}
+        sums = {name: self.so_far[name] for name in counts if name.endswith("_seconds")}
+        return Totals(**(counts | sums))  # pyright: ignore[reportArgumentType] - each has its kind by its name
 
 
 def cause_of(error: BaseException) -> str:

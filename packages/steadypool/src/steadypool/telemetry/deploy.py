@@ -133,7 +133,11 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         "Breaker and listener",
-        ((_gauge(metrics.BREAKER_OPEN), "breaker open"), (_gauge(metrics.LISTENER_UP), "listener connected")),
+        (
+            (_gauge(metrics.BREAKER_OPEN), "breaker open"),
+            (_gauge(metrics.LISTENER_UP), "listener connected"),
+            (_gauge(metrics.LISTENER_DEAF), "listener deaf"),
+        ),
     ),
     Panel("Leaks and gaps", ((_rate(metrics.LEAKS), "leaks"), (_rate(metrics.GAPS), "gaps")), "ops"),
     Panel("Event loop lag", ((_gauge(metrics.LOOP_LAG), "late by"),), "s"),

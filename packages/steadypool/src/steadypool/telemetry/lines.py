@@ -30,6 +30,8 @@ NOTABLE: tuple[type[events.Event], ...] = (
     events.PoolClosedEvent,
     events.ListenerStateChanged,
     events.ListenerGap,
+    events.AlertRaised,
+    events.AlertCleared,
 )
 """What is worth a line; `Acquired`, `Released` and each statement are too many."""
 
@@ -41,6 +43,7 @@ _BAD = (
     events.StatementTimedOut,
     events.GuardsLost,
     events.ListenerGap,
+    events.AlertRaised,
 )
 
 

@@ -177,6 +177,12 @@ UTILIZATION = Metric(
 LISTENER_UP = Metric(
     "steadypool.listener.connected", Kind.GAUGE, "{state}", "1 while the listener hears, else 0."
 )
+LISTENER_DEAF = Metric(
+    "steadypool.listener.deaf",
+    Kind.GAUGE,
+    "{state}",
+    "1 while the listener is connected to something that passes no notifications on, else 0.",
+)
 LOOP_LAG = Metric(
     "steadypool.event_loop.lag",
     Kind.GAUGE,

@@ -208,13 +208,12 @@ class _Spans:
     ) -> None:
         span = self._tracer.start_span(name, kind=kind, start_time=end - _ns(seconds))
         if span.is_recording():
-            span.set_attribute(metrics.POOL, self._pool)
-            for key, value in attributes.items():
-                if value is not None:
-                    span.set_attribute(key, value)
+            known = {key: value for key, value in attributes.items() if value is not None}
+            known[metrics.POOL] = self._pool
             if error is not None:
-                span.set_attribute(metrics.ERROR_TYPE, error)
+                known[metrics.ERROR_TYPE] = error
                 span.set_status(Status(StatusCode.ERROR, error))
+            span.set_attributes(known)  # all at once: each call takes the span's lock
         span.end(end)
 
 

@@ -117,8 +117,8 @@ RULES: tuple[Rule, ...] = (
         "Notifications do not arrive",
         "A transaction pooler stands before the database: set DATABASE_DIRECT_URL to the address past it.",
         "deaf-listener",
-        "min by ({pool}) (steadypool_listener_connected) < 1",
-        lasting=True,
+        "max by ({pool}) (steadypool_listener_deaf) > 0",
+        severity="critical",
     ),
     Rule(
         "leak",

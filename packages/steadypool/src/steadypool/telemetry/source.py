@@ -10,10 +10,15 @@ from steadypool.events import Events
 
 @dataclass(frozen=True, slots=True)
 class ListenerFacts:
-    """The listener at one moment: whether it hears, and how many gaps its subscribers were told of so far."""
+    """The listener at one moment.
+
+    `connected` is whether it hears, `gaps` how many its subscribers were told of so far, `deaf` whether it is connected
+    to something that does not pass notifications on.
+    """
 
     connected: bool
     gaps: int
+    deaf: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,9 @@ class Standard:
     """
 
     def __init__(self, events: Events, slow_query_after: float | None) -> None:
-        self._counters = Counters()
+        self.counters = Counters()
         self.lag = LoopLag(SYSTEM_CLOCK)
-        events.subscribe(self._counters, *COUNTED)
+        events.subscribe(self.counters, *COUNTED)
         events.subscribe(log_notable, LeakSuspected)
         log_slow_queries(events, slow_query_after)
         # Where nobody calls `open`, the first connect is when the pool's event loop is known.
@@ -42,4 +42,4 @@ class Standard:
 
     def totals(self) -> Totals:
         """The counts so far."""
-        return self._counters.totals()
+        return self.counters.totals()

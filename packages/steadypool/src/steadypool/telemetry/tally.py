@@ -1,4 +1,8 @@
-"""From events to numbers, once for all exporters: what is counted here is what every destination shows."""
+"""From events to numbers with attributes, once for all exporters: what is counted here is what each of them shows.
+
+An exporter counts from the moment at which somebody asks for it, each for itself; `counters` counts for the process
+itself, without attributes. A test holds the two together.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Callable, Iterator
 from steadypool import errors, events
 from steadypool.sqlstate import NO_WORD
 from steadypool.telemetry import metrics
-from steadypool.telemetry.bounded import Bounded
+from steadypool.telemetry.bounded import OTHER, Bounded
 from steadypool.telemetry.causes import connect_cause
 from steadypool.telemetry.counters import FOUND_DEAD
 from steadypool.telemetry.metrics import Metric
@@ -21,7 +25,8 @@ Observe = Callable[[Metric, float, Attributes], None]
 """Takes one measurement of a histogram."""
 
 MOST_KINDS = 1_000
-"""Kinds of statements whose attributes are remembered: most statements are of a kind that was there before."""
+"""Kinds of statements that are told apart, by summary, SQLSTATE, error, way and workload together; what comes later is
+`other`, so that no combination of attributes makes more series than this."""
 
 TALLIED: tuple[type[events.Event], ...] = (
     events.ConnectSucceeded,
@@ -57,6 +62,8 @@ _FROM_THE_START: tuple[tuple[Metric, tuple[tuple[str, str], ...]], ...] = (
 _names_lock = threading.Lock()
 _names_in_use: dict[str, set[str]] = {}
 
+_Kind = tuple[str, str | None, str | None, str, str | None]
+
 
 class Tally:
     """Counts what happens in one pool, and reads its levels when asked.
@@ -77,7 +84,7 @@ class Tally:
         self.name = _take_name(exporter, source.name)
         self._pool: Attributes = ((metrics.POOL, self.name),)
         self._counts: dict[tuple[Metric, Attributes], int] = {}
-        self._kinds: dict[tuple[str | None, ...], Attributes] = {}
+        self._kinds: dict[_Kind, Attributes] = {}
         for metric, attributes in _FROM_THE_START:
             self._counts[metric, self._with(*attributes)] = 0
         self._unsubscribe = source.events.subscribe(self._tell, *TALLIED)
@@ -131,6 +138,7 @@ class Tally:
         listener = None if source.listener is None else source.listener()
         if listener is not None:
             yield metrics.LISTENER_UP, pool, listener.connected
+            yield metrics.LISTENER_DEAF, pool, listener.deaf
 
     # -- one event each ----------------------------------------------------------------------------------------
 
@@ -187,20 +195,22 @@ class Tally:
         kind = (event.summary, event.sqlstate, event.error_type, event.way, event.workload)
         attributes = self._kinds.get(kind)
         if attributes is None:
-            attributes = self._attributes_of(event)
-            if len(self._kinds) < MOST_KINDS:
-                self._kinds[kind] = attributes
+            if len(self._kinds) >= MOST_KINDS:
+                kind = (OTHER, None, event.error_type and OTHER, event.way, None)
+            attributes = self._kinds[kind] = self._attributes_of(*kind)
         self._observe(metrics.DURATION, event.seconds, attributes)
 
-    def _attributes_of(self, event: events.StatementFinished) -> Attributes:
+    def _attributes_of(
+        self, summary: str, sqlstate: str | None, error_type: str | None, way: str, workload: str | None
+    ) -> Attributes:
         return self._with(
             (metrics.SYSTEM, "postgresql"),
-            (metrics.OPERATION, event.summary.partition(" ")[0]),
-            (metrics.SUMMARY, event.summary),
-            (metrics.STATUS_CODE, event.sqlstate),
-            (metrics.ERROR_TYPE, event.error_type),
-            (metrics.WAY, event.way),
-            (metrics.WORKLOAD, event.workload),
+            (metrics.OPERATION, summary.partition(" ")[0]),
+            (metrics.SUMMARY, summary),
+            (metrics.STATUS_CODE, sqlstate),
+            (metrics.ERROR_TYPE, error_type),
+            (metrics.WAY, way),
+            (metrics.WORKLOAD, workload),
         )
 
 

@@ -14,6 +14,7 @@ from steadypool import events
 from steadypool.clock import Clock, wall_time
 from steadypool.settings import DatabaseSettings
 from steadypool.telemetry.alerts import Alerts
+from steadypool.telemetry.counters import Counters
 from steadypool.telemetry.recorder.keeping import RecorderFile
 from steadypool.telemetry.recorder.recorder import Recorder
 from steadypool.telemetry.recorder.recording import head
@@ -51,6 +52,7 @@ class Watch:
         lag: by how many seconds the event loop was late at most since this was last asked.
         clock: the pool's.
         wall: seconds since 1970.
+        counters: what counts the pool's events already.
     """
 
     def __init__(
@@ -63,13 +65,14 @@ class Watch:
         lag: Callable[[], float],
         clock: Clock,
         wall: Callable[[], float] = wall_time,
+        counters: Counters | None = None,
     ) -> None:
         self._settings = settings
         self._look = look
         self._lag = lag
         self._clock = clock
         self._recorded: dict[str, Any] = {name: getattr(settings, name) for name in RECORDED_SETTINGS}
-        self.recorder = Recorder(pool, self._recorded, clock=clock, wall=wall)
+        self.recorder = Recorder(pool, self._recorded, clock=clock, wall=wall, counters=counters)
         limits = Limits(settings.alert_utilization, settings.alert_after, settings.alert_rate)
         self.alerts = Alerts(pool, limits, observers.emit)
         self._webhook: Webhook | None = None

@@ -38,11 +38,12 @@ def now_facts(watch: Watch) -> dict[str, Any]:
         "running": watch.running,
         "limits": {"utilization": watch.alerts.limits.utilization},
         "verdict": asdict(verdict(latest, moment, notes)),
-        "counts": asdict(view.pool) | {"holders": None},
+        "counts": asdict(view.pool) | {"holders": None, "all_waiting": view.waiting},
         "connections": [_cell(connection, recorder, view) for connection in view.census.connections],
         "waiters": [waiting(each) for each in view.census.waiters[:SHOWN_WAITERS]],
         "breaker": view.breaker,
         "listener": view.listener,
+        "shared": view.shared,
         "workloads": [asdict(each) for each in view.workloads],
         "latency": latency(recent),
         "failures": _failures(recorder, at, recent),
@@ -91,7 +92,7 @@ def _failures(recorder: Recorder, at: float, recent: Iterable[Row]) -> list[dict
             "cause": cause,
             "minute": int(last_minute[cause]),
             "hour": int(last_hour[cause]),
-            "total": recorder.totals[cause],
+            "total": int(recorder.counters.so_far.get(cause, 0)),
         }
         for cause in SHOWN_FAILURES
     ]

@@ -46,7 +46,7 @@ class RecorderFile:
 
     def __init__(self, path: Path, *, largest: int = LARGEST) -> None:
         self._limit = self._largest = largest
-        self._complained = False
+        self._complained = self._torn = False
         self._ended: Callable[[], None] = lambda: None
         for number in range(1, SIBLINGS + 1):
             self.path = path if number == 1 else path.with_name(f"{path.name}.{number}")
@@ -127,7 +127,10 @@ class RecorderFile:
         self._ended()
 
     def _append(self, lines: Iterable[dict[str, Any]]) -> None:
-        _write_all(self._descriptor, _encoded(lines))
+        # A full disk takes half a line; the next one must not continue it.
+        torn, self._torn = self._torn, True
+        _write_all(self._descriptor, (b"\n" if torn else b"") + _encoded(lines))
+        self._torn = False
         self._size = os.fstat(self._descriptor).st_size
 
     def _rewrite(self, recording: Recording) -> None:
@@ -147,7 +150,7 @@ class RecorderFile:
         self._size = os.fstat(descriptor).st_size
         self._limit = max(self._largest, 2 * self._size)
         os.close(self._descriptor)
-        self._descriptor = descriptor
+        self._descriptor, self._torn = descriptor, False
 
 
 def _open(path: Path) -> int:

@@ -165,15 +165,16 @@ class Moments:
 
 class _Kept(NamedTuple):
     at: float
-    badness: int
+    badness: float
     packed: bytes
 
 
-def badness_of(moment: Mapping[str, Any]) -> int:
-    """How much a moment is worth remembering: who waits counts more than who holds."""
+def badness_of(moment: Mapping[str, Any]) -> float:
+    """How much a moment is worth remembering: who waits counts more than who holds, and then for how long."""
     more = moment.get("more", {})
-    waiters = len(moment["waiters"]) + more.get("waiters", 0)
-    return 1_000 * waiters + len(moment["connections"]) + more.get("connections", 0)
+    waiters = len(moment["waiters"]) + more.get("waiters", 0) + moment.get("queued", 0)
+    held = sum(each["seconds"] for each in moment["connections"])
+    return 1_000 * waiters + len(moment["connections"]) + more.get("connections", 0) + held / (held + 1)
 
 
 def _squeeze(moment: Mapping[str, Any]) -> bytes:

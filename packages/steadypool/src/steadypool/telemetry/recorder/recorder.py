@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,11 +12,13 @@ from steadypool import events
 from steadypool.census import ConnectionFacts, WaiterFacts
 from steadypool.clock import Clock
 from steadypool.errors import words_of
-from steadypool.telemetry.counters import FOUND_DEAD, cause_of
+from steadypool.telemetry.counters import FOUND_DEAD, SLOW_CONNECT, Counters, cause_of
 from steadypool.telemetry.recorder.histogram import Histogram
 from steadypool.telemetry.recorder.journal import Journal
+from steadypool.telemetry.recorder.locks import GAVE_UP, Written
 from steadypool.telemetry.recorder.memory import Arrivals, Moments, Rows
 from steadypool.telemetry.recorder.recording import (
+    COUNTED,
     LISTENER_STATES,
     SERVED,
     Arrival,
@@ -38,8 +40,6 @@ SHOWN_CONNECTIONS, SHOWN_WAITERS = 40, 20
 
 LONG = 0.5
 """Seconds after which somebody who holds a connection is worth a moment."""
-SLOW_CONNECT = 1.0
-"""Seconds after which a connect that succeeds is called a wake-up."""
 LATE = 0.5
 """Seconds by which the event loop may be late before the journal says so."""
 LONGEST_NAME = 200
@@ -53,6 +53,7 @@ class Recorder:
         settings: what the recording says about the pool's settings.
         clock: the pool's, by which events are dated.
         wall: seconds since 1970.
+        counters: what counts the pool's events already; of its own, which it feeds, if not given.
 
     Example:
         >>> async with Database(DatabaseSettings()) as db:
@@ -60,7 +61,13 @@ class Recorder:
     """
 
     def __init__(
-        self, pool: str, settings: Mapping[str, Any], *, clock: Clock, wall: Callable[[], float]
+        self,
+        pool: str,
+        settings: Mapping[str, Any],
+        *,
+        clock: Clock,
+        wall: Callable[[], float],
+        counters: Counters | None = None,
     ) -> None:
         self.pool = pool
         self.settings = settings
@@ -70,18 +77,21 @@ class Recorder:
         self.moments = Moments(SECONDS, MINUTES)
         self.seconds = Rows(SECONDS)
         self.minutes = Rows(MINUTES)
-        self.totals: Counter[str] = Counter()
+        self.counters = counters or Counters()
+        self._feeds = counters is None
         self.leaks: deque[dict[str, Any]] = deque(maxlen=MOST_LEAKS)
         self._arrivals = Arrivals(MOST_ARRIVALS)
         self._clock = clock
         self._wall = wall
         self._offset = wall() - clock.monotonic()
         self._ticked = clock.monotonic()
-        self._counts: Counter[str] = Counter()
+        self._counted: dict[str, float] = {}
         self._durations = Histogram(), Histogram(), Histogram()
         self._in_use = self._peak = 0
         self._leases: dict[int, tuple[float, float, str | None]] = {}
         self._last_statement: dict[int, tuple[str, float]] = {}
+        self._written = Written()
+        self._leaking: set[int] = set()
         self._size: tuple[int, int] | None = None
         self._failing_since: float | None = None
         self._fresh: list[Arrival] = []
@@ -112,6 +122,10 @@ class Recorder:
 
     def __call__(self, event: events.Event) -> None:
         """Take in one event."""
+        if (
+            self._feeds or type(event) is events.StatementFinished
+        ):  # which nobody wants on the counters' account
+            self.counters(event)
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
@@ -127,10 +141,6 @@ class Recorder:
 
     # -- what events say ---------------------------------------------------------------------------------------------
 
-    def _count(self, what: str) -> None:
-        self._counts[what] += 1
-        self.totals[what] += 1
-
     def _note(self, at: float, kind: str, text: str, *, count: bool = True) -> None:
         self.journal.note(self.when(at), kind, text, count=count)
 
@@ -144,22 +154,25 @@ class Recorder:
             self._fresh.append(arrival)
 
     def _acquired(self, event: events.Acquired) -> None:
-        self._count("acquired")
         self._durations[0].add(event.seconds)
         self._leases[event.connection] = (event.at - event.seconds, event.seconds, event.workload)
         self._peak = max(self._peak, len(self._leases))
 
     def _released(self, event: events.Released) -> None:
-        self._count("released")
-        self._last_statement.pop(event.connection, None)
-        lease = self._leases.pop(event.connection, None)
+        lease = self._forget(event.connection)
         if lease is not None:
             arrived, waited, workload = lease
             self._arrived(Arrival(self.when(arrived), waited, event.seconds, workload, SERVED))
 
+    def _forget(self, connection: int) -> tuple[float, float, str | None] | None:
+        """Nobody has it any more; what was known of its lease."""
+        self._last_statement.pop(connection, None)
+        self._written.forget(connection)
+        self._leaking.discard(connection)
+        return self._leases.pop(connection, None)
+
     def _acquire_failed(self, event: events.AcquireFailed) -> None:
         cause = cause_of(event.error)
-        self._count(cause)
         self._durations[0].add(event.seconds)
         arrived = self.when(event.at - event.seconds)
         self._arrived(Arrival(arrived, event.seconds, None, event.workload, cause))
@@ -167,29 +180,26 @@ class Recorder:
             self._note(event.at, cause, words_of(event.error))
 
     def _statement_finished(self, event: events.StatementFinished) -> None:
-        self._count("statements")
-        self._counts["rows"] += event.rows or 0
         self._durations[2].add(event.seconds)
+        if event.way == "shared":  # it waits for its turn, not for a lease
+            self._durations[0].add(event.waiting + event.connecting)
         self.statements.add(event, self.when(event.at))
         self.tops.add(event.fingerprint, event.seconds, self.when(event.at))
         if event.connection is not None and event.connection in self._leases:
             self._last_statement[event.connection] = (event.fingerprint, event.at)
-        counted_elsewhere = ("StatementTimeout", "ConnectionLost", "CommitUnknown", "CancelledError")
-        if event.error_type is not None and event.error_type not in counted_elsewhere:
-            self._count("statement_errors")
+            self._written.add(event)
+        if event.sqlstate in GAVE_UP:
+            self._note(event.at, "lock", f"{GAVE_UP[event.sqlstate]}: {event.fingerprint}")
 
     def _connection_lost(self, event: events.ConnectionLost) -> None:
-        self._count("connections_lost")
         self._note(event.at, "connections_lost", f"a connection broke in use: {event.cause}")
 
     def _statement_timed_out(self, event: events.StatementTimedOut) -> None:
-        self._count("statement_timeouts")
         workload = f" on workload {event.workload}" if event.workload else ""
         text = f"a statement reached its limit of {event.seconds:g} s{workload}: {event.fingerprint}"
         self._note(event.at, "statement_timeouts", text)
 
     def _connect_succeeded(self, event: events.ConnectSucceeded) -> None:
-        self._count("connects")
         self._durations[1].add(event.seconds)
         since, self._failing_since = self._failing_since, None
         if since is not None:
@@ -198,20 +208,17 @@ class Recorder:
                 event.at, "wake_up", f"the database answers again, {away:.1f} s after it first did not"
             )
         elif event.seconds >= SLOW_CONNECT:
-            self._count("wake_ups")
             text = f"the database took {event.seconds:.1f} s to let a connection in: it slept, or has too much to do"
             self._note(event.at, "wake_up", text)
 
     def _connect_failed(self, event: events.ConnectAttemptFailed) -> None:
-        self._count("connect_failures")
         self._durations[1].add(event.seconds)
         if self._failing_since is None:
             self._failing_since = event.at - event.seconds
         self._note(event.at, "connect_failures", words_of(event.error))
 
     def _closed(self, event: events.Closed) -> None:
-        self._leases.pop(event.connection, None)
-        self._last_statement.pop(event.connection, None)
+        self._forget(event.connection)
         if event.reason == FOUND_DEAD:
             self._note(event.at, "idle_death", "an idle connection was found dead, and is replaced")
 
@@ -220,7 +227,7 @@ class Recorder:
         self._note(event.at, "breaker", f"breaker {event.before} → {event.after}{reason}", count=False)
 
     def _leak(self, event: events.LeakSuspected) -> None:
-        self._count("leaks")
+        self._leaking.add(event.connection)
         leak = {
             "at": round(self.when(event.at), 3),
             "connection": event.connection,
@@ -237,7 +244,6 @@ class Recorder:
         self._note(event.at, "listener", f"listener {event.before} → {event.after}", count=False)
 
     def _gap(self, event: events.ListenerGap) -> None:
-        self._count("gaps")
         text = f"notifications of {event.channel} may have been missed: {event.reason}"
         self._note(event.at, "gap", text)
 
@@ -264,7 +270,7 @@ class Recorder:
             self._offset += drift
         now = self.when(monotonic)
         self._notice(view, lag, monotonic)
-        values = dict(self._counts) | _measured(view) | {"elapsed": elapsed, "lag": lag}
+        values = self._since_last() | _measured(view) | {"elapsed": elapsed, "lag": lag}
         values["peak"] = max(self._peak, view.pool.leased)
         at = math.floor(now)
         if self.seconds.last is not None:
@@ -274,11 +280,15 @@ class Recorder:
         row = Row(at, values, *self._durations)
         self.seconds.add(row)
         self._write({"k": "row", "span": 1, "row": row.as_json()})
-        self._counts = Counter()
         self._durations = Histogram(), Histogram(), Histogram()
         self._peak = view.pool.leased
         self._remember(view, now)
         return row
+
+    def _since_last(self) -> dict[str, float]:
+        """What was counted since this was last asked."""
+        before, self._counted = self._counted, dict(self.counters.so_far)
+        return {name: count - before.get(name, 0) for name, count in self._counted.items() if name in COUNTED}
 
     def _end_minute(self, at: int) -> None:
         row = merged(self.seconds.since(at, at + 60), at)
@@ -300,7 +310,7 @@ class Recorder:
             self._note(monotonic, "loop", text)
         known = {connection.number for connection in view.census.connections}
         for number in self._leases.keys() - known:  # a lease whose end nobody told
-            del self._leases[number]
+            self._forget(number)
 
     def _remember(self, view: View, now: float) -> None:
         moment = self.moment_of(view, now)
@@ -314,8 +324,16 @@ class Recorder:
         held = [connection for connection in view.census.connections if connection.holder is not None]
         held.sort(key=lambda connection: -connection.seconds)
         waiters = sorted(view.census.waiters, key=lambda waiter: -waiter.seconds)
+        opening = [each.seconds for each in view.census.connections if each.state in ("opening", "stuck")]
         return {
             "at": round(now, 2),
+            "opening": round(max(opening, default=0.0), 2),
+            "at_ceiling": {
+                each.name: each.max_connections
+                for each in view.workloads
+                if each.max_connections is not None and each.held >= each.max_connections
+            },
+            "queued": 0 if view.shared is None else view.shared["queued"],
             "connections": [self.holding(each, view) for each in held[:SHOWN_CONNECTIONS]],
             "waiters": [waiting(each) for each in waiters[:SHOWN_WAITERS]],
             "more": {
@@ -335,9 +353,16 @@ class Recorder:
             return facts
         facts |= {"holder": connection.holder[:LONGEST_NAME], "workload": connection.workload}
         facts["in_transaction"] = connection.number in view.in_transaction
+        if connection.number in self._leaking:
+            facts["leak"] = True
+        if written := self._written.by(connection.number):
+            facts["written"] = written
         if connection.statement is not None:
             facts["running"] = connection.statement
             facts["executing"] = round(connection.executing or 0.0, 2)
+            usual = self.statements.usual(connection.statement)
+            if usual is not None:
+                facts["usually"] = round(usual, 4)
         last = self._last_statement.get(connection.number)
         if last is not None:
             facts["statement"] = last[0]
@@ -418,7 +443,7 @@ def _measured(view: View) -> dict[str, float]:
         "idle": pool.idle,
         "opening": pool.opening,
         "closing": pool.closing,
-        "waiting": pool.waiting,
+        "waiting": view.waiting,
         "breaker": view.breaker != "closed",
         "listener": LISTENER_STATES.index(listener) if listener in LISTENER_STATES else -1,
     }

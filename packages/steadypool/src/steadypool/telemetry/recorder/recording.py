@@ -11,7 +11,8 @@ It has two forms with the same content. `Recording.load` and `Recording.parse` r
 - `seconds`, `minutes`: rows `[at, values, waiting, connecting, executing]`, oldest first; the last three are
   histograms, `{bucket: count}`. A row of a minute has the sums of what is counted and the most of what is measured.
 - `journal`: entries `{id, at, until, kind, text, count}`, oldest first.
-- `moments`: who held and who waited, where that was worth noting: `{at, connections, waiters, more}`.
+- `moments`: who held and who waited, where that was worth noting: `{at, connections, waiters, more}`, how long the
+  oldest connect had lasted (`opening`), which workloads were `at_ceiling`, how many were `queued` on the shared way.
 - `tops`: of each minute the dearest statements, `{at, rows}` with rows `[fingerprint, count, total, max]`.
 - `arrivals`: `{workloads, outcomes, rows}`; a row is `[arrived, waited, held, workload, outcome]`, the last two being
   places in these two lists (-1 for no workload).
@@ -85,7 +86,7 @@ COUNTED = (
     "connects",
     "connect_failures",
     "leaks",
-    "gaps",
+    "listener_gaps",
     "wake_ups",
 )
 """What is counted in the second. `connect_failures` are attempts, `connect_errors` callers; `wake_ups` are connects

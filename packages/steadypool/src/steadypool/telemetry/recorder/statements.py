@@ -10,6 +10,9 @@ from typing import Any
 from steadypool.events import StatementFinished
 from steadypool.telemetry.recorder.histogram import Histogram
 
+ENOUGH = 3
+"""Times that a statement has to have run before it is said how long it usually takes."""
+
 
 @dataclass(slots=True)
 class Figures:
@@ -120,6 +123,11 @@ class Statements:
         figures.errors += event.error_type is not None
         figures.last = at
         figures.durations.add(event.seconds)
+
+    def usual(self, fingerprint: str) -> float | None:
+        """Seconds that it takes as a rule: the median, where it ran often enough to have one."""
+        figures = self._figures.get(fingerprint)
+        return None if figures is None or figures.count < ENOUGH else figures.durations.percentile(50)
 
     def _dearest(self, most: int) -> list[tuple[str, Figures]]:
         return sorted(self._figures.items(), key=lambda item: -item[1].total)[:most]

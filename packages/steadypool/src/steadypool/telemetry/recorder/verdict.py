@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steadypool.census import SHARED
+from steadypool.telemetry.counters import SLOW_CONNECT
+from steadypool.telemetry.recorder.locks import blocked, stalled
 from steadypool.telemetry.recorder.recording import FAILURES, LISTENER_STATES, Note, Row, merged
 
 _IDENTITY = re.compile(r"/(?:\d+|[0-9a-f]{8,}|[0-9a-f-]{36})(?=/|$)", re.IGNORECASE)
@@ -16,16 +19,18 @@ _IDENTITY = re.compile(r"/(?:\d+|[0-9a-f]{8,}|[0-9a-f-]{36})(?=/|$)", re.IGNOREC
 _DEAF = LISTENER_STATES.index("deaf")
 SLOW_STATEMENT = 0.5
 SLOW_WAIT = 0.1
-SLOW_CONNECT = 1.0
-BUSY_LOOP = 1.0
+BUSY_LOOP = 0.5
 NEARLY_FULL = 0.8
 IDLE = 1.0
-"""Seconds without a statement after which an open transaction is called idle."""
+"""Seconds without a statement after which a connection is held for nothing."""
+
+Held = Mapping[str, Any]
+"""A connection in use, as `Recorder.holding` describes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One thing that made requests slow or fail, and the runbook (`steadypool why …`) that says what to do."""
+    """What a verdict rests on, and the runbook (`steadypool why …`) that says what to do."""
 
     text: str
     runbook: str | None = None
@@ -33,15 +38,25 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a time was: `level` is `good`, `strained` or `bad`; the reasons, the weightiest first."""
+    """How a time was: `level` is `good`, `strained` or `bad`; the headline names the weightiest cause, the reasons
+    say what each cause rests on, in the same order."""
 
     level: str
     headline: str
     reasons: tuple[Reason, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Cause:
+    headline: str
+    text: str
+    runbook: str
+
+
 def verdict(rows: Iterable[Row], moment: Mapping[str, Any] | None, notes: Sequence[Note]) -> Verdict:
     """Judge a time by its rows, by who held and waited in it, and by what the journal says of it.
+
+    Causes come before what they lead to: a pool that is full because statements wait for a lock is told as a lock.
 
     Example:
         >>> verdict([], None, []).headline
@@ -51,128 +66,231 @@ def verdict(rows: Iterable[Row], moment: Mapping[str, Any] | None, notes: Sequen
     if not rows:
         return Verdict("good", "Nothing was recorded of this time.", ())
     row = merged(rows, rows[0].at)
+    moment = moment or {"connections": (), "waiters": ()}
+    full, lock, slow = _full(row, moment), _lock(moment, notes), _slow(row, moment)
     found = (
         _loop(row),
         _unreachable(row, notes),
         _lost(row, notes),
-        _leaked(notes),
-        _full(row, moment),
-        _woke(row, notes),
-        _slow(row, moment),
+        _connecting(row, moment, notes),
+        lock,
+        full,
+        _ceiling(moment) if full is None else None,
+        slow if lock is None else None,
+        _leaked(moment, notes if slow is None else ()) if full is None else None,
         _deaf(rows),
     )
-    bad = [reason for reason in found if reason]
-    if bad:
-        return Verdict("bad", bad[0].text, tuple(bad))
+    causes = [cause for cause in found if cause is not None]
+    if causes:
+        reasons = tuple(Reason(cause.text, cause.runbook) for cause in causes)
+        return Verdict("bad", causes[0].headline, reasons)
     strained = [reason for reason in (_nearly_full(row, moment), _failures(row)) if reason]
     if strained:
         return Verdict("strained", strained[0].text, tuple(strained))
+    return Verdict("good", _well(row), ())
+
+
+def _well(row: Row) -> str:
     if not row["acquired"]:
-        return Verdict("good", "The pool was well. Nobody asked for a connection in this time.", ())
+        return "The pool was well. Nobody asked for a connection in this time."
     waited, ran = row.waiting.percentile(95), row.executing.percentile(95)
-    return Verdict(
-        "good",
-        f"The pool was well: of 20 callers 19 waited at most {_time(waited)} for a connection"
-        + (f", and 19 of 20 statements took at most {_time(ran)}." if ran is not None else "."),
-        (),
-    )
+    text = f"The pool was well: of 20 callers 19 waited at most {_time(waited)} for a connection"
+    return text + (f", and 19 of 20 statements took at most {_time(ran)}." if ran is not None else ".")
 
 
-def _loop(row: Row) -> Reason | None:
-    if row["lag"] < BUSY_LOOP:
+# -- causes ------------------------------------------------------------------------------------------------------------
+
+
+def _loop(row: Row) -> _Cause | None:
+    # A wait of seconds is not made by a loop that was late by half a second.
+    if row["lag"] < max(BUSY_LOOP, (row.waiting.percentile(95) or 0.0) / 2):
         return None
-    return Reason(
-        f"The event loop was busy for {row['lag']:.1f} s with something that does not await: everything in this "
-        "process was late then, not only the database.",
+    return _Cause(
+        f"The event loop was busy: for {_time(row['lag'])} this process ran something that does not await.",
+        "Everything in this process was late then, not only the database: times of statements and of waits have "
+        "this in them.",
         "background-work",
     )
 
 
-def _unreachable(row: Row, notes: Sequence[Note]) -> Reason | None:
+def _unreachable(row: Row, notes: Sequence[Note]) -> _Cause | None:
     if not (row["breaker"] or row["connect_failures"] or row["connect_errors"]):
         return None
     said = next((note.text for note in reversed(notes) if note.kind == "connect_failures"), None)
-    failed = f"{row['connect_failures']:.0f} attempts to connect failed"
-    turned_away = f", {row['connect_errors']:.0f} callers were turned away" if row["connect_errors"] else ""
-    return Reason(
-        f"The database could not be reached: {failed}{turned_away}." + (f" It said: {said}" if said else ""),
+    turned_away = row["connect_errors"]
+    callers = f", {_callers(turned_away)} turned away" if turned_away else ""
+    return _Cause(
+        "The database could not be reached.",
+        f"{_many(row['connect_failures'], 'attempt')} to connect failed{callers}."
+        + (f" It said: {said}" if said else ""),
         "connect-timeouts",
     )
 
 
-def _lost(row: Row, notes: Sequence[Note]) -> Reason | None:
+def _lost(row: Row, notes: Sequence[Note]) -> _Cause | None:
     if not row["connections_lost"]:
         return None
     said = next((note.text for note in reversed(notes) if note.kind == "connections_lost"), None)
-    return Reason(
-        f"Connections broke while they were used: {row['connections_lost']:.0f}."
-        + (f" It said: {said}" if said else ""),
+    return _Cause(
+        "Connections broke while they were used.",
+        f"{_many(row['connections_lost'], 'connection')} broke." + (f" It said: {said}" if said else ""),
         "connection-lost",
     )
 
 
-def _leaked(notes: Sequence[Note]) -> Reason | None:
-    leaks = [note for note in notes if note.kind == "leak"]
-    if not leaks:
-        return None
-    others = f" ({len(leaks)} such connections)" if len(leaks) > 1 else ""
-    return Reason(f"A connection was not given back: {leaks[-1].text}{others}.", "leaks")
-
-
-def _deaf(rows: Sequence[Row]) -> Reason | None:
+def _deaf(rows: Sequence[Row]) -> _Cause | None:
     if not any(row["listener"] == _DEAF for row in rows):
         return None
-    return Reason(
-        "Notifications did not arrive: the listener is deaf, since a transaction pooler swallows what it is sent.",
+    return _Cause(
+        "Notifications did not arrive: the listener is deaf.",
+        "It is connected to a transaction pooler, which swallows what it is sent.",
         "deaf-listener",
     )
 
 
-def _full(row: Row, moment: Mapping[str, Any] | None) -> Reason | None:
-    turned_away = row["pool_timeouts"] + row["queue_full"]
-    waited = row.waiting.percentile(95) or 0.0
-    if not turned_away and not row["waiting"] and waited < SLOW_WAIT:
-        return None
-    in_use, limit = max(row["peak"], row["leased"]), row["size"] + max(0.0, row["overflow"])
-    if in_use < row["size"] and not turned_away and not moment_waits(moment):
-        return None  # they waited for the server, which the other reasons tell
-    waiting = f"up to {row['waiting']:.0f} callers" if row["waiting"] else "callers"
-    text = f"{in_use:.0f} of {limit:.0f} connections were in use, {waiting} waited for one"
-    text += f" ({_time(waited)} at the 95th percentile)" if waited >= SLOW_WAIT else ""
-    text += f", {turned_away:.0f} went without" if turned_away else ""
-    return Reason(f"{text}. {_holders(moment)}".rstrip(), "exhaustion")
-
-
-def _woke(row: Row, notes: Sequence[Note]) -> Reason | None:
+def _connecting(row: Row, moment: Mapping[str, Any], notes: Sequence[Note]) -> _Cause | None:
     woke = [note for note in notes if note.kind == "wake_up"]
-    slowest = row.connecting.percentile(100) or 0.0
+    slowest = max(row.connecting.percentile(100) or 0.0, moment.get("opening", 0.0))
     if not woke and slowest < SLOW_CONNECT:
         return None
-    what = woke[-1].text if woke else f"a connect took {_time(slowest)}"
-    return Reason(f"Connecting was slow: {what}.", "cold-start")
+    what = f"{woke[-1].text}." if woke else f"A connect took {_time(slowest)}."
+    waiting = f" Up to {_callers(row['waiting'])} waiting meanwhile." if row["waiting"] else ""
+    return _Cause(
+        "Opening connections was slow: the database was asleep, or has too much to do.",
+        what[0].upper() + what[1:] + waiting,
+        "cold-start",
+    )
 
 
-def _slow(row: Row, moment: Mapping[str, Any] | None) -> Reason | None:
+def _lock(moment: Mapping[str, Any], notes: Sequence[Note]) -> _Cause | None:
+    pairs = list(blocked(moment))
+    if pairs:
+        waits, has = pairs[0]
+        many = len(pairs)
+        doing = (
+            f"still runs {_text(has['running'])}"
+            if has.get("running")
+            else f"has run nothing for {_time(has.get('quiet', has['seconds']))}"
+        )
+        return _Cause(
+            f"Statements waited for a lock that {_name(has)} kept: {_statements(many)} for up to "
+            f"{_time(max(each['executing'] for each, _ in pairs))}.",
+            f"{_name(waits)} ran {_text(waits['running'])}; connection {has['number']}, held by {_name(has)}, ran "
+            f"{_text(has['written'][-1])} in a transaction that is still open, and {doing}.",
+            "statement-timeouts",
+        )
+    gave_up = [note for note in notes if note.kind == "lock"]
+    if gave_up:
+        return _Cause(
+            "Statements waited for a lock.", f"{_sentence(gave_up[-1].text)}.", "statement-timeouts"
+        )
+    still = stalled(moment)
+    if not still:
+        return None
+    slowest = max(still, key=lambda each: each["executing"])
+    return _Cause(
+        "Statements that usually are quick did not end: most likely they waited for a lock of another process.",
+        f"{_text(slowest['running'])} usually takes {_time(slowest['usually'])}, and had run for "
+        f"{_time(slowest['executing'])}. Nobody in this process has the lock: `steadypool doctor --only blocked` "
+        "says who has.",
+        "statement-timeouts",
+    )
+
+
+def _full(row: Row, moment: Mapping[str, Any]) -> _Cause | None:
+    turned_away = row["pool_timeouts"] + row["queue_full"]
+    waited = row.waiting.percentile(95) or 0.0
+    in_use, limit = max(row["peak"], row["leased"]), row["size"] + max(0.0, row["overflow"])
+    if not (turned_away or row["waiting"] or waited >= SLOW_WAIT) or in_use < limit:
+        return None  # those who wait although there is room wait for the server, or at the ceiling of their workload
+    text = f"{in_use:.0f} of {limit:.0f} connections were in use"
+    text += f", up to {_callers(row['waiting'])} waiting for one" if row["waiting"] else ""
+    text += f" ({_time(waited)} at the 95th percentile)" if waited >= SLOW_WAIT else ""
+    text += f", {turned_away:.0f} went without" if turned_away else ""
+    headline, runbook = _why_full(row, moment)
+    return _Cause(headline, f"{text}. {_holders(moment)}".rstrip(), runbook)
+
+
+def _why_full(row: Row, moment: Mapping[str, Any]) -> tuple[str, str]:
+    held: Sequence[Held] = [each for each in moment["connections"] if each.get("holder") != SHARED]
+    idle = [each for each in held if _is_idle(each)]
+    leaks = [each for each in idle if each.get("leak") or row["leaks"]]
+    if leaks and 2 * len(leaks) >= len(held):
+        return (
+            f"The pool was exhausted by a leak: {_of(leaks)} and did not give back what it had no use for.",
+            "leaks",
+        )
+    if idle and 2 * len(idle) >= len(held):
+        return (
+            f"The pool was exhausted by connections held for nothing: {_of(idle)} and ran nothing.",
+            "exhaustion",
+        )
+    running = Counter(each["running"] for each in held if each.get("executing", 0.0) >= SLOW_STATEMENT)
+    if running and 2 * running.total() >= len(held):
+        statement, connections = running.most_common(1)[0]
+        longest = max(each["executing"] for each in held if each.get("running") == statement)
+        return (
+            f"The pool was exhausted by slow statements: {connections:.0f} of {len(held)} connections ran "
+            f"{_text(statement)}, for up to {_time(longest)}.",
+            "exhaustion",
+        )
+    ran = row.executing.percentile(95)
+    quick = (
+        f" (19 of 20 statements took at most {_time(ran)})"
+        if ran is not None and ran < SLOW_STATEMENT
+        else ""
+    )
+    return f"The pool was full: more was asked of it than it has connections for{quick}.", "exhaustion"
+
+
+def _ceiling(moment: Mapping[str, Any]) -> _Cause | None:
+    ceilings: Mapping[str, int] = moment.get("at_ceiling", {})
+    waiting = {each.get("workload") for each in moment["waiters"] if each["seconds"] >= SLOW_WAIT}
+    name = next((name for name in ceilings if name in waiting), None)
+    if name is None:
+        return None
+    return _Cause(
+        f"Workload {name} was at its ceiling of {ceilings[name]} connections; its callers waited, others had room.",
+        _holders({"connections": [each for each in moment["connections"] if each.get("workload") == name]}),
+        "exhaustion",
+    )
+
+
+def _slow(row: Row, moment: Mapping[str, Any]) -> _Cause | None:
     slow, timed_out = row.executing.percentile(95) or 0.0, row["statement_timeouts"]
     if slow < SLOW_STATEMENT and not timed_out:
         return None
-    text = f"Statements were slow: {_time(slow)} at the 95th percentile"
-    text += f", {timed_out:.0f} reached their limit and were ended" if timed_out else ""
-    running = Counter(each.get("running") for each in (moment or {}).get("connections", ()))
+    text = f"{_time(slow)} at the 95th percentile"
+    text += (
+        f"; {_statements(timed_out)} reached the limit and {'was' if timed_out == 1 else 'were'} ended"
+        if timed_out
+        else ""
+    )
+    running = Counter(each.get("running") for each in moment["connections"])
     running.pop(None, None)
     if running:
         statement, connections = running.most_common(1)[0]
-        text += f". On {connections} of the connections in use it was {statement}"
-    return Reason(text + ".", "statement-timeouts")
+        text += f". On {_many(connections, 'connection')} in use it was {_text(statement)}"
+    return _Cause("Statements were slow.", f"{text}.", "statement-timeouts")
 
 
-def _nearly_full(row: Row, moment: Mapping[str, Any] | None) -> Reason | None:
+def _leaked(moment: Mapping[str, Any], notes: Sequence[Note]) -> _Cause | None:
+    """Held for nothing while nobody waits: it takes locks and places from those who come later."""
+    leaks = [each for each in moment["connections"] if each.get("leak") and not each.get("running")]
+    if leaks:
+        text = _holders({"connections": leaks})
+        return _Cause(f"A connection was held for too long: {_of(leaks)}.", text, "leaks")
+    told = [note for note in notes if note.kind == "leak"]
+    if not told:
+        return None
+    return _Cause("A connection was held for too long.", f"{_sentence(told[-1].text)}.", "leaks")
+
+
+def _nearly_full(row: Row, moment: Mapping[str, Any]) -> Reason | None:
     if row.utilization <= NEARLY_FULL:
         return None
-    return Reason(
-        f"The pool was at {row.utilization:.0%} of its size, but nobody waited long. {_holders(moment)}",
-        "exhaustion",
-    )
+    text = f"The pool was at {row.utilization:.0%} of its size, but nobody waited long. {_holders(moment)}"
+    return Reason(text.rstrip(), "exhaustion")
 
 
 def _failures(row: Row) -> Reason | None:
@@ -180,35 +298,70 @@ def _failures(row: Row) -> Reason | None:
     if not failed:
         return None
     return Reason(
-        "Some calls failed: " + ", ".join(f"{count:.0f} {words(name)}" for name, count in failed.items())
+        "Some calls failed: "
+        + ", ".join(f"{count:.0f} {words(name)}" for name, count in failed.items())
+        + "."
     )
 
 
-def moment_waits(moment: Mapping[str, Any] | None) -> bool:
-    """Whether somebody waited in this moment while others held connections."""
-    return bool(moment and moment["waiters"] and moment["connections"])
+# -- in words ----------------------------------------------------------------------------------------------------------
 
 
-def _holders(moment: Mapping[str, Any] | None) -> str:
+def _is_idle(each: Held) -> bool:
+    """Whether somebody has it and runs nothing on it."""
+    return not each.get("running") and each.get("quiet", each["seconds"]) >= IDLE
+
+
+def _holders(moment: Mapping[str, Any]) -> str:
     """Who held how many, for how long."""
-    if not moment or not moment["connections"]:
+    if not moment["connections"]:
         return ""
     many: Counter[str] = Counter()
     longest: dict[str, float] = {}
     for each in moment["connections"]:
-        name = _IDENTITY.sub("/…", each.get("holder") or "?")
+        name = _name(each)
         many[name] += 1
         longest[name] = max(longest.get(name, 0.0), each["seconds"])
     shown = sorted(many, key=lambda name: -many[name] * (1 + longest[name]))[:3]
     held = ", ".join(f"{many[name]} by {name} (up to {_time(longest[name])})" for name in shown)
-    idle = sum(
-        bool(each.get("in_transaction")) and each.get("quiet", 0.0) >= IDLE and not each.get("running")
-        for each in moment["connections"]
-    )
+    idle = sum(bool(each.get("in_transaction")) and _is_idle(each) for each in moment["connections"])
     return f"Held: {held}." + (f" {idle} of them {_was(idle)} idle in a transaction." if idle else "")
 
 
-def _was(count: int) -> str:
+def _of(held: Sequence[Held]) -> str:
+    """Who had them for how long, in a sentence's middle."""
+    names = Counter(_name(each) for each in held)
+    name, _ = names.most_common(1)[0]
+    others = " and others" if len(names) > 1 else ""
+    return f"{name}{others} held {_many(len(held), 'connection')} for up to {_time(max(e['seconds'] for e in held))}"
+
+
+def _name(each: Held) -> str:
+    return _IDENTITY.sub("/…", each.get("holder") or "?")
+
+
+def _text(fingerprint: str) -> str:
+    """A statement as it is read in a sentence: without the hash before it."""
+    return f"`{fingerprint.partition('] ')[2] or fingerprint}`"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _many(count: float, noun: str) -> str:
+    return f"{count:.0f} {noun}" + ("" if count == 1 else "s")
+
+
+def _statements(count: float) -> str:
+    return _many(count, "statement")
+
+
+def _callers(count: float) -> str:
+    return f"{_many(count, 'caller')} {_was(count)}"
+
+
+def _was(count: float) -> str:
     return "was" if count == 1 else "were"
 
 

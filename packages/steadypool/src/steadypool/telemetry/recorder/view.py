@@ -25,7 +25,8 @@ class View:
     """A pool, its breaker, its listener and its workloads.
 
     `listener` is None where nobody listens; its `state` is one of `ListenerState`'s values. `in_transaction` are the
-    numbers of connections whose transaction is open.
+    numbers of connections whose transaction is open. `shared` is what there is to know of the shared way, None where
+    there is none.
     """
 
     pool: PoolSnapshot
@@ -35,6 +36,12 @@ class View:
     workloads: tuple[WorkloadFacts, ...] = ()
     in_transaction: frozenset[int] = field(default_factory=frozenset[int])
     closed: bool = False
+    shared: Mapping[str, Any] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Callers who wait: for a connection, or for their turn on a shared one."""
+        return self.pool.waiting + (0 if self.shared is None else self.shared["waiting"])
 
 
 Look = Callable[[], View]

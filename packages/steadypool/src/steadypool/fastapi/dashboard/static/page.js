@@ -31,17 +31,22 @@ function show(id, facts, make) {
   $(id).replaceChildren(...(Array.isArray(made) ? made : [made]));
 }
 
+// A sentence of the service's, in which `…` is code.
+const prose = (text) => text.split("`").map((part, index) => (index % 2 ? el("code", {}, part) : part)).filter((part) => part !== "");
+
 const none = (text) => el("p", { class: "none" }, text);
 
-function table(columns, rows, cards = false) {
+// `cards` makes a card of each row where the screen is narrow: with the columns' names, or "plain" without.
+function table(columns, rows, cards = "") {
   const head = el("tr", {}, ...columns.map(([name, , options]) => el("th", { scope: "col", class: options?.number ? "number" : null }, name)));
   const body = rows.map((row) => el("tr", {}, ...columns.map(([name, value, options]) => {
-    const cell = el("td", { "data-label": name, class: [options?.number ? "number" : "", options?.mark?.(row) ?? ""].join(" ").trim() || null });
     const content = value(row);
+    const empty = content === null || content === undefined;
+    const cell = el("td", { "data-label": name, class: [options?.number ? "number" : "", options?.mark?.(row) ?? "", empty ? "empty" : ""].join(" ").trim() || null });
     cell.append(content instanceof Node ? content : String(content ?? "–"));
     return cell;
   })));
-  return el("table", { class: cards ? "cards" : null }, el("thead", {}, head), el("tbody", {}, ...body));
+  return el("table", { class: cards || null }, el("thead", {}, head), el("tbody", {}, ...body));
 }
 
 function duration(seconds) {
@@ -63,40 +68,43 @@ function verdictShown(title, verdict) {
   const kind = verdict.level + verdict.reasons.map((reason) => reason.runbook).join();
   $("headline").setAttribute("aria-live", shown.get("kind") === kind ? "off" : "polite");
   shown.set("kind", kind);
-  $("headline").textContent = verdict.headline;
-  show("reasons", verdict.reasons, (reasons) => reasons.map((reason, index) => el("li", {},
-    index ? reason.text : "What to do: ",
-    reason.runbook ? el("span", {}, index ? " What to do: " : "", el("code", {}, `steadypool why ${reason.runbook}`)) : null)));
+  show("headline", verdict.headline, (headline) => prose(headline));
+  show("reasons", verdict.reasons, (reasons) => reasons.map((reason) => el("li", {},
+    ...(reason.text === verdict.headline ? [] : [...prose(reason.text), " "]),
+    reason.runbook ? el("span", { class: "todo" }, "What to do: ", el("code", {}, `steadypool why ${reason.runbook}`)) : null)));
 }
+
+const STATE_WORDS = { leased: "in use", stuck: "opening, slowly", silent: "asked, no answer", proving: "being asked", resetting: "being cleaned" };
 
 function cells(connections, counts) {
   const limit = counts.size + Math.max(0, counts.max_overflow);
   $("counts").textContent = `${counts.leased} in use, ${counts.idle} idle, ${counts.opening} opening, ${counts.closing} closing; limit ${counts.size} + ${Math.max(0, counts.max_overflow)}`;
   const made = connections.slice(0, 200).map((each) => el("li", { class: each.state },
-    el("div", {}, el("b", {}, `#${each.number} `), `${each.state} `, el("span", { class: "soft" }, duration(each.seconds))),
+    el("div", {}, el("b", {}, `#${each.number} `), `${STATE_WORDS[each.state] ?? each.state} `, el("span", { class: "soft" }, duration(each.seconds))),
     each.holder ? el("div", { class: "who", title: each.holder }, each.holder) : null,
-    el("div", { class: "soft" }, each.holder ? [each.workload, isIdle(each) ? "idle in transaction" : each.running ? "executing" : each.in_transaction ? "in transaction" : null].filter(Boolean).join(" · ") || "in use" : each.age !== null && each.age !== undefined ? `age ${duration(each.age)} · used ${each.leases}×${each.suspect ? " · suspect" : ""}` : "no answer yet")));
+    el("div", { class: "soft" }, each.holder ? [each.workload, isLeak(each) ? "a leak?" : null, isIdle(each) ? "idle in transaction" : each.running ? "executing" : each.in_transaction ? "in transaction" : null].filter(Boolean).join(" · ") || "in use" : each.age !== null && each.age !== undefined ? `age ${duration(each.age)} · used ${each.leases}×${each.suspect ? " · suspect" : ""}` : "no answer yet")));
   for (let i = connections.length; i < Math.min(limit, 200); i += 1) {
     made.push(el("li", { class: "free" }, i < counts.size ? "not opened" : "overflow, not opened"));
   }
   $("cells").replaceChildren(...made);
 }
 
+const isLeak = (row) => row.leak && !row.running;
 const isIdle = (row) => row.in_transaction && !row.running && row.quiet >= 1;
 
 const HOLDERS = [
   ["Who", (row) => row.holder],
   ["Workload", (row) => row.workload],
-  ["Held for", (row) => duration(row.seconds), { number: true }],
+  ["Held for", (row) => duration(row.seconds) + (isLeak(row) ? " – a leak?" : ""), { number: true, mark: (row) => (isLeak(row) ? "bad" : "") }],
   ["Connection", (row) => `#${row.number}`, { number: true }],
   ["Transaction", (row) => (isIdle(row) ? `idle in transaction for ${duration(row.quiet)}` : row.in_transaction ? "open" : "none"), { mark: (row) => (isIdle(row) ? "flag" : "") }],
-  ["Statement", (row) => (row.running ? el("span", {}, `runs for ${duration(row.executing)}: `, el("code", {}, row.running)) : row.statement ? el("span", {}, "last: ", el("code", {}, row.statement)) : "none yet")],
+  ["Statement", (row) => (row.running ? el("span", {}, `runs for ${duration(row.executing)}${row.usually !== undefined && row.executing > 10 * row.usually ? ` (usually ${duration(row.usually)})` : ""}: `, el("code", {}, row.running)) : row.statement ? el("span", {}, "last: ", el("code", {}, row.statement)) : "none yet")],
 ];
 
 function holdersShown(connections, more) {
   const held = connections.filter((each) => each.holder).sort((a, b) => b.seconds - a.seconds);
   $("holders-count").textContent = held.length ? `${held.length + more}, longest first` : "";
-  $("holders").replaceChildren(held.length ? table(HOLDERS, held.slice(0, 40), true) : none("Nobody."));
+  $("holders").replaceChildren(held.length ? table(HOLDERS, held.slice(0, 40), "cards") : none("Nobody."));
 }
 
 function waitersShown(waiters, total) {
@@ -111,7 +119,7 @@ function waitersShown(waiters, total) {
       return el("span", {}, el("meter", { min: 0, max: whole, value: row.left, low: whole / 4, "aria-hidden": "true" }), ` ${duration(row.left)}`);
     }],
   ];
-  $("waiters").replaceChildren(waiters.length ? table(columns, waiters, true) : none("Nobody."));
+  $("waiters").replaceChildren(waiters.length ? table(columns, waiters, "cards") : none("Nobody."));
 }
 
 function latencyShown(latency, span) {
@@ -136,8 +144,8 @@ function journalShown(notes) {
   show("journal", notes, () => (notes.length ? table([
     ["When", (row) => clock(row.at) + (row.until - row.at >= 1 ? `–${clock(row.until)}` : ""), { mark: () => "when" }],
     ["What", (row) => words(row.kind) + (row.count > 1 ? ` ${row.count}×` : ""), { mark: () => "when" }],
-    ["Text", (row) => row.text],
-  ], [...notes].reverse(), true) : none("Nothing of note.")));
+    ["Text", (row) => el("span", {}, ...prose(row.text))],
+  ], [...notes].reverse(), "cards plain") : none("Nothing of note.")));
 }
 
 function list(id, pairs) {
@@ -167,6 +175,16 @@ function livePartsShown(state) {
     ["Ceiling", (row) => row.max_connections ?? "none", { number: true }],
     ["Statement limit", (row) => (row.statement_timeout === null ? "general" : duration(row.statement_timeout)), { number: true }],
   ], rows) : none("None declared.")));
+  const shared = state.shared;
+  list("shared", !shared ? [["State", "not used"]] : [
+    ["Connections", `${shared.connections} of ${shared.most_connections}, window ${shared.window} statements each`],
+    ["On their way", shared.in_flight],
+    ["Waiting for their turn", shared.queued],
+    ["Statements", `${shared.statements}, of them ${shared.alone} on a connection of their own`],
+    ["Sent again, withdrawn", `${shared.repeated}, ${shared.withdrawn}`],
+    ["Refused", shared.refused],
+    ["Offences, collateral", `${shared.offences}, ${shared.collateral}`],
+  ]);
   show("leaks", state.leaks, (rows) => (rows.length ? rows.map((leak) => el("details", {},
     el("summary", {}, `${clock(leak.at)} · #${leak.connection} held for ${duration(leak.seconds)} by ${leak.holder}${leak.workload ? ` (${leak.workload})` : ""}`),
     el("pre", { tabindex: "0" }, leak.stack || "where it was acquired is not known"))) : none("None.")));
@@ -188,7 +206,7 @@ const STATEMENTS_LIVE = [
 
 function statementsShown(rows, columns, span) {
   $("statements-span").textContent = span;
-  show("statements", rows, () => (rows.length ? table(columns, rows, true) : none("None.")));
+  show("statements", rows, () => (rows.length ? table(columns, rows, "cards") : none("None.")));
 }
 
 // -- live ----------------------------------------------------------------------------------------------------------------
@@ -202,13 +220,16 @@ function stateShown(state) {
   plots.append(state.points);
   scrubberShown();
   show("alerts", state.alerts.map((alert) => [alert.name, alert.message, Math.round(alert.since)]),
-    () => state.alerts.map((alert) => el("li", {}, `since ${clock(alert.since)}: ${alert.message}`)));
+    () => state.alerts.map((alert) => el("li", {}, `since ${clock(alert.since)}: `, ...prose(alert.message))));
+  $("raised").hidden = !state.alerts.length;
   livePartsShown(state);
   if (chosen) return;
   verdictShown("Now", state.verdict);
+  $("verdict-span").textContent = "the last 5 seconds";
+  $("of-now").hidden = true;
   cells(state.connections, state.counts);
   holdersShown(state.connections, 0);
-  waitersShown(state.waiters, state.counts.waiting);
+  waitersShown(state.waiters, state.counts.all_waiting);
   latencyShown(state.latency, "last 60 s");
   failuresShown(state.failures, ["minute", "hour", "total"]);
   journalShown(state.journal.slice(-20));
@@ -251,13 +272,15 @@ async function look(since, until) {
 function pastShown(past) {
   const title = `${clock(past.since)} to ${clock(past.until)}`;
   verdictShown(`Then: ${title}`, past.verdict);
+  $("verdict-span").textContent = "";
+  $("of-now").hidden = false;
   const moment = past.moment ?? { connections: [], waiters: [], more: { connections: 0, waiters: 0 } };
   const figures = past.figures;
   const leased = Math.max(figures.peak, figures.leased);
   $("counts").textContent = past.recorded ? `up to ${leased} in use; limit ${figures.size} + ${Math.max(0, figures.overflow)}${past.moment ? `; at ${clock(moment.at)}, when it was worst:` : ""}` : "nothing was recorded";
   $("cells").replaceChildren(...moment.connections.map((each) => el("li", { class: each.state },
-    el("div", {}, el("b", {}, `#${each.number} `), `${each.state} `, el("span", { class: "soft" }, duration(each.seconds))),
-    el("div", { class: "who" }, each.holder ?? ""))));
+    el("div", {}, el("b", {}, `#${each.number} `), `${STATE_WORDS[each.state] ?? each.state} `, el("span", { class: "soft" }, duration(each.seconds))),
+    el("div", { class: "who", title: each.holder ?? "" }, each.holder ?? ""))));
   if (past.recorded && !past.moment) $("cells").replaceChildren(el("li", { class: "free" }, "nobody held one for long, nobody waited"));
   holdersShown(moment.connections, moment.more.connections);
   waitersShown(moment.waiters, moment.waiters.length + moment.more.waiters);

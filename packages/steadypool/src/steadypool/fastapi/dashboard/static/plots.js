@@ -104,7 +104,7 @@ class Plots {
       caption.append(name, ...plot.series.map(([label], i) => {
         const key = document.createElement("span");
         key.className = `key key-${label === "alert above" ? 4 : i + 1}`;
-        key.textContent = label;
+        key.textContent = label === "alert above" ? `alert above ${round(this.limit)} %` : label;
         return key;
       }));
       figure.append(caption, box);
@@ -120,7 +120,7 @@ class Plots {
     const ink = this.colour("--soft"), line = this.colour("--line");
     const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 }, font: "12px system-ui, sans-serif" };
     return {
-      width: Math.max(200, box.clientWidth), height: 130, legend: { show: false },
+      width: Math.max(200, box.clientWidth), height: 130, padding: [8, 26, 0, 0], legend: { show: false },
       cursor: { sync: { key: "pool" }, drag: { x: false, y: false }, points: { size: 6 } },
       scales: {
         y: plot.logarithmic
@@ -128,7 +128,7 @@ class Plots {
           : { range: (_u, _low, high) => [0, Math.max(plot.low, (high ?? 0) * 1.08)] },
       },
       axes: [
-        { ...axis, space: 80, values: (_u, ticks) => ticks.map((at) => clock(at, ticks[1] - ticks[0] < 60)) },
+        { ...axis, size: 34, space: 80, values: (_u, ticks) => ticks.map((at) => clock(at, ticks[1] - ticks[0] < 60)) },
         plot.logarithmic
           ? { ...axis, size: 62, grid: { ...axis.grid, filter: decades }, ticks: { ...axis.ticks, filter: decades },
               filter: decades, values: (_u, ticks) => ticks.map((value) => (value === null ? null : value < 1000 ? `${round(value)} ms` : `${value / 1000} s`)) }
