@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def plyr_settings(plyr_settings: Settings) -> Settings:
     tight = plyr_settings.database.replace(
-        pool_size=1, max_overflow=0, pool_timeout=0.2, request_deadline=1.0
+        pool_size=1, max_overflow=0, pool_timeout=0.3, request_deadline=1.0
     )
     return plyr_settings.model_copy(update={"database": tight})
 
