@@ -137,16 +137,17 @@ class Writer:
         began = time.monotonic()
         async with self.instance.database.session() as session:
             revision = await live.put(session, self.did, state, found.revision)
-            if revision is None:
-                self.run.conflicts += 1
-                return await live.get_current(session, self.did)
-            self.done += 1
-            try:
-                await live.commit(session, self.did, Queue(state, revision))
-            except AWAY:
-                self.run.unknown[key].add(self.done)
-                history.writes.append(Write(self.did, revision, began, None, self.instance.name))
-                raise
+            if revision is not None:
+                self.done += 1
+                try:
+                    await live.commit(session, self.did, Queue(state, revision))
+                except AWAY:
+                    self.run.unknown[key].add(self.done)
+                    history.writes.append(Write(self.did, revision, began, None, self.instance.name))
+                    raise
+        if revision is None:
+            self.run.conflicts += 1
+            return await live.get_current(self.did)
         self.run.confirmed[key].add(self.done)
         history.writes.append(Write(self.did, revision, began, time.monotonic(), self.instance.name))
         return None
@@ -155,9 +156,8 @@ class Writer:
 async def read(instance: Instance, did: str, run: Run) -> Queue:
     """A read as a request does it, recorded."""
     began = time.monotonic()
-    async with instance.database.session(read_only=True) as session:
-        copies = instance.live.is_live and instance.live._cache.get(did) is not None
-        found = await instance.live.get(session, did)
+    copies = instance.live.is_live and instance.live._cache.get(did) is not None
+    found = await instance.live.get(did)
     run.from_copies += copies
     run.history.reads.append(Read(instance.name, did, found.revision, began, time.monotonic()))
     return found

@@ -59,6 +59,12 @@ class Plyr:
         return get_database()
 
     @property
+    def held(self) -> int:
+        """Connections that somebody holds; those over which strangers' statements travel are nobody's."""
+        stats = self.database.stats()
+        return stats.pool.leased - (0 if stats.shared is None else stats.shared.connections)
+
+    @property
     def audio_files(self) -> list[Path]:
         """What storage holds, leftovers of uploads included."""
         return [path for path in self.settings.storage.audio_dir.rglob("*") if path.is_file()]
@@ -109,10 +115,20 @@ def plyr_url(plyr_database: str) -> str:
     return plyr_database
 
 
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
+def driver(request: pytest.FixtureRequest) -> str:
+    """What plyr is tested with, everywhere; the last is what it uses by default."""
+    return request.param
+
+
+def with_driver(url: str, driver: str) -> str:
+    return url.replace("postgresql://", f"postgresql+{driver}://")
+
+
 @pytest.fixture
-def plyr_settings(plyr_url: str, tmp_path: Path) -> Settings:
+def plyr_settings(plyr_url: str, tmp_path: Path, driver: str) -> Settings:
     return Settings(
-        database=DatabaseSettings(url=plyr_url),
+        database=DatabaseSettings(url=with_driver(plyr_url, driver)),
         storage=StorageSettings(audio_dir=tmp_path / "audio", max_upload_bytes=MAX_UPLOAD),
         server=ServerSettings(data_dir=tmp_path),
     )

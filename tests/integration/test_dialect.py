@@ -198,6 +198,36 @@ async def test_the_schema_changes_under_prepared_statements(engine: AsyncEngine,
         assert (await connection.execute(query)).all() == [(1, 2)]
 
 
+async def test_text_that_cannot_be_sent_leaves_the_connection_as_it_was(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        pid = await connection.scalar(text("select pg_backend_pid()"))
+        await connection.rollback()
+        for _ in range(2):
+            with pytest.raises(UnicodeEncodeError):
+                async with connection.stream(text("select '\ud800'")):
+                    pass
+            with pytest.raises((UnicodeEncodeError, exc.StatementError)):
+                await connection.execute(text("select :a"), {"a": "\ud800"})
+            await connection.rollback()
+        assert await connection.scalar(text("select pg_backend_pid()")) == pid
+
+
+async def test_a_procedure_in_autocommit_is_not_called_again(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("create table done (n int)"))
+        await connection.execute(
+            text(
+                "create procedure half() language plpgsql as $$ begin insert into done values (1); commit;"
+                " raise exception 'not supported' using errcode = '0A000'; end $$"
+            )
+        )
+    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        for times in range(1, 5):
+            with pytest.raises(exc.DBAPIError):
+                await connection.execute(text("call half()"))
+            assert await connection.scalar(text("select count(*) from done")) == times
+
+
 # -- a connection that is dead at its first use ------------------------------------------------------------------------
 
 

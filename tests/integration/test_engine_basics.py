@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -94,3 +96,31 @@ async def test_nobody_there(driver_url: str) -> None:
     assert isinstance(caught.value, steadypool.ConnectFailed)
     assert not isinstance(caught.value, steadypool.PoolTimeout)
     await engine.dispose()
+
+
+async def test_a_url_without_a_driver_means_ours(database_url: str) -> None:
+    for url in (database_url, database_url.replace("postgresql://", "postgres://")):
+        engine = create_async_engine(url)
+        async with engine.connect() as connection:
+            assert (await connection.execute(text("select 1"))).scalar() == 1
+        assert engine.dialect.driver == "steadypool"
+        assert engine.url.drivername == "postgresql", "as it was written"
+        await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("url", "missing", "said"),
+    [
+        ("postgresql://h/d", "psycopg", "psycopg]'; with asyncpg installed, write postgresql+asyncpg://"),
+        ("postgresql+psycopg://h/d", "psycopg", "pip install 'steadypool[sqlalchemy,psycopg]'"),
+        ("postgresql+asyncpg://h/d", "asyncpg", "pip install 'steadypool[sqlalchemy,asyncpg]'"),
+    ],
+)
+def test_a_driver_that_is_not_installed_is_named(url: str, missing: str, said: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"from steadypool.sqlalchemy import create_async_engine\ncreate_async_engine({url!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"ConfigurationError: {url.partition(':')[0]}:// needs {missing}: " in done.stderr
+    assert said in done.stderr

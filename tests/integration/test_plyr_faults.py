@@ -13,14 +13,15 @@ from backend.migrations.upgrade import upgrade
 from steadypool import DatabaseSettings
 from steadypool.lab import EmbeddedPostgres
 
-from .conftest import Plyr, tone
+from .conftest import Plyr, tone, with_driver
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def plyr_settings(plyr_settings: Settings, private_server: EmbeddedPostgres) -> Settings:
-    database = DatabaseSettings(url=private_server.url, connection_timeout=1.5, request_deadline=1.5)
+def plyr_settings(plyr_settings: Settings, private_server: EmbeddedPostgres, driver: str) -> Settings:
+    url = with_driver(private_server.url, driver)
+    database = DatabaseSettings(url=url, connection_timeout=1.5, request_deadline=1.5)
     upgrade(database)
     return plyr_settings.model_copy(update={"database": database})
 

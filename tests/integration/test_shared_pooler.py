@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+from sqlalchemy import text
 
-from steadypool import errors
+from steadypool import Database, DatabaseSettings, errors
 
 from .poolers import pgbouncer
 from .test_shared_way import House, ends
@@ -128,3 +130,39 @@ async def test_a_pooler_that_stops_at_a_second_query(database_url: str) -> None:
             assert house.way.options.window == 1
             assert wedged() == 1, "the canary, and nobody's statement"
             assert house.way.stats().collateral == 0
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+async def test_everything_behind_a_pooler_that_stops_at_a_second_query(database_url: str, mode: str) -> None:
+    async with one_at_a_time(database_url) as (url, wedged):
+        async with Database(settings_for(url, "steadypool", pooler=mode, pool_size=1, max_overflow=0)) as db:
+            for number in range(5):
+                async with db.session() as session:
+                    assert await session.scalar(text("select cast(:n as int)"), {"n": number}) == number
+                async with db.connection() as connection:
+                    assert await connection.fetchval("select $1::int", number) == number
+            assert wedged() == 0, "a ROLLBACK is waited for"
+            values = await ends(*(db.fetchval("select $1::int", number) for number in range(50)))
+            assert values == list(range(50))
+            assert wedged() == 1, "the canary"
+
+
+def settings_for(url: str, driver: str, **more: Any) -> DatabaseSettings:
+    url = url.replace("postgresql://", f"postgresql+{driver}://")
+    return DatabaseSettings(url=url, shared_statement_timeout=0.5, **more)
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "steadypool"])
+async def test_a_database_finds_out_by_itself(database_url: str, driver: str) -> None:
+    async with pgbouncer(database_url, "transaction") as url, Database(settings_for(url, driver)) as db:
+        values = await ends(*(db.fetchval("select $1::int", number) for number in range(60)))
+        assert values == list(range(60))
+        limits = "select current_setting('statement_timeout') || ' ' || current_setting('lock_timeout')"
+        assert await db.fetchval(limits) == "500ms 1s"
+        with pytest.raises(errors.StatementTimeout):
+            await db.fetch("select pg_sleep(5)")
+        async with db.session() as session:
+            assert await session.scalar(text(limits)) == "10s 0"
+        watch = db.pool.dialect.pooler_watch
+        assert (watch.behind_pooler, watch.keeps_statements) == (True, False)
+        assert watch.one_at_a_time is (driver != "steadypool"), "PgBouncer answered two at once"

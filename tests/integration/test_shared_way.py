@@ -205,8 +205,9 @@ async def test_a_lock_on_the_shared_way_has_a_limit(make: MakeHouse, database_ur
     await house.ask("insert into t values (1)")
     async with await psycopg.AsyncConnection.connect(database_url) as session:
         await session.execute("select * from t for update")
-        with pytest.raises(sql.LockNotAvailable):
+        with pytest.raises(errors.StatementTimeout, match=r"waiting 0\.20s for a lock") as locked:
             await house.ask("update t set id = 2")
+        assert isinstance(locked.value.__cause__, sql.LockNotAvailable)
 
 
 # -- time --------------------------------------------------------------------------------------------------------
@@ -399,6 +400,58 @@ async def test_a_result_that_is_too_large(make: MakeHouse) -> None:
     )
     assert isinstance(got[0], errors.ResultTooLarge)
     assert got[1] == [("small",)]
+
+
+# -- what must not run twice, and what must not be anybody else's -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "raise exception 'not supported' using errcode = '0A000'",
+        "raise exception 'no such statement' using errcode = '26000'",
+        "execute 'execute nobody_prepared_this'",
+        "raise exception 'it is there' using errcode = '42P05'",
+    ],
+)
+async def test_words_of_a_procedure_are_not_taken_for_a_stale_statement(make: MakeHouse, told: str) -> None:
+    """It has committed half of its work when it says what a server says of a prepared statement that it has lost."""
+    house = make(connections=1)
+    await house.ask("create table done (n int)")
+    await house.ask(
+        f"create procedure half() language plpgsql as $$ begin insert into done values (1); commit; {told}; end $$"
+    )
+    for times in range(1, 5):  # the later ones are prepared
+        with pytest.raises(psycopg.Error):
+            await house.ask("call half()")
+        assert await house.ask("select count(*) from done") == [(times,)]
+    assert len(house.driver.opened) == 1
+
+
+@pytest.mark.parametrize("value", ["\ud800", object(), [1, "a"]], ids=lambda it: type(it).__name__)
+async def test_what_cannot_be_sent_is_told_to_its_caller_alone(make: MakeHouse, value: Any) -> None:
+    """Its turn comes while the answer to somebody else is being read."""
+    house = make(connections=1, window=1)
+    running = asyncio.create_task(house.ask("select 'first' from pg_sleep(0.1)"))
+    await until(lambda: house.way.stats().in_flight == 1)
+    got = await ends(house.ask("select $1", value), house.ask("select 'third'"))
+    assert await running == [("first",)]
+    assert isinstance(got[0], Exception)
+    assert got[1] == [("third",)]
+    assert len(house.driver.opened) == 1
+
+
+async def test_text_without_an_encoding_is_told_to_its_caller_alone(house: House) -> None:
+    got = await ends(house.ask("select 1"), house.ask("select '\ud800'"), house.ask("select 3"))
+    assert isinstance(got.pop(1), UnicodeEncodeError)
+    assert got == [[(1,)], [(3,)]]
+
+
+async def test_no_time_at_all_is_not_taken_for_no_limit(house: House) -> None:
+    for nothing in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="seconds above 0"):
+            await house.ask("select pg_sleep(1)", timeout=nothing)
+    assert house.way.stats().statements == 0
 
 
 # -- round trips -------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from steadypool.sharable import refusal
         " BEGIN ISOLATION LEVEL SERIALIZABLE",
         "/* a /* nested */ comment */ begin",
         "-- a line\nStart transaction",
+        "-- to the server this ends a line, too\rbegin",
+        "select 1 -- \r, set_config('search_path', 'evil', false)",
         "commit",
         "rollback to savepoint a",
         "set statement_timeout = 0",

@@ -11,11 +11,10 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from backend.api.deps import EarlyViewer, StorageDep
+from backend.api.deps import DatabaseDep, StorageDep, Viewer
 from backend.api.ranges import Slice, Unsatisfiable, matches, parse_range, range_applies
-from backend.models import Track
 from backend.services import audio
-from backend.services.audio import Refusal
+from backend.services.audio import Recording, Refusal
 from backend.services.policy import may_download, may_listen
 from backend.storage.audio import MEDIA_TYPES
 from backend.storage.base import FILE_ID, Storage
@@ -44,28 +43,37 @@ class BytesResponse(StreamingResponse):
 @router.get("/{file_id}")
 @router.head("/{file_id}", include_in_schema=False)
 async def stream_audio(
-    request: Request, file_id: str, viewer: EarlyViewer, storage: StorageDep, track: OnlyTrack = None
+    request: Request,
+    file_id: str,
+    viewer: Viewer,
+    database: DatabaseDep,
+    storage: StorageDep,
+    track: OnlyTrack = None,
 ) -> Response:
     size = await _size(storage, file_id)
     part, headers = _select(request, file_id, size)
     plays = request.method == "GET" and part is not None and part.start == 0 and part.length > PROBE
-    async with db_session(read_only=not plays) as session:
-        found = await audio.find(session, file_id, viewer, may_listen, track)
-        if not isinstance(found, Refusal) and plays:
-            await audio.count_play(session, found.id)
+    found = _allowed(await audio.find(database, file_id, viewer, may_listen, track), viewer)
+    if plays:
+        async with db_session() as session:
+            await audio.count_play(session, found.track_id)
             await session.commit()
-    return _answer(request, storage, _allowed(found, viewer), size, part, headers)
+    return _answer(request, storage, found, size, part, headers)
 
 
 @router.get("/{file_id}/download")
 @router.head("/{file_id}/download", include_in_schema=False)
 async def download_audio(
-    request: Request, file_id: str, viewer: EarlyViewer, storage: StorageDep, track: OnlyTrack = None
+    request: Request,
+    file_id: str,
+    viewer: Viewer,
+    database: DatabaseDep,
+    storage: StorageDep,
+    track: OnlyTrack = None,
 ) -> Response:
     size = await _size(storage, file_id)
     part, headers = _select(request, file_id, size)
-    async with db_session(read_only=True) as session:
-        found = _allowed(await audio.find(session, file_id, viewer, may_download, track), viewer)
+    found = _allowed(await audio.find(database, file_id, viewer, may_download, track), viewer)
     name = f"{found.title}.{found.file_type}"
     headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(name, safe='')}"
     return _answer(request, storage, found, size, part, headers)
@@ -78,7 +86,7 @@ async def _size(storage: Storage, file_id: str) -> int:
     return size
 
 
-def _allowed(found: Track | Refusal, viewer: str | None) -> Track:
+def _allowed(found: Recording | Refusal, viewer: str | None) -> Recording:
     if found is Refusal.UNKNOWN:
         raise HTTPException(404, "audio not found")
     if found is Refusal.FORBIDDEN:
@@ -118,7 +126,7 @@ def _select(request: Request, file_id: str, size: int) -> tuple[Slice | None, di
 def _answer(
     request: Request,
     storage: Storage,
-    track: Track,
+    track: Recording,
     size: int,
     part: Slice | None,
     headers: dict[str, str],

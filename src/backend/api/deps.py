@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Path, Query
-from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
 
 from backend.config import Settings
-from backend.models import Artist
 from backend.services import artists
+from backend.services.artists import Identity
 from backend.services.live_queues import LiveQueues
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.base import Storage
-from backend.utilities.database import db_session
+from backend.utilities.database import get_database
+from steadypool import Database
 
 MAX_PAGE = 1000
 
@@ -23,13 +22,12 @@ Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 TrackId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
-async def _session(request: Request) -> AsyncIterator[AsyncSession]:
-    async with db_session(read_only=request.method in {"GET", "HEAD"}) as session:
-        yield session
+async def _database() -> Database:
+    return get_database()
 
 
-SessionDep = Annotated[AsyncSession, Depends(_session, scope="function")]
-"""The request's session; given back before the response is sent. It takes a connection at its first statement."""
+DatabaseDep = Annotated[Database, Depends(_database)]
+"""For what is only read: single statements, for which nobody holds a connection. Writes are in `db_session()`."""
 
 
 def _credential(request: Request) -> str | None:
@@ -52,48 +50,29 @@ def require_credential(request: Request) -> str:
     return credential
 
 
-async def authenticate(session: AsyncSession, credential: str) -> Artist:
+async def authenticate(database: Database, credential: str) -> Identity:
     """Who signs in with this; 401 for nobody."""
-    artist = await artists.authenticate(session, credential)
+    artist = await artists.authenticate(database, credential)
     if artist is None:
         raise _unauthorized("the token is not valid, or has expired")
     return artist
 
 
-async def _current_artist(request: Request, session: SessionDep) -> Artist:
-    return await authenticate(session, require_credential(request))
+async def _current_artist(request: Request, database: DatabaseDep) -> Identity:
+    return await authenticate(database, require_credential(request))
 
 
-async def _early_artist(request: Request) -> Artist:
-    credential = require_credential(request)
-    async with db_session(read_only=True) as session:
-        return await authenticate(session, credential)
-
-
-async def _viewer(request: Request, session: SessionDep) -> str | None:
+async def _viewer(request: Request, database: DatabaseDep) -> str | None:
     credential = _credential(request)
-    artist = None if credential is None else await artists.authenticate(session, credential)
+    artist = None if credential is None else await artists.authenticate(database, credential)
     return None if artist is None else artist.did
 
 
-async def _early_viewer(request: Request) -> str | None:
-    if _credential(request) is None:
-        return None
-    async with db_session(read_only=True) as session:
-        return await _viewer(request, session)
-
-
-CurrentArtist = Annotated[Artist, Depends(_current_artist)]
-"""Who is signed in, looked up in the request's session; 401 for nobody."""
+CurrentArtist = Annotated[Identity, Depends(_current_artist)]
+"""Who is signed in; 401 for nobody."""
 
 Viewer = Annotated[str | None, Depends(_viewer)]
 """The DID of who is signed in, or None: for what everybody may ask."""
-
-EarlyArtist = Annotated[Artist, Depends(_early_artist)]
-"""As CurrentArtist, for requests that then move many bytes: its connection is given back at once."""
-
-EarlyViewer = Annotated[str | None, Depends(_early_viewer)]
-"""As Viewer, giving its connection back at once."""
 
 
 def _settings(request: Request) -> Settings:

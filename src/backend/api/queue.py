@@ -11,15 +11,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ValidationError, field_validator
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.responses import JSONResponse
 
 from backend.api.deps import (
     CurrentArtist,
-    EarlyArtist,
+    DatabaseDep,
     LiveQueuesDep,
-    SessionDep,
     SettingsDep,
     authenticate,
     require_credential,
@@ -30,16 +27,15 @@ from backend.services import tracks
 from backend.services.live_queues import LiveQueues
 from backend.services.queue_cache import Queue
 from backend.utilities.database import db_session
+from steadypool import Database
 from steadypool.clock import Backoff
 from steadypool.errors import DeadlineExceeded, SteadypoolError
 from steadypool.fastapi import route_deadline
+from steadypool.sqlstate import sqlstate_in
 
 router = APIRouter(prefix="/queue", tags=["queue"])
 
 log = logging.getLogger(__name__)
-
-_AWAY = (SteadypoolError, OperationalError, InterfaceError)
-"""The database is away or slow: whoever watches waits for it."""
 
 _REVISION = re.compile(r'"(0|[1-9][0-9]{0,17})"')
 
@@ -72,13 +68,13 @@ def _check_storable(value: Any) -> None:
 
 @router.get("/", response_model=QueueOut)
 async def get_queue(
-    request: Request, session: SessionDep, artist: CurrentArtist, live_queues: LiveQueuesDep
+    request: Request, database: DatabaseDep, artist: CurrentArtist, live_queues: LiveQueuesDep
 ) -> Response:
-    found = await live_queues.get(session, artist.did)
+    found = await live_queues.get(artist.did)
     headers = _headers(found.revision)
     if matches(request.headers.get("if-none-match"), _etag(found.revision)):
         return Response(status_code=304, headers=headers)
-    return JSONResponse(await _content(request, session, artist.did, found), headers=headers)
+    return JSONResponse(await _content(request, database, artist.did, found), headers=headers)
 
 
 def _expected(request: Request) -> int:
@@ -110,27 +106,29 @@ async def _change(request: Request, settings: SettingsDep) -> tuple[int, dict[st
         raise HTTPException(422, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
 
 
-# The order of the parameters is the order of the work: the body first, then the session.
+# The order of the parameters is the order of the work: the body first.
 @router.put("/", response_model=QueueOut)
 async def put_queue(
     request: Request,
     change: Annotated[tuple[int, dict[str, Any]], Depends(_change)],
-    session: SessionDep,
     artist: CurrentArtist,
+    database: DatabaseDep,
     live_queues: LiveQueuesDep,
 ) -> Response:
     expected, state = change
     did = artist.did
-    revision = await live_queues.put(session, did, state, expected)
-    if revision is None:
-        current = await live_queues.get_current(session, did)
-        detail = f"the queue is at revision {current.revision}, not {expected}; this is how it looks now"
-        content = {"detail": detail} | await _content(request, session, did, current)
-        return JSONResponse(content, 409, headers=_headers(current.revision))
-    new = Queue(state, revision)
-    content = await _content(request, session, did, new)
-    await live_queues.commit(session, did, new)
-    return JSONResponse(content, headers=_headers(revision))
+    new = Queue(state, expected + 1)
+    # Before the change: once that is made, nothing may fail any more.
+    content = await _content(request, database, did, new)
+    async with db_session() as session:
+        revision = await live_queues.put(session, did, state, expected)
+        if revision is not None:
+            await live_queues.commit(session, did, new)
+            return JSONResponse(content, headers=_headers(revision))
+    current = await live_queues.get_current(did)
+    detail = f"the queue is at revision {current.revision}, not {expected}; this is how it looks now"
+    content = {"detail": detail} | await _content(request, database, did, current)
+    return JSONResponse(content, 409, headers=_headers(current.revision))
 
 
 def _etag(revision: int) -> str:
@@ -141,8 +139,8 @@ def _headers(revision: int) -> dict[str, str]:
     return {"ETag": _etag(revision), "Cache-Control": "private, no-cache", "Vary": "Authorization, Cookie"}
 
 
-async def _content(request: Request, session: AsyncSession, did: str, found: Queue) -> dict[str, Any]:
-    views = await tracks.list_by_files(session, found.state.get("track_ids", []), did)
+async def _content(request: Request, database: Database, did: str, found: Queue) -> dict[str, Any]:
+    views = await tracks.list_by_files(database, found.state.get("track_ids", []), did)
     shown = [track_out(view, request, did) for view in views]
     return QueueOut(state=found.state, revision=found.revision, tracks=shown).model_dump(mode="json")
 
@@ -152,7 +150,7 @@ async def _content(request: Request, session: AsyncSession, did: str, found: Que
 
 @router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(route_deadline(None))])
 async def queue_events(
-    request: Request, artist: EarlyArtist, live_queues: LiveQueuesDep
+    request: Request, artist: CurrentArtist, database: DatabaseDep, live_queues: LiveQueuesDep
 ) -> AsyncIterator[ServerSentEvent]:
     """The queue now and after each change, several changes in quick succession as one. The id is the revision.
 
@@ -170,13 +168,15 @@ async def queue_events(
             pause: float | None = None
             try:
                 if not live_queues.is_dormant:
-                    event = await _event(request, live_queues, artist.did, known)
+                    event = await _event(request, database, live_queues, artist.did, known)
                     if event is not None:
                         known = event.id or ""
                         yield event
             except (HTTPException, DeadlineExceeded):
                 return  # signed out meanwhile, or the time that the client gave is over
-            except _AWAY as error:
+            except Exception as error:
+                if not _is_the_databases(error):
+                    raise
                 log.info("the queue could not be read for those who watch it, trying again: %s", error)
                 pause = backoff.next_pause()
             else:
@@ -188,12 +188,19 @@ async def queue_events(
                 return
 
 
-async def _event(request: Request, live_queues: LiveQueues, did: str, known: str) -> ServerSentEvent | None:
+def _is_the_databases(error: Exception) -> bool:
+    """Whether it is away, slow or refuses, in whichever driver's words: whoever watches waits for it."""
+    return isinstance(error, SteadypoolError) or sqlstate_in(error) is not None
+
+
+async def _event(
+    request: Request, database: Database, live_queues: LiveQueues, did: str, known: str
+) -> ServerSentEvent | None:
     """The queue, if it is another one than is known to the client."""
-    async with live_queues.readers, db_session(read_only=True) as session:
-        await authenticate(session, require_credential(request))
-        found = await live_queues.get(session, did)
+    async with live_queues.readers:
+        await authenticate(database, require_credential(request))
+        found = await live_queues.get(did)
         if str(found.revision) == known:
             return None
-        content = await _content(request, session, did, found)
+        content = await _content(request, database, did, found)
     return ServerSentEvent(data=content, event="queue", id=str(found.revision))

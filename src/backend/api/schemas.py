@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from backend.models import Track
 from backend.services.policy import Publishing, may_listen
 from backend.services.tracks import TrackView
 
@@ -98,36 +97,29 @@ class QueueOut(BaseModel):
 
 def track_out(view: TrackView, request: Request, viewer: str | None) -> TrackOut:
     """A track as this viewer sees it."""
-    track = view.track
-    publishing = Publishing.model_validate(track.publishing)
     return TrackOut(
-        id=track.id,
-        title=track.title,
-        description=track.description,
-        file_id=track.file_id,
-        file_type=track.file_type,
-        duration=track.duration,
-        artist=track.artist.display_name,
-        artist_handle=track.artist.handle,
-        artist_did=track.did,
-        play_count=track.play_count,
+        id=view.id,
+        title=view.title,
+        description=view.description,
+        file_id=view.file_id,
+        file_type=view.file_type,
+        duration=view.duration,
+        artist=view.artist,
+        artist_handle=view.artist_handle,
+        artist_did=view.did,
+        play_count=view.play_count,
         like_count=view.like_count,
-        album=_album_out(track),
-        r2_url=f"{request.base_url}audio/{track.file_id}?track={track.id}",
-        tags=track.tags,
-        created_at=track.created_at,
-        visibility=track.visibility,
-        unlisted=track.visibility == "unlisted",
-        publishing=publishing,
-        gated=not may_listen(publishing.access, track.did, viewer),
-        atproto_record_uri=track.atproto_record_uri,
-        atproto_record_cid=track.atproto_record_cid,
+        album=None if view.album is None else AlbumOut(**view.album._asdict()),
+        r2_url=f"{request.base_url}audio/{view.file_id}?track={view.id}",
+        tags=view.tags,
+        created_at=view.created_at,
+        visibility=view.visibility,
+        unlisted=view.visibility == "unlisted",
+        publishing=view.publishing,
+        gated=not may_listen(view.publishing.access, view.did, viewer),
+        atproto_record_uri=view.atproto_record_uri,
+        atproto_record_cid=view.atproto_record_cid,
     )
-
-
-def _album_out(track: Track) -> AlbumOut | None:
-    album = track.album
-    return None if album is None else AlbumOut(id=album.id, title=album.title, slug=album.slug)
 
 
 def track_list(views: list[TrackView], request: Request, viewer: str | None) -> TrackList:

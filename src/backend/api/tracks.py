@@ -7,7 +7,7 @@ import logging
 from fastapi import APIRouter, HTTPException, Request
 from sqlalchemy.exc import SQLAlchemyError
 
-from backend.api.deps import MAX_PAGE, CurrentArtist, Limit, SessionDep, StorageDep, TrackId, Viewer
+from backend.api.deps import MAX_PAGE, CurrentArtist, DatabaseDep, Limit, StorageDep, TrackId, Viewer
 from backend.api.schemas import DeletedOut, LikeOut, TrackList, TrackOut, track_list, track_out
 from backend.services import files, likes, tracks
 from backend.storage.base import Storage
@@ -21,68 +21,74 @@ NOT_FOUND = "track not found"
 
 
 @router.get("/")
-async def list_tracks(request: Request, session: SessionDep, viewer: Viewer, limit: Limit = 50) -> TrackList:
-    return track_list(await tracks.list_public(session, limit), request, viewer)
+async def list_tracks(
+    request: Request, database: DatabaseDep, viewer: Viewer, limit: Limit = 50
+) -> TrackList:
+    return track_list(await tracks.list_public(database, limit), request, viewer)
 
 
 @router.get("/me")
 async def list_my_tracks(
-    request: Request, session: SessionDep, artist: CurrentArtist, limit: Limit = 50
+    request: Request, database: DatabaseDep, artist: CurrentArtist, limit: Limit = 50
 ) -> TrackList:
-    return track_list(await tracks.list_by_artist(session, artist.did, limit), request, artist.did)
+    return track_list(await tracks.list_by_artist(database, artist.did, limit), request, artist.did)
 
 
 @router.get("/liked")
 async def list_liked_tracks(
-    request: Request, session: SessionDep, artist: CurrentArtist, limit: Limit = MAX_PAGE
+    request: Request, database: DatabaseDep, artist: CurrentArtist, limit: Limit = MAX_PAGE
 ) -> TrackList:
     # The SDK sends no limit here and cuts the answer itself, so the default is all there can be.
-    return track_list(await tracks.list_liked(session, artist.did, limit), request, artist.did)
+    return track_list(await tracks.list_liked(database, artist.did, limit), request, artist.did)
 
 
 @router.get("/by-uri")
-async def get_track_by_uri(request: Request, session: SessionDep, viewer: Viewer, uri: str) -> TrackOut:
-    if "\0" in uri or (view := await tracks.get_by_uri(session, uri, viewer)) is None:
+async def get_track_by_uri(request: Request, database: DatabaseDep, viewer: Viewer, uri: str) -> TrackOut:
+    if "\0" in uri or (view := await tracks.get_by_uri(database, uri, viewer)) is None:
         raise HTTPException(404, NOT_FOUND)
     return track_out(view, request, viewer)
 
 
 @router.get("/{track_id}")
-async def get_track(request: Request, session: SessionDep, viewer: Viewer, track_id: TrackId) -> TrackOut:
-    view = await tracks.get(session, track_id, viewer)
+async def get_track(request: Request, database: DatabaseDep, viewer: Viewer, track_id: TrackId) -> TrackOut:
+    view = await tracks.get(database, track_id, viewer)
     if view is None:
         raise HTTPException(404, NOT_FOUND)
     return track_out(view, request, viewer)
 
 
 @router.post("/{track_id}/like")
-async def like_track(session: SessionDep, artist: CurrentArtist, track_id: TrackId) -> LikeOut:
-    seen = await tracks.get(session, track_id, artist.did)
-    if seen is None or not await likes.like(session, track_id, artist.did):
+async def like_track(database: DatabaseDep, artist: CurrentArtist, track_id: TrackId) -> LikeOut:
+    if await tracks.get(database, track_id, artist.did) is None:
         raise HTTPException(404, NOT_FOUND)
-    await session.commit()
+    async with db_session() as session:
+        if not await likes.like(session, track_id, artist.did):
+            raise HTTPException(404, NOT_FOUND)
+        await session.commit()
     return LikeOut(liked=True)
 
 
 @router.delete("/{track_id}/like")
-async def unlike_track(session: SessionDep, artist: CurrentArtist, track_id: TrackId) -> LikeOut:
-    if await tracks.get(session, track_id, artist.did) is None:
+async def unlike_track(database: DatabaseDep, artist: CurrentArtist, track_id: TrackId) -> LikeOut:
+    if await tracks.get(database, track_id, artist.did) is None:
         raise HTTPException(404, NOT_FOUND)
-    await likes.unlike(session, track_id, artist.did)
-    await session.commit()
+    async with db_session() as session:
+        await likes.unlike(session, track_id, artist.did)
+        await session.commit()
     return LikeOut(liked=False)
 
 
 @router.delete("/{track_id}")
 async def delete_track(
-    session: SessionDep, artist: CurrentArtist, storage: StorageDep, track_id: TrackId
+    database: DatabaseDep, artist: CurrentArtist, storage: StorageDep, track_id: TrackId
 ) -> DeletedOut:
-    file_id = await tracks.remove(session, track_id, artist.did)
+    async with db_session() as session:
+        file_id = await tracks.remove(session, track_id, artist.did)
+        await session.commit()
     if file_id is None:
-        if await tracks.get(session, track_id, artist.did) is None:
+        if await tracks.get(database, track_id, artist.did) is None:
             raise HTTPException(404, NOT_FOUND)
         raise HTTPException(403, "only the artist who published a track may delete it")
-    await session.commit()
     await _remove_file(storage, file_id)
     return DeletedOut()
 

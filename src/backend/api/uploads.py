@@ -11,16 +11,18 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.sse import EventSourceResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError
 
-from backend.api.deps import EarlyArtist, JobsDep, SettingsDep, StorageDep
+from backend.api.deps import CurrentArtist, DatabaseDep, JobsDep, SettingsDep, StorageDep
 from backend.api.multipart import MalformedForm, read_form
 from backend.api.schemas import ProgressOut, UploadOut
-from backend.models import Upload, UploadStatus
+from backend.models import UploadStatus
 from backend.services import uploads
 from backend.services.policy import Publishing
 from backend.services.tracks import TrackDraft
+from backend.services.uploads import Progress
 from backend.storage.audio import NotAudio, inspect
 from backend.storage.base import StorageFull, TooLarge
 from backend.utilities.database import UPLOADS, db_session
+from steadypool import Database
 from steadypool.fastapi import route_deadline
 
 router = APIRouter(prefix="/tracks", tags=["uploads"])
@@ -57,7 +59,7 @@ NO_DEADLINE = [Depends(route_deadline(None))]
 
 @router.post("/", status_code=202, dependencies=NO_DEADLINE)
 async def upload_track(
-    request: Request, artist: EarlyArtist, settings: SettingsDep, storage: StorageDep, jobs: JobsDep
+    request: Request, artist: CurrentArtist, settings: SettingsDep, storage: StorageDep, jobs: JobsDep
 ) -> UploadOut:
     try:
         _refuse_early(request, settings.storage.max_upload_bytes)
@@ -106,13 +108,12 @@ def _validated(fields: dict[str, str]) -> UploadForm:
         raise HTTPException(422, text) from error
 
 
-async def _own_upload(upload_id: uuid.UUID, artist: EarlyArtist) -> Upload:
-    return await _read(upload_id, artist.did)
+async def _own_upload(upload_id: uuid.UUID, artist: CurrentArtist, database: DatabaseDep) -> Progress:
+    return await _read(database, upload_id, artist.did)
 
 
-async def _read(upload_id: uuid.UUID, did: str) -> Upload:
-    async with db_session(read_only=True) as session:
-        upload = await uploads.get(session, upload_id, did)
+async def _read(database: Database, upload_id: uuid.UUID, did: str) -> Progress:
+    upload = await uploads.get(database, upload_id, did)
     if upload is None:
         raise HTTPException(404, "upload not found")
     return upload
@@ -120,11 +121,11 @@ async def _read(upload_id: uuid.UUID, did: str) -> Upload:
 
 @router.get("/uploads/{upload_id}/progress", response_class=EventSourceResponse, dependencies=NO_DEADLINE)
 async def upload_progress(
-    upload: Annotated[Upload, Depends(_own_upload)], jobs: JobsDep
+    upload: Annotated[Progress, Depends(_own_upload)], database: DatabaseDep, jobs: JobsDep
 ) -> AsyncIterator[ProgressOut]:
     if upload.status == UploadStatus.PROCESSING:
         yield ProgressOut(status=upload.status)
         # Whoever watches also finishes it, should the process that accepted it be gone.
-        await jobs.finish(upload.id)
-        upload = await _read(upload.id, upload.did)
+        await jobs.finish(upload.upload_id)
+        upload = await _read(database, upload.upload_id, upload.did)
     yield ProgressOut(status=upload.status, track_id=upload.track_id, error=upload.error)

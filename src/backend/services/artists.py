@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import bindparam, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.models import Artist, DeveloperToken
+from steadypool import Database
 
 TOKEN_BYTES = 32
 
@@ -27,15 +29,26 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
-async def authenticate(session: AsyncSession, token: str) -> Artist | None:
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who somebody is, as far as a request has to know."""
+
+    did: str
+    handle: str
+
+
+_BY_TOKEN = (
+    select(Artist.did, Artist.handle)
+    .join(DeveloperToken, DeveloperToken.did == Artist.did)
+    .where(DeveloperToken.token_hash == bindparam("token_hash"))
+    .where(or_(DeveloperToken.expires_at.is_(None), DeveloperToken.expires_at > func.now()))
+)
+
+
+async def authenticate(database: Database, token: str) -> Identity | None:
     """The artist whose unexpired token this is."""
-    query = (
-        select(Artist)
-        .join(DeveloperToken, DeveloperToken.did == Artist.did)
-        .where(DeveloperToken.token_hash == hash_token(token))
-        .where(or_(DeveloperToken.expires_at.is_(None), DeveloperToken.expires_at > func.now()))
-    )
-    return await session.scalar(query)
+    row = await database.fetchrow(_BY_TOKEN, {"token_hash": hash_token(token)}, read_only=True)
+    return None if row is None else Identity(*row)
 
 
 def add_artist(session: AsyncSession, *, did: str, handle: str, display_name: str) -> Artist:

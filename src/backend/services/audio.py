@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum, auto
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.models import Track
 from backend.services.policy import Publishing, PublishingPolicy, may_see
+from steadypool import Database
 
 Rule = Callable[[PublishingPolicy, str, str | None], bool]
 
@@ -23,19 +25,37 @@ class Refusal(Enum):
     """The artist does not let this viewer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A file as one track names it."""
+
+    track_id: int
+    title: str
+    file_id: str
+    file_type: str
+
+
+_BY_FILE = (
+    select(Track.did, Track.publishing, Track.id, Track.title, Track.file_id, Track.file_type)
+    .where(Track.file_id == bindparam("file_id"))
+    .order_by(Track.id)
+)
+_ONE_BY_FILE = _BY_FILE.where(Track.id == bindparam("track_id"))
+
+
 async def find(
-    session: AsyncSession, file_id: str, viewer: str | None, allowed: Rule, track_id: int | None = None
-) -> Track | Refusal:
+    database: Database, file_id: str, viewer: str | None, allowed: Rule, track_id: int | None = None
+) -> Recording | Refusal:
     """The track for which this viewer may have the file: the named one, or the oldest that allows it."""
-    query = select(Track).where(Track.file_id == file_id).order_by(Track.id)
+    query, values = _BY_FILE, {"file_id": file_id}
     if track_id is not None:
-        query = query.where(Track.id == track_id)
+        query, values = _ONE_BY_FILE, {"file_id": file_id, "track_id": track_id}
     refusal = Refusal.UNKNOWN
-    for track in await session.scalars(query):
-        policy = Publishing.model_validate(track.publishing).access
-        if allowed(policy, track.did, viewer):
-            return track
-        if may_see(policy, track.did, viewer):
+    for did, publishing, *recording in await database.fetch(query, values, read_only=True):
+        policy = Publishing.model_validate(publishing).access
+        if allowed(policy, did, viewer):
+            return Recording(*recording)
+        if may_see(policy, did, viewer):
             refusal = Refusal.FORBIDDEN
     return refusal
 

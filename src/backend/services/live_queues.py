@@ -131,20 +131,20 @@ class LiveQueues:
 
     # -- reading and writing -----------------------------------------------------------------------------------
 
-    async def get(self, session: AsyncSession, did: str) -> Queue:
+    async def get(self, did: str) -> Queue:
         """The queue as it is: a copy while changes are being heard, else what the database says."""
         if self.is_live and (copy := self._cache.get(did)) is not None:
             return copy
         with self._cache.reading(did) as reading:
             was_live = self.is_live
-            found = Queue(*await queue.get(session, did))
+            found = Queue(*await queue.get(self._database, did))
             if was_live and self.is_live:
                 self._cache.keep_read(did, found, reading)
         return found
 
-    async def get_current(self, session: AsyncSession, did: str) -> Queue:
+    async def get_current(self, did: str) -> Queue:
         """The queue as the database says, whatever is known here."""
-        found = Queue(*await queue.get(session, did))
+        found = Queue(*await queue.get(self._database, did))
         self._cache.changed(did, found.revision)
         return found
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import func, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.models import QueueState
+from steadypool import Database
 
 EMPTY: Mapping[str, Any] = {
     "track_ids": [],
@@ -22,10 +23,13 @@ EMPTY: Mapping[str, Any] = {
 """The queue of an artist who never had one; its revision is 0."""
 
 
-async def get(session: AsyncSession, did: str) -> tuple[dict[str, Any], int]:
+_BY_ARTIST = select(QueueState.state, QueueState.revision).where(QueueState.did == bindparam("did"))
+
+
+async def get(database: Database, did: str) -> tuple[dict[str, Any], int]:
     """The state and its revision."""
-    queue = await session.get(QueueState, did)
-    return (dict(EMPTY), 0) if queue is None else (queue.state, queue.revision)
+    row = await database.fetchrow(_BY_ARTIST, {"did": did}, read_only=True)
+    return (dict(EMPTY), 0) if row is None else (row["state"], row["revision"])
 
 
 async def put(session: AsyncSession, did: str, state: dict[str, Any], expected: int) -> int | None:

@@ -7,18 +7,20 @@ import secrets
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import ColumnElement, Select, Text, any_, delete, func, literal, or_, select
+from sqlalchemy import Executable, Integer, Text, any_, bindparam, delete, func, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import joinedload
 
 from backend.models import Album, Artist, Like, Track
 from backend.services import atproto
 from backend.services.policy import Publishing
+from steadypool import Database
+from steadypool.rows import Row
 
 
 class TrackDraft(BaseModel):
@@ -36,83 +38,130 @@ class TrackDraft(BaseModel):
     publishing: Publishing = Publishing()
 
 
+class AlbumView(NamedTuple):
+    """An album, as far as a track tells about it."""
+
+    id: uuid.UUID
+    title: str
+    slug: str
+
+
 @dataclass(frozen=True, slots=True)
 class TrackView:
-    """A track with its artist and album loaded, and what is counted about it."""
+    """A track as it is shown, with its artist, its album and what is counted about it. In the order of `_VIEWS`."""
 
-    track: Track
+    id: int
+    did: str
+    artist: str
+    artist_handle: str
+    title: str
+    description: str | None
+    tags: list[str]
+    file_id: str
+    file_type: str
+    duration: float | None
+    visibility: str
+    publishing: Publishing
+    play_count: int
+    atproto_record_uri: str
+    atproto_record_cid: str
+    created_at: datetime
     like_count: int
+    album: AlbumView | None
+
+    @classmethod
+    def from_row(cls, row: Row) -> TrackView:
+        """A row of `_VIEWS`: the last three columns are the album's."""
+        *track, album_id, album_title, album_slug = row
+        track.append(None if album_id is None else AlbumView(album_id, album_title, album_slug))
+        view = cls(*track)
+        return replace(view, publishing=Publishing.model_validate(view.publishing))
 
 
-def _select_views() -> Select[Track, int]:
-    likes = select(func.count()).where(Like.track_id == Track.id).correlate(Track).scalar_subquery()
-    return select(Track, likes).options(joinedload(Track.artist), joinedload(Track.album))
-
-
-def _visible_to(viewer: str | None) -> ColumnElement[bool]:
-    public = Track.visibility != "private"
-    return public if viewer is None else or_(public, Track.did == viewer)
-
-
-async def _views(session: AsyncSession, query: Select[Track, int]) -> list[TrackView]:
-    return [TrackView(track, likes) for track, likes in await session.execute(query)]
-
-
-async def list_public(session: AsyncSession, limit: int) -> list[TrackView]:
-    """The newest public tracks."""
-    query = _select_views().where(Track.visibility == "public").order_by(Track.id.desc()).limit(limit)
-    return await _views(session, query)
-
-
-async def list_by_artist(session: AsyncSession, did: str, limit: int) -> list[TrackView]:
-    """An artist's own newest tracks, whatever their visibility."""
-    query = _select_views().where(Track.did == did).order_by(Track.id.desc()).limit(limit)
-    return await _views(session, query)
-
-
-async def list_liked(session: AsyncSession, did: str, limit: int) -> list[TrackView]:
-    """What an artist likes and may still see, the newest like first."""
-    query = (
-        _select_views()
-        .join(Like, Like.track_id == Track.id)
-        .where(Like.did == did, _visible_to(did))
-        .order_by(Like.created_at.desc(), Track.id.desc())
-        .limit(limit)
+_VIEWS = (
+    select(
+        Track.id,
+        Track.did,
+        Artist.display_name,
+        Artist.handle,
+        Track.title,
+        Track.description,
+        Track.tags,
+        Track.file_id,
+        Track.file_type,
+        Track.duration,
+        Track.visibility,
+        Track.publishing,
+        Track.play_count,
+        Track.atproto_record_uri,
+        Track.atproto_record_cid,
+        Track.created_at,
+        select(func.count()).where(Like.track_id == Track.id).correlate(Track).scalar_subquery(),
+        Album.id,
+        Album.title,
+        Album.slug,
     )
-    return await _views(session, query)
+    .join(Track.artist)
+    .outerjoin(Track.album)
+)
+
+# Made once: to build a statement takes longer than to ask it.
+_VIEWER = bindparam("viewer", type_=Text)
+_VISIBLE = or_(Track.visibility != "private", Track.did == _VIEWER)
+_LIMIT = bindparam("limit", type_=Integer)
+
+_PUBLIC = _VIEWS.where(Track.visibility == "public").order_by(Track.id.desc()).limit(_LIMIT)
+_BY_ARTIST = _VIEWS.where(Track.did == _VIEWER).order_by(Track.id.desc()).limit(_LIMIT)
+_LIKED = (
+    _VIEWS.join(Like, Like.track_id == Track.id)
+    .where(Like.did == _VIEWER, _VISIBLE)
+    .order_by(Like.created_at.desc(), Track.id.desc())
+    .limit(_LIMIT)
+)
+_BY_FILES = _VIEWS.where(Track.file_id == any_(bindparam("file_ids", type_=ARRAY(Text))), _VISIBLE).order_by(
+    Track.id.desc()
+)
+_BY_ID = _VIEWS.where(Track.id == bindparam("track_id"), _VISIBLE)
+_BY_URI = _VIEWS.where(Track.atproto_record_uri == bindparam("uri"), _VISIBLE)
 
 
-async def list_by_files(
-    session: AsyncSession, file_ids: Sequence[str], viewer: str | None
-) -> list[TrackView]:
+async def _views(database: Database, query: Executable, **values: Any) -> list[TrackView]:
+    return [TrackView.from_row(row) for row in await database.fetch(query, values, read_only=True)]
+
+
+async def list_public(database: Database, limit: int) -> list[TrackView]:
+    """The newest public tracks."""
+    return await _views(database, _PUBLIC, limit=limit)
+
+
+async def list_by_artist(database: Database, did: str, limit: int) -> list[TrackView]:
+    """An artist's own newest tracks, whatever their visibility."""
+    return await _views(database, _BY_ARTIST, viewer=did, limit=limit)
+
+
+async def list_liked(database: Database, did: str, limit: int) -> list[TrackView]:
+    """What an artist likes and may still see, the newest like first."""
+    return await _views(database, _LIKED, viewer=did, limit=limit)
+
+
+async def list_by_files(database: Database, file_ids: Sequence[str], viewer: str | None) -> list[TrackView]:
     """One track for each file id that has one, in the order given, repeated where it is repeated."""
     if not file_ids:
         return []
-    query = (
-        _select_views()
-        .where(Track.file_id == any_(literal(sorted(set(file_ids)), ARRAY(Text))), _visible_to(viewer))
-        .order_by(Track.id.desc())
-    )
+    views = await _views(database, _BY_FILES, file_ids=sorted(set(file_ids)), viewer=viewer)
     # the oldest track of a file stands for it: it comes last, and so wins
-    by_file = {view.track.file_id: view for view in await _views(session, query)}
+    by_file = {view.file_id: view for view in views}
     return [by_file[file_id] for file_id in file_ids if file_id in by_file]
 
 
-async def get(session: AsyncSession, track_id: int, viewer: str | None) -> TrackView | None:
+async def get(database: Database, track_id: int, viewer: str | None) -> TrackView | None:
     """One track, if this viewer may see it."""
-    return await _first(session, Track.id == track_id, viewer)
+    return next(iter(await _views(database, _BY_ID, track_id=track_id, viewer=viewer)), None)
 
 
-async def get_by_uri(session: AsyncSession, uri: str, viewer: str | None) -> TrackView | None:
+async def get_by_uri(database: Database, uri: str, viewer: str | None) -> TrackView | None:
     """One track by its AT-URI, if this viewer may see it."""
-    return await _first(session, Track.atproto_record_uri == uri, viewer)
-
-
-async def _first(
-    session: AsyncSession, condition: ColumnElement[bool], viewer: str | None
-) -> TrackView | None:
-    views = await _views(session, _select_views().where(condition, _visible_to(viewer)))
-    return views[0] if views else None
+    return next(iter(await _views(database, _BY_URI, uri=uri, viewer=viewer)), None)
 
 
 async def add(session: AsyncSession, artist: Artist, draft: TrackDraft) -> Track:

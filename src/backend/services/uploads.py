@@ -7,14 +7,16 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.models import Artist, Upload, UploadStatus
 from backend.services import files, tracks
 from backend.services.tracks import TrackDraft
 from backend.storage.base import Incoming, Storage
+from steadypool import Database
 
 
 async def accept(
@@ -58,9 +60,26 @@ async def fail(session: AsyncSession, upload_id: uuid.UUID, error: str) -> None:
     )
 
 
-async def get(session: AsyncSession, upload_id: uuid.UUID, did: str) -> Upload | None:
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an upload is."""
+
+    upload_id: uuid.UUID
+    did: str
+    status: str
+    track_id: int | None
+    error: str | None
+
+
+_BY_ID = select(Upload.id, Upload.did, Upload.status, Upload.track_id, Upload.error).where(
+    Upload.id == bindparam("upload_id"), Upload.did == bindparam("artist")
+)
+
+
+async def get(database: Database, upload_id: uuid.UUID, did: str) -> Progress | None:
     """An artist's own upload."""
-    return await session.scalar(select(Upload).where(Upload.id == upload_id, Upload.did == did))
+    row = await database.fetchrow(_BY_ID, {"upload_id": upload_id, "artist": did}, read_only=True)
+    return None if row is None else Progress(*row)
 
 
 async def list_unfinished(session: AsyncSession) -> list[uuid.UUID]:

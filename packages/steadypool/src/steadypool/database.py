@@ -120,7 +120,6 @@ class Database(Sharing, Notifying):
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
         self._listener_options = listener
         self._listener: Listener | None = None
-        self._way = None
         try:
             self.engine = self._make_engine(engine_arguments or {})
         except ConfigurationError as error:
@@ -160,7 +159,7 @@ class Database(Sharing, Notifying):
         url = sqlalchemy_url(s.require_url())
         # What people typed in ends up in logs otherwise; `engine_arguments` may ask for it.
         arguments = {"hide_parameters": True, **arguments}
-        if url.drivername in ("postgres", "postgresql", "postgresql+asyncpg"):
+        if url.drivername == "postgresql+asyncpg":
             arguments = {
                 **arguments,
                 "connect_args": SAFE_BEHIND_POOLERS | dict(arguments.get("connect_args", {})),
@@ -398,6 +397,17 @@ class Database(Sharing, Notifying):
             workload=workload,
             limit=statement_timeout or (None if declared is None else declared.statement_timeout),
             default_limit=self.settings.statement_timeout,
+        )
+
+    def _limited(
+        self, statement_timeout: float, lock_timeout: float
+    ) -> AbstractAsyncContextManager[Dedicated]:
+        return Holding(
+            self.pool,
+            workload=None,
+            limit=statement_timeout,
+            default_limit=None,
+            lock_timeout=lock_timeout,
         )
 
     # -- what can be seen --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from steadypool import errors
+from steadypool import errors, refusal
 from steadypool.clock import Clock
 from steadypool.deadline import CLIENT_GRACE, EARLY, Deadline, TimeLimit, nearest_end
 from steadypool.errors import Elapsed, Phase, Report
@@ -22,7 +22,15 @@ from steadypool.events import ConnectionLost, Events, StatementFinished, Stateme
 from steadypool.fingerprint import fingerprint, name_of
 from steadypool.lease import Lease
 from steadypool.rows import Row, named_rows, row_type
-from steadypool.sqlstate import QUERY_CANCELED, THE_DRIVERS_OWN, Fate, cause_of_loss, fate_of, sqlstate_in
+from steadypool.sqlstate import (
+    LOCK_NOT_AVAILABLE,
+    QUERY_CANCELED,
+    THE_DRIVERS_OWN,
+    Fate,
+    cause_of_loss,
+    fate_of,
+    sqlstate_in,
+)
 from steadypool.whereabouts import endpoint
 
 Run: TypeAlias = Callable[[str, tuple[Any, ...], float | None], Awaitable[Any]]
@@ -154,6 +162,8 @@ class Surroundings:
     pool: str
     clock: Clock
     statement_timeout: float | None
+    lock_timeout: float | None
+    """Seconds that a statement may wait for a lock, where that is bounded."""
     workload: str | None
     snapshot: Callable[[], errors.PoolSnapshot]
     events: Events
@@ -356,6 +366,10 @@ class Dedicated:
         report = self._report(started)
         if state == QUERY_CANCELED and limit is not None and report.elapsed.total >= limit - EARLY:
             return self._timed_out(sql, self._report(started, maybe_executed=False), "")
+        wait = self._around.lock_timeout
+        if state == LOCK_NOT_AVAILABLE and wait is not None and report.elapsed.total >= wait - EARLY:
+            self._tell_of_timeout(sql, wait)
+            return refusal.locked_out(sql, wait, self._report(started, maybe_executed=False))
         fate = fate_of(state, words=str(error)) if state is not None else Fate.KEEP
         if fate in (Fate.BACK_OFF, Fate.DRAIN_HOST):
             self._around.judge(fate, self.driver_connection, f"the server said {state}")
@@ -381,15 +395,17 @@ class Dedicated:
 
     def _timed_out(self, sql: str, report: Report, and_then: str) -> errors.StatementTimeout:
         around, name, limit = self._around, fingerprint(sql), self._around.statement_timeout or 0.0
-        around.events.emit(
-            StatementTimedOut(around.pool, around.clock.monotonic(), name, limit, around.workload)
-        )
+        self._tell_of_timeout(sql, limit)
         what = f" on workload {around.workload!r}" if around.workload else ""
         return errors.StatementTimeout(
             f"statement ended after {report.elapsed.total:.2f}s{what}, limit {limit:.2f}s: {name}. {and_then}"
             "Make it faster, or give its workload a longer statement_timeout (DATABASE_STATEMENT_TIMEOUT)",
             report,
         )
+
+    def _tell_of_timeout(self, sql: str, limit: float) -> None:
+        around, now = self._around, self._around.clock.monotonic()
+        around.events.emit(StatementTimedOut(around.pool, now, fingerprint(sql), limit, around.workload))
 
 
 def _rows_in(result: Any) -> int | None:

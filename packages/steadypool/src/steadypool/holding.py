@@ -59,6 +59,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         workload: the class of work.
         limit: seconds that its statements may run, where that is not what the session has anyway.
         default_limit: what the session has.
+        lock_timeout: seconds that a statement may wait for a lock; then each is a transaction with both limits.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         "_driver_limit",
         "_lease",
         "_limit",
+        "_lock_timeout",
         "_mark",
         "_pool",
         "_told",
@@ -74,12 +76,19 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
     )
 
     def __init__(
-        self, pool: SteadyPool, *, workload: str | None, limit: float | None, default_limit: float | None
+        self,
+        pool: SteadyPool,
+        *,
+        workload: str | None,
+        limit: float | None,
+        default_limit: float | None,
+        lock_timeout: float | None = None,
     ) -> None:
         self._pool = pool
         self._workload = workload
         self._limit = limit
         self._default = default_limit
+        self._lock_timeout = lock_timeout
         self._mark = HoldingAConnection()
 
     async def __aenter__(self) -> Dedicated:
@@ -88,7 +97,8 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         lease = self._lease = await pool.lease(self._workload)
         connection = lease.connection.driver_connection
         pooler = dialect.pooler_watch
-        self._told = limit is not None and pooler.keeps_statements
+        per_transaction = self._lock_timeout is not None or not pooler.keeps_statements
+        self._told = limit is not None and not per_transaction
         self._use = Dedicated(
             connection,
             _DIALOGUES[dialect.driver](connection),
@@ -96,14 +106,15 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
                 pool=pool.core.name,
                 clock=pool.core.clock,
                 statement_timeout=limit or self._default,
+                lock_timeout=self._lock_timeout,
                 workload=self._workload,
                 snapshot=pool.core.snapshot,
                 events=pool.observers,
                 lease=lease,
                 driver=dialect,
                 judge=pool.judge,
-                begin=pooler.beginning(limit),
-                wraps=limit is not None and not pooler.keeps_statements,
+                begin=pooler.beginning(limit if per_transaction else None, self._lock_timeout),
+                wraps=limit is not None and per_transaction,
             ),
         )
         self._driver_limit = dialect.driver_limit(connection, limit)

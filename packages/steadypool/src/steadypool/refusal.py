@@ -211,6 +211,25 @@ def not_for_sharing(sql: str, why: str) -> errors.NotForSharing:
     )
 
 
+def too_large(sql: str, limit: int, facts: Report) -> errors.ResultTooLarge:
+    """The error for a result of more bytes than single statements may have."""
+    return errors.ResultTooLarge(
+        f"the result has more than {limit:,} bytes, the limit of a shared connection "
+        f"(DATABASE_SHARED_RESULT_LIMIT): {fingerprint(sql)}. Ask for less, or use db.fetch_iter() or db.connection()",
+        facts,
+    )
+
+
+def locked_out(sql: str, limit: float, facts: Report) -> errors.StatementTimeout:
+    """The error for a single statement that waited too long for a lock."""
+    return errors.StatementTimeout(
+        f"statement ended after waiting {limit:.2f}s for a lock that somebody holds: {fingerprint(sql)}. "
+        "Look for who holds it (pg_blocking_pids), or use db.session() or db.connection(), which may wait longer "
+        "(DATABASE_SHARED_LOCK_TIMEOUT)",
+        facts,
+    )
+
+
 def closed(name: str) -> errors.PoolClosed:
     """The error for whoever uses a pool after its end."""
     return errors.PoolClosed(f"the pool {name!r} is closed", Report(phase=Phase.CLOSING))

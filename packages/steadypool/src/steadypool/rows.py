@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 
 class Row(Protocol):
@@ -39,6 +39,22 @@ def row_type(names: tuple[str, ...]) -> type[NamedRow]:
         'x'
     """
     return type("NamedRow", (NamedRow,), {"__slots__": (), "_names": names})
+
+
+def size_of(value: Any) -> int:
+    """About how many bytes a value, a row or a whole result has on the network.
+
+    Example:
+        >>> size_of([("abc", 1), (b"de", None)])
+        21
+    """
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(size_of, cast("Mapping[Any, Any]", value).values()))
+    if isinstance(value, Iterable):
+        return sum(map(size_of, cast("Iterable[Any]", value)))
+    return 8
 
 
 def named_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[NamedRow]:

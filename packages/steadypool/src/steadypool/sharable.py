@@ -10,6 +10,9 @@ import itertools
 import re
 from functools import lru_cache
 
+ATTEMPTS = 3
+"""How often a single statement is sent at most, where nothing of it can have taken effect, or that does no harm."""
+
 _TRANSACTIONS = ("begin", "start", "commit", "end", "rollback", "abort", "savepoint", "release", "prepare")
 _SETTINGS = ("set", "reset", "discard", "load", "do")
 _LASTING = (
@@ -35,7 +38,7 @@ _FUNCTIONS = re.compile(
 
 _TOKEN = re.compile(
     r"""
-      (?P<space>   \s+ | --[^\n]* )
+      (?P<space>   \s+ | --[^\n\r]* )
     | (?P<comment> /\* )
     | (?P<escaped> [eE]'(?:[^'\\]|''|\\.)*(?:'|\Z) )
     | (?P<string>  '(?:[^']|'')*(?:'|\Z) | (?P<tag>\$(?:[^\W\d]\w*)?\$).*?(?:(?P=tag)|\Z) )
@@ -56,6 +59,12 @@ REFUSED_TAGS = frozenset(
     )
 )  # fmt: skip
 """Command tags of what should not have got through: the connection that it was done on is given up."""
+
+
+def check_timeout(seconds: float | None) -> None:
+    """Raise ValueError unless it is a time that a statement may take, or none was given."""
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"timeout={seconds!r}: allowed: seconds above 0")
 
 
 @lru_cache(maxsize=2048)

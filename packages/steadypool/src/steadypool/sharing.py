@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from sqlalchemy import Executable
 
 from steadypool import refusal, sharable
 from steadypool.dedicated import Dedicated
+from steadypool.errors import ConnectionLost, Phase, Report
 from steadypool.holding import holds_a_connection
-from steadypool.rows import Row, row_type
+from steadypool.rows import Row, row_type, size_of
 from steadypool.settings import DatabaseSettings
+from steadypool.sqlalchemy.compiling import Compiled, Compiler
 from steadypool.sqlalchemy.pool import SteadyPool
 
 if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
     from steadypool.shared import SharedStats, SharedWay
+
+Ran = TypeVar("Ran", Sequence[Row], str)
+"""What a statement gives: rows or its command tag."""
 
 
 class Sharing:
     """The part of `Database` that runs single statements.
 
     Over `postgresql+steadypool` they travel together with those of other callers, one round trip each. Over the
-    other drivers each has a connection of its own for as long as it takes.
+    other drivers each has a connection and a transaction of its own for as long as it takes, with the same limits;
+    there a result is in memory before its size is known.
     """
 
     settings: DatabaseSettings
-    _way: SharedWay | None
+    _way: SharedWay | None = None
+    _compiler: Compiler | None = None
 
     @property
     def pool(self) -> SteadyPool:
@@ -39,9 +48,15 @@ class Sharing:
         """A connection of one's own until the block ends."""
         raise NotImplementedError
 
+    def _limited(
+        self, statement_timeout: float, lock_timeout: float
+    ) -> AbstractAsyncContextManager[Dedicated]:
+        """The same with these limits, in seconds; each statement is a transaction with them."""
+        raise NotImplementedError
+
     async def fetch(
         self,
-        sql: str,
+        sql: str | Executable,
         *args: Any,
         timeout: float | None = None,
         read_only: bool = False,
@@ -50,38 +65,45 @@ class Sharing:
         """All rows of one statement, which is a transaction of its own.
 
         Args:
-            sql: with `$1` placeholders; not one that outlives itself in a session (BEGIN, SET, LISTEN, …).
-            *args: their values.
+            sql: with `$1` placeholders; not one that outlives itself in a session (BEGIN, SET, LISTEN, …). Or one of
+                SQLAlchemy's statements; best made once, with `bindparam()` for what changes: to build one takes longer
+                than to send it.
+            *args: their values; for a statement of SQLAlchemy's one mapping of its `bindparam()`s' names to values.
             timeout: seconds that the statement may run; DATABASE_SHARED_STATEMENT_TIMEOUT by default.
             read_only: it changes nothing: if the connection is lost, it is sent again.
             idempotent: running it twice does no harm: if the connection is lost, it is sent again.
 
         Raises:
             errors.NotForSharing: what it does would reach others.
-            errors.StatementTimeout: it ran longer than its limit.
+            errors.StatementTimeout: it ran longer than its limit, or waited too long for a lock.
             errors.DeadlineExceeded: the caller's deadline passed; `maybe_executed` is false where it was not sent.
             errors.ConnectionLost: the connection died.
             errors.ResultTooLarge: more than DATABASE_SHARED_RESULT_LIMIT.
+            errors.ConfigurationError: a statement of SQLAlchemy's that only a session can run.
 
         Example:
             >>> rows = await db.fetch("select id, title from tracks where artist = $1", 7, read_only=True)
             >>> [row["title"] for row in rows]
+            >>> BY_ARTIST = select(Track.id, Track.title).where(Track.artist == bindparam("artist"))
+            >>> await db.fetch(BY_ARTIST, {"artist": 7}, read_only=True)
         """
         return await self._fetch(sql, args, timeout, read_only or idempotent)
 
     async def _fetch(
-        self, sql: str, args: Sequence[Any], timeout: float | None, harmless: bool
+        self, sql: str | Executable, args: Sequence[Any], timeout: float | None, harmless: bool
     ) -> Sequence[Row]:
+        if not isinstance(sql, str):
+            compiled = self._compiled(sql, args)
+            return compiled.rows(await self._fetch(compiled.sql, compiled.args, timeout, harmless))
         way = self._way or self._shared()
         if way is None:
-            async with self._alone(sql, timeout) as connection:
-                return await connection.fetch(sql, *args)
+            return await self._alone(sql, lambda its: its.fetch(sql, *args), timeout, harmless)
         result = await way.run(sql, args, timeout=timeout, harmless=harmless)
         return result.rows(row_type(result.names))
 
     async def fetchrow(
         self,
-        sql: str,
+        sql: str | Executable,
         *args: Any,
         timeout: float | None = None,
         read_only: bool = False,
@@ -93,7 +115,7 @@ class Sharing:
 
     async def fetchval(
         self,
-        sql: str,
+        sql: str | Executable,
         *args: Any,
         timeout: float | None = None,
         read_only: bool = False,
@@ -104,16 +126,18 @@ class Sharing:
         return rows[0][0] if rows else None
 
     async def execute(
-        self, sql: str, *args: Any, timeout: float | None = None, idempotent: bool = False
+        self, sql: str | Executable, *args: Any, timeout: float | None = None, idempotent: bool = False
     ) -> str:
         """Run one statement and return its command tag, such as `INSERT 0 1`; otherwise as `fetch`."""
+        if not isinstance(sql, str):
+            compiled = self._compiled(sql, args)
+            return await self.execute(compiled.sql, *compiled.args, timeout=timeout, idempotent=idempotent)
         way = self._way or self._shared()
         if way is None:
-            async with self._alone(sql, timeout) as connection:
-                return await connection.execute(sql, *args)
+            return await self._alone(sql, lambda its: its.execute(sql, *args), timeout, idempotent)
         return (await way.run(sql, args, timeout=timeout, harmless=idempotent)).tag
 
-    async def fetch_iter(self, sql: str, *args: Any, batch: int = 500) -> AsyncGenerator[Row]:
+    async def fetch_iter(self, sql: str | Executable, *args: Any, batch: int = 500) -> AsyncGenerator[Row]:
         """The rows of a query one after the other, `batch` of them in memory; for results without a limit.
 
         It has a connection of its own, in a transaction, until the last row was read or the generator is closed:
@@ -123,16 +147,44 @@ class Sharing:
             >>> async for row in db.fetch_iter("select * from plays order by at"):
             ...     ...
         """
-        _check(sql)
+        query = Compiled(sql, args, ()) if isinstance(sql, str) else self._compiled(sql, args)
+        _check(query.sql)
         async with self.connection() as connection, connection.transaction():
-            await connection.execute(f"DECLARE steadypool_rows NO SCROLL CURSOR FOR {sql}", *args)
+            await connection.execute(f"DECLARE steadypool_rows NO SCROLL CURSOR FOR {query.sql}", *query.args)
             while rows := await connection.fetch(f"FETCH FORWARD {batch:d} FROM steadypool_rows"):
-                for row in rows:
+                for row in query.rows(rows):
                     yield row
 
-    def _alone(self, sql: str, timeout: float | None) -> AbstractAsyncContextManager[Dedicated]:
+    def _compiled(self, statement: Executable, args: Sequence[Any]) -> Compiled:
+        if len(args) > 1 or not all(isinstance(given, Mapping) for given in args):
+            raise TypeError("the values for a statement of SQLAlchemy's are one mapping, name to value")
+        if self._compiler is None:
+            self._compiler = Compiler(cast(Any, self.pool.dialect))
+        return self._compiler(statement, *args)
+
+    async def _alone(
+        self, sql: str, run: Callable[[Dedicated], Awaitable[Ran]], timeout: float | None, harmless: bool
+    ) -> Ran:
+        """Run it on a connection that it has for itself, within the limits that the others have together."""
         _check(sql)
-        return self.connection(statement_timeout=timeout)
+        sharable.check_timeout(timeout)
+        s = self.settings
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                async with self._limited(
+                    timeout or s.shared_statement_timeout, s.shared_lock_timeout
+                ) as connection:
+                    result = await run(connection)
+            except ConnectionLost:
+                if not harmless or attempts == sharable.ATTEMPTS:
+                    raise
+            else:
+                break
+        if not isinstance(result, str) and size_of(result) > s.shared_result_limit:
+            raise refusal.too_large(sql, s.shared_result_limit, Report(Phase.EXECUTING, maybe_executed=True))
+        return result
 
     def _shared(self) -> SharedWay | None:
         """The way itself; None over drivers that have none, or where it is turned off."""
@@ -153,7 +205,8 @@ class Sharing:
                     prove_after=s.ping_after_idle,
                 ),
                 holds=holds_a_connection,
-                pooled=lambda: not pool.dialect.pooler_watch.keeps_statements,
+                pooled=lambda: pool.dialect.pooler_watch.behind_pooler,
+                carries_two=lambda: setattr(pool.dialect.pooler_watch, "carries_two", True),
             )
             pool.before_waiting = self._way.make_room
         return self._way

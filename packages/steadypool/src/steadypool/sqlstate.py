@@ -63,6 +63,9 @@ _FINAL_AT_CONNECT = frozenset({"28P01", "28000", "3D000", "42501"})
 QUERY_CANCELED = "57014"
 """A statement ended by `statement_timeout` or by a cancel request."""
 
+LOCK_NOT_AVAILABLE = "55P03"
+"""A statement that waited for a lock as long as `lock_timeout` lets it, or that was told not to wait."""
+
 
 def fate_of(sqlstate: str | None, *, read_only: bool = False, words: str = "") -> Fate:
     """What becomes of a connection on which the server reported `sqlstate`.

@@ -58,12 +58,14 @@ class Surroundings:
 
     `every_transaction` is asked for what is to be set in each transaction, by name. `leave_timeout` is how many
     seconds a ROLLBACK that nobody waits for may take. `schema` counts the changes of the schema that were seen: a
-    statement that was prepared before one may return other columns after it.
+    statement that was prepared before one may return other columns after it. `one_at_a_time` is asked whether every
+    answer has to be waited for: behind a pooler that is not known to carry two statements at once.
     """
 
     every_transaction: Callable[[], Mapping[str, str]] = dict
     leave_timeout: float | None = None
     schema: int = 0
+    one_at_a_time: Callable[[], bool] = lambda: False
 
 
 class Connection(AdaptedConnection):
@@ -307,6 +309,7 @@ class Connection(AdaptedConnection):
             not self._failed
             and not connection.pending
             and connection.transaction_status is TransactionStatus.INTRANS
+            and not self._surroundings.one_at_a_time()
         )
 
     def _is_open(self) -> bool:

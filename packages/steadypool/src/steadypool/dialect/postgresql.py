@@ -38,7 +38,9 @@ class SteadypoolDialect(PsycopgDialect):
     def __init__(self, **kw: Any) -> None:
         super().__init__(**kw)
         self._surroundings = Surroundings(
-            lambda: self.pooler_watch.settings_per_transaction, self.guards.leave_timeout
+            lambda: self.pooler_watch.settings_per_transaction,
+            self.guards.leave_timeout,
+            one_at_a_time=lambda: self.pooler_watch.one_at_a_time,
         )
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:

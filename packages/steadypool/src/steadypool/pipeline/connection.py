@@ -25,7 +25,7 @@ from steadypool.errors import ConfigurationError
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
 from steadypool.pipeline.library import OLDEST, libpq_function
 from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
-from steadypool.pipeline.statements import STALE, Known, State, Statements, Step
+from steadypool.pipeline.statements import Known, State, Statements, Step, is_stale
 from steadypool.pipeline.wire import Wire
 
 _TEXT, _BINARY = Format.TEXT, Format.BINARY
@@ -40,7 +40,7 @@ _CANCEL_AGAIN = 0.1
 _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
 
 
-Adapted: TypeAlias = tuple[str, Known | None, Any, tuple[int, ...] | None, list[Format] | None]
+Adapted: TypeAlias = tuple[bytes, Known | None, Any, tuple[int, ...] | None, list[Format] | None]
 """A statement with its parameters as the server takes them: SQL, what is known of it, values, types, formats."""
 
 
@@ -242,7 +242,7 @@ class PipelinedConnection(Wire):
     def _put_prepared(
         self,
         flight: Flight,
-        _sql: str,
+        _sql: bytes,
         known: Known | None,
         values: Any,
         _types: tuple[int, ...] | None,
@@ -292,12 +292,12 @@ class PipelinedConnection(Wire):
         parameters = statement.parameters
         if not parameters:
             known = self.statements.look_up(statement.sql, None) if statement.prepare else None
-            return statement.sql, known, None, None, None
+            return known.sql if known else statement.sql.encode(), known, None, None, None
         transformer = self._transformer
         values = transformer.dump_sequence(parameters, _automatic(len(parameters)))
         types, formats = transformer.types, transformer.formats
         known = self.statements.look_up(statement.sql, types) if statement.prepare else None
-        return statement.sql, known, values, types, formats
+        return known.sql if known else statement.sql.encode(), known, values, types, formats
 
     def _put_statement(self, flight: Flight, index: int, adapted: Adapted) -> None:
         pgconn = self.pgconn
@@ -316,8 +316,7 @@ class PipelinedConnection(Wire):
             flight.named[index] = known
             pgconn.send_query_prepared(known.name, values, formats, result_format)
         else:
-            text = known.sql if known is not None else sql.encode()
-            pgconn.send_query_params(text, values, types, formats, result_format)
+            pgconn.send_query_params(sql, values, types, formats, result_format)
         flight.steps.append((Step.RUN, known, index))
 
     # -- answers -----------------------------------------------------------------------------------------------
@@ -371,17 +370,17 @@ class PipelinedConnection(Wire):
         if self._flights and (head := self._flights[0]).limited and head.wants_chunks:
             self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         if segment.error is not None:
-            if segment.error.sqlstate in STALE and self._repeat(flight):
+            if self._repeat(flight, segment.error):
                 return
             if segment.must_succeed:
                 self._end(segment.error)
         self._settle(segment, segment.error)
 
-    def _repeat(self, flight: Flight) -> bool:
+    def _repeat(self, flight: Flight, error: psycopg.Error) -> bool:
         """Send a segment again that met a stale prepared statement, if nothing of it can have taken effect."""
         segment, at = flight.segment, flight.segment.failed_at
         known = None if at is None else flight.named.get(at)
-        if known is None:
+        if known is None or not is_stale(error, known):
             return False
         self.statements.forget(known)
         status = self.transaction_status

@@ -10,11 +10,12 @@ import itertools
 from collections import OrderedDict
 from enum import Enum
 
+import psycopg
 from psycopg import postgres
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import Format, abc
 
-STALE = frozenset({"26000", "0A000", "42P05"})
+_STALE = frozenset({"26000", "0A000", "42P05"})
 """SQLSTATEs by which a prepared statement is not, or no longer, what it was; 42P05: its name is another's."""
 
 
@@ -74,6 +75,20 @@ class Known:
         """What a flight consists of that only runs it; shared by all such flights, and never changed."""
         self.columns: tuple[str, ...] | None = None
         """The names of its columns while it is prepared: the server refuses it (0A000) where they would change."""
+
+
+def is_stale(error: psycopg.Error, known: Known) -> bool:
+    """Whether the server refused the prepared statement itself, before any of it ran.
+
+    What a statement runs can raise the same codes, when it has done half of its work and committed it: a procedure.
+    Then the message has a context, or does not name the statement. A changed result has no name in its message,
+    which is translated; where it comes from is not (PostgreSQL's plancache.c, and as pgjdbc tells it).
+    """
+    if error.sqlstate not in _STALE or error.diag.context is not None:
+        return False
+    if error.sqlstate == "0A000":
+        return error.diag.source_function == "RevalidateCachedQuery"
+    return known.name.decode() in (error.diag.message_primary or "")
 
 
 class Statements:

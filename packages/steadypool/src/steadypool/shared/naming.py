@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import psycopg
 
-from steadypool import errors
+from steadypool import errors, refusal
 from steadypool.deadline import EARLY
 from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report
 from steadypool.fingerprint import fingerprint
 from steadypool.pipeline import ConnectionGone, Overdue, ResultTooLarge, Unclean
 from steadypool.shared.call import Call
-from steadypool.sqlstate import QUERY_CANCELED
+from steadypool.sqlstate import LOCK_NOT_AVAILABLE, QUERY_CANCELED
 
 
 def deadline_passed(call: Call, now: float, pool: PoolSnapshot) -> errors.DeadlineExceeded:
@@ -32,7 +32,8 @@ def named(
     error: psycopg.Error,
     now: float,
     pool: PoolSnapshot,
-    timed_out: Callable[[Call], None],
+    timed_out: Callable[[Call, float], None],
+    lock_timeout: float,
 ) -> errors.SteadypoolError | None:
     """A name for what the driver raised; None where it is the statement's own error."""
     name, took = fingerprint(call.sql), now - call.since
@@ -42,7 +43,7 @@ def named(
             f"{error}; the connection was dropped, and with it what the statement left behind: {name}", report
         )
     if isinstance(error, Overdue):
-        timed_out(call)
+        timed_out(call, call.limit)
         return errors.StatementTimeout(
             f"statement ended after {took:.2f}s, limit {call.limit:.2f}s: {name}. "
             "The server did not answer; the connection was dropped",
@@ -56,13 +57,12 @@ def named(
             _report(call, now, pool, maybe_executed=error.sent),
         )
     if isinstance(error, ResultTooLarge):
-        return errors.ResultTooLarge(
-            f"the result has more than {call.segment.byte_limit:,} bytes, the limit of a shared connection "
-            f"(DATABASE_SHARED_RESULT_LIMIT): {name}. Ask for less, or use db.fetch_iter() or db.connection()",
-            report,
-        )
+        return refusal.too_large(call.sql, call.segment.byte_limit or 0, report)
+    if error.sqlstate == LOCK_NOT_AVAILABLE and call.segment.took >= lock_timeout - EARLY:
+        timed_out(call, lock_timeout)
+        return refusal.locked_out(call.sql, lock_timeout, _report(call, now, pool, maybe_executed=False))
     if error.sqlstate == QUERY_CANCELED and call.segment.took >= call.limit - EARLY:
-        timed_out(call)
+        timed_out(call, call.limit)
         return errors.StatementTimeout(
             f"statement ended after {call.segment.took:.2f}s, limit {call.limit:.2f}s on the shared way: {name}. "
             "Make it faster, give it a longer timeout=, or use db.connection() (DATABASE_SHARED_STATEMENT_TIMEOUT)",

@@ -37,6 +37,7 @@ from steadypool.pipeline import (
     Unclean,
 )
 from steadypool.pool import Pool
+from steadypool.sharable import ATTEMPTS, check_timeout
 from steadypool.shared import naming
 from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions, SharedStats
@@ -50,9 +51,6 @@ _log = logging.getLogger("steadypool.shared")
 CANARY_LIMIT = 1.0
 """Seconds in which a pooler has to answer two statements that were sent at once."""
 
-ATTEMPTS = 3
-"""How often a statement is sent at most, where nothing of it can have taken effect, or that does no harm."""
-
 
 class SharedWay:
     """Runs single statements of many callers over a few connections.
@@ -63,7 +61,8 @@ class SharedWay:
         options: how it behaves.
         holds: whether the current task holds a connection: then its statements never queue behind strangers', who
             may be waiting for a lock that it has.
-        pooled: whether there is a transaction pooler before the server; asked when a connection is open.
+        pooled: whether there is a pooler before the server; asked when a connection is open.
+        carries_two: told when that pooler answered two statements that were sent at once.
 
     Example:
         >>> way = SharedWay(pool, pipelined=lambda record: record.driver_connection, options=SharedOptions())
@@ -79,12 +78,15 @@ class SharedWay:
         options: SharedOptions,
         holds: Callable[[], bool] = lambda: False,
         pooled: Callable[[], bool] = lambda: False,
+        carries_two: Callable[[], None] = lambda: None,
     ) -> None:
         self.pool = pool
         self.options = options
         self._pipelined = pipelined
         self._holds = holds
         self._pooled = pooled
+        self._carries_two = carries_two
+        self._tried_pooler = False
         self._clock: Clock = pool.clock
         self._seats: list[Seat] = []
         self._queue: deque[Call] = deque()
@@ -111,6 +113,7 @@ class SharedWay:
             harmless: running it twice does no harm, so it may be sent again when a connection is lost.
 
         Raises:
+            ValueError: a timeout that is not above 0.
             errors.NotForSharing: it would leave something behind that strangers feel.
             errors.StatementTimeout: it ran longer than its limit.
             errors.DeadlineExceeded: the caller's deadline passed.
@@ -118,6 +121,8 @@ class SharedWay:
             errors.ResultTooLarge: the result was larger than a shared connection carries.
             psycopg.Error: what the server said to it.
         """
+        if timeout is not None:
+            check_timeout(timeout)
         try:
             pace = self._paces.of(sql)
         except errors.NotForSharing:
@@ -185,12 +190,16 @@ class SharedWay:
                     self._repeated += 1
                     call.prepare(self.options)
                     continue
-                raise self._named(call, error) from error
+                named = self._named(call, error)
+                if named is None:
+                    raise
+                raise named from error
 
-    def _named(self, call: Call, error: psycopg.Error) -> Exception:
-        """What the caller is told; the driver's own error where it is the statement's."""
+    def _named(self, call: Call, error: psycopg.Error) -> errors.SteadypoolError | None:
+        """What the caller is told; None where it is the statement's own error."""
         now = self._clock.monotonic()
-        return naming.named(call, error, now, self.pool.snapshot(), self._timed_out) or error
+        lock_timeout = self.options.lock_timeout
+        return naming.named(call, error, now, self.pool.snapshot(), self._timed_out, lock_timeout)
 
     def _again(self, call: Call, error: psycopg.Error) -> bool:
         """Whether it is sent once more: only where the connection was lost, and it was not sent or does no harm."""
@@ -204,9 +213,9 @@ class SharedWay:
             or not any(not seat.load and seat.takes_new and not seat.proving for seat in self._seats)
         )
 
-    def _timed_out(self, call: Call) -> None:
+    def _timed_out(self, call: Call, limit: float) -> None:
         now, name = self._clock.monotonic(), fingerprint(call.sql)
-        self.pool.events.emit(StatementTimedOut(self.pool.name, now, name, call.limit, None))
+        self.pool.events.emit(StatementTimedOut(self.pool.name, now, name, limit, None))
 
     # -- together with others ----------------------------------------------------------------------------------
 
@@ -269,7 +278,7 @@ class SharedWay:
             queue.popleft()
             try:
                 self._send(seat, call)
-            except psycopg.Error as error:  # it cannot be adapted; whoever waits has to know
+            except Exception as error:  # noqa: BLE001 - adapting a value may end in any, and only its caller cares
                 if future is not None and not future.done():
                     future.set_exception(error)
 
@@ -341,7 +350,7 @@ class SharedWay:
             finally:
                 self._asking = False
             try:
-                if not self.options.local and self._pooled():
+                if not self._tried_pooler and self._pooled():
                     await self._behind_pooler(self._pipelined(lease.connection))
                 seat = Seat(lease, self._pipelined(lease.connection), self.options)
                 await seat.begin(self.pool.options.connect_timeout)
@@ -360,12 +369,14 @@ class SharedWay:
             return
 
     async def _behind_pooler(self, connection: PipelinedConnection) -> None:
-        """From now on nothing is set for a session; and one statement at a time, unless two at once are answered.
+        """One statement at a time from now on, unless two at once are answered; nothing for a session that is not kept.
 
         Raises:
             psycopg.Error: they were not: the connection is lost, and the next one gets one at a time.
         """
-        window, self.options = self.options.window, replace(self.options, local=True, window=1)
+        self._tried_pooler = True
+        window, local = self.options.window, not connection.statements.keeps
+        self.options = replace(self.options, local=local, window=1)
         for call in self._queue:
             future = call.segment.future
             call.prepare(self.options).future = future
@@ -375,6 +386,7 @@ class SharedWay:
             if isinstance(end, BaseException):
                 raise end
         self.options = replace(self.options, window=window)
+        self._carries_two()
 
     def _grown(self, task: asyncio.Task[None]) -> None:
         self._growing = None

@@ -254,7 +254,7 @@ def _readable(driver_connection: Any) -> bool:
 
 PIPELINED = "postgresql+steadypool"
 OURS = {
-    "postgresql": "postgresql+steadypool_asyncpg",
+    "postgresql": PIPELINED,
     "postgresql+asyncpg": "postgresql+steadypool_asyncpg",
     "postgresql+psycopg": "postgresql+steadypool_psycopg",
     "postgresql+psycopg_async": "postgresql+steadypool_psycopg",

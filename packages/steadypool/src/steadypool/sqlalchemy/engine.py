@@ -58,8 +58,8 @@ def create_async_engine(
     caller's own pool is used, and only the bounds on statements, commit, rollback and close remain.
 
     Args:
-        url: `postgresql+asyncpg://…`, `postgresql+psycopg://…` or, still experimental, `postgresql+steadypool://…`;
-            without a driver, asyncpg.
+        url: `postgresql://…`, which is `postgresql+steadypool://…`: psycopg's types over pipelined connections; or
+            `postgresql+asyncpg://…`, `postgresql+psycopg://…`.
         connection_timeout: seconds for a whole connect; the driver's `connect_args` value, or 30, by default.
         statement_timeout: seconds that a statement may run, enforced by the server and, half a second later, by
             the client; no limit by default.
@@ -104,7 +104,7 @@ def create_async_engine(
             leak_after=leak_after,
             idle_timeout=idle_timeout,
         )
-        arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), given) | {
+        arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), guarded) | {
             "steady_name": pool_name,
             "steady_events": events,
             "steady_ceilings": ceilings,
@@ -121,7 +121,14 @@ def create_async_engine(
         server_settings=_at_start(statement_timeout) | dict(server_settings or {}),
     )
     arguments |= {"connect_args": connect_args, "steadypool_guards": guards}
-    engine = stock.create_async_engine(guarded, **arguments)
+    return _built(guarded, given, arguments)
+
+
+def _built(guarded: URL, given: URL, arguments: dict[str, Any]) -> AsyncEngine:
+    try:
+        engine = stock.create_async_engine(guarded, **arguments)
+    except ModuleNotFoundError as error:
+        raise _missing(given, error) from error
     sync_engine = engine.sync_engine
     # The dialect was found by our name for it; everybody who looks at the URL sees what was asked for.
     sync_engine.url = sync_engine.url.set(drivername=given.drivername)
@@ -215,6 +222,17 @@ def _our_name(url: URL) -> str:
             "For other databases use sqlalchemy.ext.asyncio.create_async_engine"
         )
     return name
+
+
+def _missing(url: URL, error: ModuleNotFoundError) -> Exception:
+    """What to install for a URL whose driver is not there; the error itself if it is about something else."""
+    driver = (error.name or "").partition(".")[0]
+    if driver not in ("asyncpg", "psycopg"):
+        return error
+    other = "; with asyncpg installed, write postgresql+asyncpg://" if driver == "psycopg" else ""
+    return ConfigurationError(
+        f"{url.drivername}:// needs {driver}: pip install 'steadypool[sqlalchemy,{driver}]'{other}"
+    )
 
 
 def _driver_timeout(connect_args: Mapping[str, Any]) -> float | None:

@@ -58,6 +58,8 @@ class PoolerWatch:
     told: Callable[[str], None] | None = None
     looked: bool = False
     behind_pooler: bool = False
+    carries_two: bool = False
+    """Whether it was seen to answer a statement that was sent before the one ahead of it was answered."""
     _in_transactions: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -86,15 +88,23 @@ class PoolerWatch:
         """Whether what a transaction leaves in its session (a prepared statement, a setting) is there for the next."""
         return self.mode is Pooler.SESSION or not self.behind_pooler
 
-    def beginning(self, statement_timeout: float | None = None) -> str:
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether a second statement waits for the first one's answer: some poolers stop for ever where it does not."""
+        return self.behind_pooler and not self.carries_two
+
+    def beginning(self, statement_timeout: float | None = None, lock_timeout: float | None = None) -> str:
         """SQL that begins a transaction, in one flight with the limits that no session keeps.
 
         Args:
             statement_timeout: seconds, in place of the engine's own.
+            lock_timeout: seconds that a statement may wait for a lock.
         """
         parts = ["BEGIN", self.per_transaction or ""]
-        if statement_timeout is not None and not self.keeps_statements:
-            parts.append(f"SET LOCAL statement_timeout = {milliseconds(statement_timeout)}")
+        limits = {"statement_timeout": statement_timeout, "lock_timeout": lock_timeout}
+        for name, seconds in limits.items():
+            if seconds is not None:
+                parts.append(f"SET LOCAL {name} = {milliseconds(seconds)}")
         return "; ".join(part for part in parts if part)
 
     async def look(self, driver: str, connection: Any, own: str) -> None:
