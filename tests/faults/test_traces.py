@@ -24,7 +24,7 @@ from steadypool.lab import FaultProxy, Mode
 from steadypool.lease import Lease, SlotState
 from steadypool.pipeline import Segment, Statement
 from steadypool.pool import Pool
-from steadypool.sqlalchemy.pool import Record
+from steadypool.sqlalchemy.record import Record
 from steadypool.sqlstate import Fate
 from steadypool.testing import Observer
 

@@ -22,7 +22,8 @@ from steadypool.dedicated import (
     Surroundings,
 )
 from steadypool.lease import Lease
-from steadypool.sqlalchemy.pool import Record, SteadyPool
+from steadypool.sqlalchemy.pool import SteadyPool
+from steadypool.sqlalchemy.record import Record
 from steadypool.sqlstate import Fate
 
 _DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {

@@ -12,7 +12,8 @@ from steadypool.sqlalchemy.errors import as_sqlalchemy
 from steadypool.sqlstate import Fate
 
 if TYPE_CHECKING:
-    from steadypool.sqlalchemy.pool import Record, SteadyPool
+    from steadypool.sqlalchemy.pool import SteadyPool
+    from steadypool.sqlalchemy.record import Record
 
 
 def renew_when_lost(pool: SteadyPool, record: Record, *, unproven: bool) -> None:

@@ -1,0 +1,177 @@
+"""SQLAlchemy's record of a connection as the connection type of `steadypool.pool.Pool`."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import exc
+from sqlalchemy.pool.base import _ConnectionRecord  # pyright: ignore[reportPrivateUsage]
+from sqlalchemy.util import greenlet_spawn
+
+from steadypool import errors
+from steadypool.connect.leaving import Farewell, take_farewell
+from steadypool.lease import Lease
+
+if TYPE_CHECKING:
+    from steadypool.sqlalchemy.pool import SteadyPool
+
+
+class Record(_ConnectionRecord):
+    """SQLAlchemy's record of one connection, with the lease under which somebody has it."""
+
+    lease: Lease[Record] | None = None
+    read_only: bool = False
+    """Whether the server took no writes, when it last said so."""
+    farewell: Farewell | None = None
+    unattended: bool = False
+    """Whether nobody waits any more until the server has let go of its connection: there was no time left for that."""
+    collected: bool = False
+    """Whether its last user forgot to give it back, and the garbage collector did."""
+    _fairy_ref: weakref.ref[Any] | None = None
+
+    @property
+    def driver_connection(self) -> Any | None:
+        """The driver's own connection; None where there is none."""
+        adapter: Any = self.dbapi_connection
+        return None if adapter is None else adapter.driver_connection
+
+    def __init__(self, owner: SteadyPool, connect: bool = True) -> None:
+        self._owner = owner
+        # SQLAlchemy makes it last, and 2.0.40 needs it where connecting fails.
+        self.finalize_callback = deque()
+        try:
+            super().__init__(owner, connect)
+        except BaseException:
+            # SQLAlchemy 2.0 leaves the connection behind when an event handler fails or is cancelled.
+            self.cut()
+            owner.stop_watching(self)
+            raise
+
+    @property
+    def fairy_ref(self) -> weakref.ref[Any] | None:
+        """SQLAlchemy's reference to the proxy that the user has; dead when that was never closed."""
+        return self._fairy_ref
+
+    @fairy_ref.setter
+    def fairy_ref(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, value: weakref.ref[Any] | None
+    ) -> None:
+        if value is not None:
+            self.collected = False
+        elif self._fairy_ref is not None and self._fairy_ref() is None:
+            self.collected = True
+        self._fairy_ref = value
+
+    def cut(self) -> None:
+        """Cut the connection off, and keep what tells when the server has let go of it."""
+        if self.dbapi_connection is not None:
+            self.invalidate()
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
+        """As SQLAlchemy's; a hard invalidation cuts the socket at once."""
+        driver_connection = self.driver_connection
+        if not soft and driver_connection is not None:
+            # SQLAlchemy connects a record anew when a handler of `checkout` rejects its connection.
+            self.watch_end()
+        try:
+            super().invalidate(e, soft)
+        finally:
+            if not soft and self.dbapi_connection is not None and driver_connection is not None:
+                self._owner.dialect.cut(driver_connection)  # an event handler failed, and hindered SQLAlchemy
+
+    def watch_end(self) -> None:
+        """Keep what tells when the server has let go of the connection, unless nobody is going to wait for that."""
+        self._owner.stop_watching(self)
+        if not (self._owner.done or self.unattended) and self.driver_connection is not None:
+            self.farewell = take_farewell(self.driver_connection)
+        if self.farewell is not None:
+            self._owner.watched.add(self)
+
+    def checkin(self, _fairy_was_created: bool = True) -> None:
+        """As SQLAlchemy's; the place is given back even if an event handler fails."""
+        lease = self.lease
+        try:
+            super().checkin(_fairy_was_created)
+        finally:
+            if lease is not None and self.lease is lease and self.fairy_ref is None:
+                self._owner.take_back(self)
+
+
+class RecordDriver:
+    """How `steadypool.pool.Pool` opens, proves, cleans and closes SQLAlchemy's records."""
+
+    def __init__(self, owner: SteadyPool) -> None:
+        self._owner = owner
+
+    async def open(self) -> Record:
+        """Connect, in a greenlet of the pool's own task, with all of SQLAlchemy's connect events."""
+        try:
+            record: Record = await greenlet_spawn(Record, self._owner)
+            record.read_only = self._owner.dialect.takes_no_writes(record.driver_connection)
+            self._owner.dialect.when_lost(record.driver_connection, self._owner.core.sweep)
+            return record
+        except errors.SteadypoolError:
+            raise
+        except exc.TimeoutError as error:
+            raise errors.ConnectTimeout(str(error)) from error
+        except Exception as error:
+            raise self._owner.dialect.connect_error(error) from error
+
+    async def ping(self, connection: Record) -> None:
+        """One round trip, or an exception."""
+        driver_connection = connection.driver_connection
+        assert driver_connection is not None, "an idle record without a connection"
+        await self._owner.dialect.prove(driver_connection, select=self._owner.ping_by_select)
+
+    def needs_reset(self, connection: Record) -> bool:
+        """Whether a transaction was left open behind SQLAlchemy's back; `pool_reset_on_return=None` allows it."""
+        driver_connection = connection.driver_connection
+        return (
+            driver_connection is not None
+            and self._owner.resets_on_return
+            and self._owner.dialect.in_transaction(driver_connection)
+        )
+
+    async def reset(self, connection: Record) -> None:
+        """Roll back."""
+        await self._owner.dialect.roll_back(connection.driver_connection)
+
+    def is_open(self, connection: Record) -> bool:
+        """Whether the socket is open as far as can be told without asking the server."""
+        driver_connection = connection.driver_connection
+        return driver_connection is not None and self._owner.dialect.is_open(driver_connection)
+
+    def rest(self, connection: Record, lost: Callable[[], None]) -> None:
+        """Let the event loop look at its socket while nobody uses it."""
+        self._owner.dialect.rest(connection.driver_connection, lost)
+
+    def abort(self, connection: Record) -> None:
+        """Cut it off; the event handlers of `invalidate` and `close` are called."""
+        driver_connection = connection.driver_connection
+        try:
+            connection.cut()
+        except Exception:  # whatever a handler raises, the connection must not live on because of it
+            self._owner.logger.exception("An event handler failed while a connection was cut off")
+            connection.dbapi_connection = None
+        finally:
+            if driver_connection is not None:
+                self._owner.dialect.cut(driver_connection)
+
+    async def close(self, connection: Record) -> None:
+        """Close it politely, or, where it was cut off, wait until the server has let go."""
+        try:
+            if connection.dbapi_connection is not None:
+                if not self._owner.core.closed:  # whose place nobody needs again
+                    connection.watch_end()
+                await greenlet_spawn(connection.close)
+            if connection.farewell is not None:
+                await connection.farewell.wait(self._owner.options.leave_timeout)
+        except asyncio.CancelledError:
+            connection.unattended = True
+            raise
+        finally:
+            self._owner.stop_watching(connection)
