@@ -221,14 +221,15 @@ class SharedWay:
 
     def _choose(self, call: Call) -> Seat | None:
         """Where it may be sent now: an idle connection before a busy one; None where it has to wait."""
-        chosen, least = None, self.options.window
+        chosen, least, staying = None, self.options.window, 0
         for seat in self._seats:
+            staying += not seat.leaving
             load = seat.connection.pending
             if load < least and seat.takes_new:
                 chosen, least = seat, load
                 if not load:
                     break
-        if least and len(self._seats) < self.options.connections:
+        if least and staying < self.options.connections:
             self._grow()
         if chosen is None or call.harmless or self.options.prove_after is None:
             return chosen
@@ -285,6 +286,7 @@ class SharedWay:
     def _answered(self, segment: Segment) -> None:
         """A segment was settled, well or not: there may be room for the next, or the connection has to go."""
         call: Call = segment.owner
+        segment.owner = None  # a cycle of them would keep the rows until the garbage collector comes
         seat, error = call.seat, segment.error
         assert seat is not None, "a call that was never sent"
         if isinstance(error, ConnectionGone):
