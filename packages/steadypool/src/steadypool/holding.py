@@ -66,6 +66,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
     __slots__ = (
         "_default",
         "_driver_limit",
+        "_entered",
         "_lease",
         "_limit",
         "_lock_timeout",
@@ -91,8 +92,12 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         self._default = default_limit
         self._lock_timeout = lock_timeout
         self._mark = HoldingAConnection()
+        self._entered = False
 
     async def __aenter__(self) -> Dedicated:
+        if self._entered:  # two blocks would end each other's use
+            raise RuntimeError("connection() is for one block: call it anew for each")
+        self._entered = True
         pool, limit = self._pool, self._limit
         dialect = pool.dialect
         lease = self._lease = await pool.lease(self._workload)
@@ -148,12 +153,17 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         use, lease, dialect = self._use, self._lease, self._pool.dialect
         connection = use.driver_connection
         use.end()
+        if (
+            not self._pool.at_home
+        ):  # the garbage collector ends a task that was forgotten, in whichever thread it runs
+            self._pool.forget(lease)
+            return
         self._mark.__exit__()
         self._driver_limit.__exit__(None, None, None)
         fate = Fate.EVICT
         try:
-            if error is not None and not isinstance(error, Exception):
-                dialect.cut(connection)  # a cancellation: nobody knows what it would answer next
+            if use.busy or (error is not None and not isinstance(error, Exception)):
+                dialect.cut(connection)  # given up half-way: nobody knows what it would answer next
             elif dialect.is_open(connection):
                 if self._told or dialect.begins_by_itself or dialect.in_transaction(connection):
                     await self._clean(connection)
