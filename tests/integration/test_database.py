@@ -144,6 +144,23 @@ async def test_who_is_not_in_a_greenlet_gets_no_idle_connection_either(db: Datab
     assert db.engine.pool.checkedout() == 0
 
 
+async def test_a_deadline_ends_statements_that_are_behind_others(settings: DatabaseSettings) -> None:
+    async with Database(settings.replace(statement_timeout=0.6)) as db, db.connection() as connection:
+        with steadypool.deadline(1.2):
+            statements = [connection.execute("select pg_sleep(0.5)") for _ in range(4)]
+            ends = await asyncio.gather(*statements, return_exceptions=True)
+    assert isinstance(ends[-1], Exception)  # asyncpg has one at a time, the others a queue
+
+
+async def test_an_engine_in_autocommit_stays_that(settings: DatabaseSettings) -> None:
+    async with Database(settings, engine_arguments={"isolation_level": "AUTOCOMMIT"}) as db:
+        async with db.connection() as connection:
+            await connection.execute("create table t (id int)")
+        async with db.engine.connect() as session:
+            await session.execute(text("insert into t values (1)"))
+        assert await db.fetchval("select count(*) from t") == 1
+
+
 async def test_a_connection_is_for_one_block(db: Database) -> None:
     block = db.connection()
     async with block as connection:

@@ -103,6 +103,32 @@ async def test_each_query_has_its_own_columns_and_types(make: MakeDatabase) -> N
     assert moods == ["fine"] * 3
 
 
+async def test_an_engine_that_was_disposed_of_has_no_more_connections_than_it_may(
+    make: MakeDatabase, pg: Observer
+) -> None:
+    db = make(pool_size=2)
+    assert await db.fetchval("select 1") == 1
+    await db.engine.dispose()
+    await pg.wait_until(pg.is_quiet)
+    async with db.connection() as connection:
+        assert [await db.fetchval("select 2") for _ in range(3)] == [2] * 3
+        assert await connection.fetchval("select 3") == 3
+        assert len(await pg.backends()) <= 2
+    await db.close()
+    await pg.wait_until(pg.is_quiet)
+
+
+def test_another_event_loop_is_told(database_url: str) -> None:
+    url = database_url.replace("postgresql://", "postgresql+steadypool://")
+    db = Database(DatabaseSettings(url=url))
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        assert first.run(db.fetchval("select 1")) == 1
+        with pytest.raises(steadypool.WrongEventLoop):
+            second.run(db.fetchval("select 1"))
+        assert first.run(db.fetchval("select 1")) == 1
+        first.run(db.close())
+
+
 async def test_what_is_executed_by_a_name_has_the_columns_of_what_has_it_now(make: MakeDatabase) -> None:
     async with make(pool_size=1).connection() as connection:
         for query in ("select 1 as a", "select 'x' as b, 2 as c"):

@@ -327,7 +327,8 @@ class Dedicated:
         server = around.statement_timeout
         started = around.clock.monotonic()
         seconds, deadline = nearest_end(None if server is None else server + CLIENT_GRACE, started)
-        bounds = deadline is None and self._dialogue.bounds
+        # Behind another statement its own clock would start too late for a deadline.
+        bounds = deadline is None and not self._running and self._dialogue.bounds
         limit = TimeLimit(None if bounds else seconds)
         around.lease.running = sql, started
         self._running += 1

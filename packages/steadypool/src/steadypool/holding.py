@@ -64,6 +64,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
     """
 
     __slots__ = (
+        "_begins",
         "_default",
         "_driver_limit",
         "_entered",
@@ -123,11 +124,12 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
                 wraps=limit is not None and per_transaction,
             ),
         )
+        self._begins = dialect.begins_by_itself and not connection.autocommit
         self._driver_limit = dialect.driver_limit(connection, limit)
         self._driver_limit.__enter__()
         self._mark.__enter__()
         try:
-            if dialect.begins_by_itself:
+            if self._begins:
                 await dialect.set_autocommit(connection, True)
             if self._told and limit is not None:
                 await self._use.set_up(f"SET statement_timeout = {milliseconds(limit)}")
@@ -165,7 +167,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
             if use.busy or (error is not None and not isinstance(error, Exception)):
                 dialect.cut(connection)  # given up half-way: nobody knows what it would answer next
             elif dialect.is_open(connection):
-                if self._told or dialect.begins_by_itself or dialect.in_transaction(connection):
+                if self._told or self._begins or dialect.in_transaction(connection):
                     await self._clean(connection)
                 fate = Fate.KEEP
         finally:
@@ -181,7 +183,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
                     await dialect.roll_back(connection)
                 if self._told:
                     await _DIALOGUES[dialect.driver](connection).execute("RESET statement_timeout", ())
-                if dialect.begins_by_itself:
+                if self._begins:
                     await dialect.set_autocommit(connection, False)
         except BaseException as error:
             dialect.cut(connection)
