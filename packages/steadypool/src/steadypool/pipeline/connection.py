@@ -322,9 +322,6 @@ class PipelinedConnection(Wire):
             pgconn.send_query_params(sql, values, types, formats, result_format)
         flight.steps.append((Step.RUN, known, index))
 
-    def _set_out(self) -> None:
-        self._new_head()
-
     # -- answers -----------------------------------------------------------------------------------------------
 
     def _collect(self) -> None:

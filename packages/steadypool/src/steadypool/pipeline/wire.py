@@ -52,8 +52,8 @@ class Wire:
         """The connection broke; what had been answered before counts."""
         raise NotImplementedError
 
-    def _set_out(self) -> None:
-        """What loitered goes out: only from now on can the server be late with its answer."""
+    def _new_head(self) -> float:
+        """The clock of what is to be answered next starts."""
         raise NotImplementedError
 
     def _flush_soon(self) -> None:
@@ -96,7 +96,7 @@ class Wire:
         self._crowded, self._in_haste = self._in_haste > 1, 0
         if self._loiters:
             self._loiters = False
-            self._set_out()
+            self._new_head()  # only from now on can the server be late with its answer
         try:
             unsent = self.pgconn.flush()
         except psycopg.Error as error:

@@ -7,7 +7,9 @@ alerts read them, under the same names. `tally` counts by attributes, for those 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from steadypool import errors, events
 
@@ -80,44 +82,57 @@ class Counters:
 
     def __init__(self) -> None:
         self.so_far: defaultdict[str, float] = defaultdict(float)
+        self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
+            events.Acquired: self._acquired,
+            events.Released: self._released,
+            events.StatementFinished: self.statement_finished,
+            events.ConnectSucceeded: self._connect_succeeded,
+            events.AcquireFailed: self._acquire_failed,
+            events.ListenerStateChanged: self._listener_changed,
+            **dict.fromkeys(_PLAIN, self._plain),
+        }
 
     def __call__(self, event: events.Event) -> None:
         """Count one event."""
-        add = self._add
-        match event:
-            case events.Acquired(seconds=seconds):
-                add("acquired")
-                add("wait_seconds", seconds)
-            case events.Released(seconds=seconds, kept=kept):
-                add("released")
-                add("use_seconds", seconds)
-                if not kept:
-                    add("evicted")
-            case events.StatementFinished(rows=rows, error_type=error_type):
-                add("statements")
-                add("rows", rows or 0)
-                if error_type is not None and error_type not in _COUNTED_ELSEWHERE:
-                    add("statement_errors")
-            case events.ConnectSucceeded(seconds=seconds):
-                add("connects")
-                add("connect_seconds", seconds)
-                if seconds >= SLOW_CONNECT:
-                    add("wake_ups")
-            case events.AcquireFailed(error=error):
-                add(cause_of(error))
-            case events.ListenerStateChanged(before="reconnecting" | "deaf", after="connected"):
-                add("listener_reconnects")
-            case _:
-                if what := _PLAIN.get(type(event)):
-                    add(what)
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
 
-    def _add(self, what: str, amount: float = 1) -> None:
-        self.so_far[what] += amount
+    def _acquired(self, event: events.Acquired) -> None:
+        self.so_far["acquired"] += 1
+        self.so_far["wait_seconds"] += event.seconds
+
+    def _released(self, event: events.Released) -> None:
+        self.so_far["released"] += 1
+        self.so_far["use_seconds"] += event.seconds
+        if not event.kept:
+            self.so_far["evicted"] += 1
+
+    def statement_finished(self, event: events.StatementFinished) -> None:
+        """Count a statement."""
+        self.so_far["statements"] += 1
+        self.so_far["rows"] += event.rows or 0
+        if event.error_type is not None and event.error_type not in _COUNTED_ELSEWHERE:
+            self.so_far["statement_errors"] += 1
+
+    def _connect_succeeded(self, event: events.ConnectSucceeded) -> None:
+        self.so_far["connects"] += 1
+        self.so_far["connect_seconds"] += event.seconds
+        if event.seconds >= SLOW_CONNECT:
+            self.so_far["wake_ups"] += 1
+
+    def _acquire_failed(self, event: events.AcquireFailed) -> None:
+        self.so_far[cause_of(event.error)] += 1
+
+    def _listener_changed(self, event: events.ListenerStateChanged) -> None:
+        if event.before in ("reconnecting", "deaf") and event.after == "connected":
+            self.so_far["listener_reconnects"] += 1
+
+    def _plain(self, event: events.Event) -> None:
+        self.so_far[_PLAIN[type(event)]] += 1
 
     def totals(self) -> Totals:
         """The counts so far."""
-        counts = {name: int(self.so_far[name]) for name in _NAMES if name in self.so_far}
-        sums = {name: self.so_far[name] for name in counts if name.endswith("_seconds")}
         counts = {name: int(self.so_far[name]) for name in _NAMES if name in self.so_far}
         sums = {name: self.so_far[name] for name in counts if name.endswith("_seconds")}
         return Totals(**(counts | sums))  # pyright: ignore[reportArgumentType] - each has its kind by its name

@@ -16,6 +16,11 @@ EDGES: tuple[float, ...] = tuple(FIRST_EDGE * 2 ** (step / 2) for step in range(
 """Upper ends of the buckets, in seconds. Beyond the last one there is one more, without an end."""
 
 
+def bucket_of(seconds: float) -> int:
+    """The number of the bucket that a duration is in."""
+    return bisect_left(EDGES, seconds)
+
+
 class Histogram:
     """Counts of durations.
 
@@ -34,8 +39,12 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
-        bucket = bisect_left(EDGES, seconds)
-        self.counts[bucket] = self.counts.get(bucket, 0) + 1
+        self.add_to(bisect_left(EDGES, seconds))
+
+    def add_to(self, bucket: int) -> None:
+        """Count one duration of which the bucket is known."""
+        counts = self.counts
+        counts[bucket] = counts.get(bucket, 0) + 1
 
     def merge(self, others: Iterable[Histogram]) -> Histogram:
         """Add what others have counted to this one, and return it."""

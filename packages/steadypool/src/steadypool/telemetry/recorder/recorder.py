@@ -13,7 +13,7 @@ from steadypool.census import ConnectionFacts, WaiterFacts
 from steadypool.clock import Clock
 from steadypool.errors import words_of
 from steadypool.telemetry.counters import FOUND_DEAD, SLOW_CONNECT, Counters, cause_of
-from steadypool.telemetry.recorder.histogram import Histogram
+from steadypool.telemetry.recorder.histogram import Histogram, bucket_of
 from steadypool.telemetry.recorder.journal import Journal
 from steadypool.telemetry.recorder.locks import GAVE_UP, Written
 from steadypool.telemetry.recorder.memory import Arrivals, Moments, Rows
@@ -122,9 +122,7 @@ class Recorder:
 
     def __call__(self, event: events.Event) -> None:
         """Take in one event."""
-        if (
-            self._feeds or type(event) is events.StatementFinished
-        ):  # which nobody wants on the counters' account
+        if self._feeds:
             self.counters(event)
         handler = self._handlers.get(type(event))
         if handler is not None:
@@ -180,14 +178,19 @@ class Recorder:
             self._note(event.at, cause, words_of(event.error))
 
     def _statement_finished(self, event: events.StatementFinished) -> None:
-        self._durations[2].add(event.seconds)
+        if not self._feeds:
+            self.counters.statement_finished(event)  # which nobody wants on the counters' account
+        seconds, at = event.seconds, event.at + self._offset
+        bucket = bucket_of(seconds)
+        self._durations[2].add_to(bucket)
         if event.way == "shared":  # it waits for its turn, not for a lease
             self._durations[0].add(event.waiting + event.connecting)
-        self.statements.add(event, self.when(event.at))
-        self.tops.add(event.fingerprint, event.seconds, self.when(event.at))
-        if event.connection is not None and event.connection in self._leases:
-            self._last_statement[event.connection] = (event.fingerprint, event.at)
+        connection = event.connection
+        if connection is not None and connection in self._leases:
+            self._last_statement[connection] = (event.fingerprint, event.at)
             self._written.add(event)
+        self.statements.add(event, at, bucket)
+        self.tops.add(event.fingerprint, seconds, at)
         if event.sqlstate in GAVE_UP:
             self._note(event.at, "lock", f"{GAVE_UP[event.sqlstate]}: {event.fingerprint}")
 

@@ -58,7 +58,8 @@ class Tops:
             figures = self._open[fingerprint] = [0, 0.0, 0.0]
         figures[0] += 1
         figures[1] += seconds
-        figures[2] = max(figures[2], seconds)
+        if seconds > figures[2]:
+            figures[2] = seconds
 
     def _so_far(self) -> dict[str, Any]:
         """The minute that has begun."""
@@ -109,20 +110,22 @@ class Statements:
     def __len__(self) -> int:
         return len(self._figures)
 
-    def add(self, event: StatementFinished, at: float) -> None:
-        """Count one statement that ended at that moment."""
+    def add(self, event: StatementFinished, at: float, bucket: int) -> None:
+        """Count one statement that ended at that moment, and whose duration is in that bucket."""
         figures = self._figures.get(event.fingerprint)
         if figures is None:
             if len(self._figures) >= 2 * self._most:
                 self._figures = dict(self._dearest(self._most))
             figures = self._figures[event.fingerprint] = Figures()
         figures.count += 1
-        figures.total += event.seconds
-        figures.most = max(figures.most, event.seconds)
+        seconds = event.seconds
+        figures.total += seconds
+        if seconds > figures.most:
+            figures.most = seconds
         figures.rows += event.rows or 0
         figures.errors += event.error_type is not None
         figures.last = at
-        figures.durations.add(event.seconds)
+        figures.durations.add_to(bucket)
 
     def usual(self, fingerprint: str) -> float | None:
         """Seconds that it takes as a rule: the median, where it ran often enough to have one."""
