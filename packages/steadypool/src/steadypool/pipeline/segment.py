@@ -103,7 +103,6 @@ class Segment:
         "lingers",
         "must_succeed",
         "on_settled",
-        "owner",
         "ping",
         "prelude",
         "repeated",
@@ -146,8 +145,6 @@ class Segment:
         """Made by `send`, unless somebody waits for it already."""
         self.on_settled: Callable[[Segment], None] | None = None
         """Called with it when its future was settled."""
-        self.owner: Any = None
-        """What it is for, in the eyes of whoever is told that it was settled."""
 
 
 def names_in(result: abc.PGresult, encoding: str) -> tuple[str, ...]:

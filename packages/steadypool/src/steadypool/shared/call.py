@@ -17,8 +17,8 @@ _LIMITS = "select set_config('statement_timeout', $1, true)"
 _LOCAL_LIMITS = "select set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true)"
 
 
-class Call:
-    """What a caller wants, and where it stands.
+class Call(Segment):
+    """What a caller wants, and where it stands: itself the segment that is sent, anew for each attempt.
 
     Args:
         sql: with `$1` placeholders.
@@ -31,15 +31,14 @@ class Call:
     """
 
     __slots__ = (
+        "allowed",
         "args",
         "attempts",
         "connecting",
         "connection",
         "deadline",
         "harmless",
-        "limit",
         "seat",
-        "segment",
         "since",
         "sql",
         "timeout",
@@ -59,7 +58,8 @@ class Call:
         self.sql = sql
         self.args = args
         self.timeout = timeout
-        self.limit = options.statement_timeout if timeout is None else timeout
+        self.allowed = options.statement_timeout if timeout is None else timeout
+        """Seconds that the statement may run on the server; `limit`, which is for the client, is a little more."""
         self.harmless = harmless
         self.since = since
         self.deadline = deadline
@@ -70,21 +70,20 @@ class Call:
         """Seconds in which the connection that it was sent on was being opened, since the caller came."""
         self.seat: Seat | None = None
         """The shared connection that it was sent on."""
-        self.segment = self.prepare(options)
+        self.prepare(options)
 
-    def prepare(self, options: SharedOptions, *, alone: bool = False) -> Segment:
-        """The segment for its next attempt."""
+    def prepare(self, options: SharedOptions, *, alone: bool = False) -> Call:
+        """Make it ready for its next attempt."""
         statements = [Statement(self.sql, self.args)]
         if options.local or alone:
-            limits = (milliseconds(self.limit), milliseconds(options.lock_timeout))
+            limits = (milliseconds(self.allowed), milliseconds(options.lock_timeout))
             statements.insert(0, Statement(_LOCAL_LIMITS, limits))
         elif self.timeout is not None:
-            statements.insert(0, Statement(_LIMITS, (milliseconds(self.limit),)))
-        segment = self.segment = Segment(
+            statements.insert(0, Statement(_LIMITS, (milliseconds(self.allowed),)))
+        super().__init__(
             statements,
             prelude=len(statements) - 1,
-            limit=self.limit + CLIENT_GRACE,
+            limit=self.allowed + CLIENT_GRACE,
             byte_limit=options.result_limit,
         )
-        segment.owner = self
-        return segment
+        return self

@@ -17,7 +17,7 @@ from steadypool.sqlstate import LOCK_NOT_AVAILABLE, QUERY_CANCELED
 
 def deadline_passed(call: Call, now: float, pool: PoolSnapshot) -> errors.DeadlineExceeded:
     """The caller gave up; what was not sent yet will not be."""
-    sent = call.segment.sent
+    sent = call.sent
     phase = Phase.EXECUTING if sent else Phase.WAITING
     seconds = now - call.since if call.deadline is None else call.deadline.seconds
     doing = "executing" if sent else "waiting for its turn, nothing was sent"
@@ -37,15 +37,15 @@ def named(
 ) -> errors.SteadypoolError | None:
     """A name for what the driver raised; None where it is the statement's own error."""
     name, took = fingerprint(call.sql), now - call.since
-    report = _report(call, now, pool, maybe_executed=call.segment.sent)
+    report = _report(call, now, pool, maybe_executed=call.sent)
     if isinstance(error, Unclean):
         return errors.NotForSharing(
             f"{error}; the connection was dropped, and with it what the statement left behind: {name}", report
         )
     if isinstance(error, Overdue):
-        timed_out(call, call.limit)
+        timed_out(call, call.allowed)
         return errors.StatementTimeout(
-            f"statement ended after {took:.2f}s, limit {call.limit:.2f}s: {name}. "
+            f"statement ended after {took:.2f}s, limit {call.allowed:.2f}s: {name}. "
             "The server did not answer; the connection was dropped",
             report,
         )
@@ -57,14 +57,14 @@ def named(
             _report(call, now, pool, maybe_executed=error.sent),
         )
     if isinstance(error, ResultTooLarge):
-        return refusal.too_large(call.sql, call.segment.byte_limit or 0, report)
-    if error.sqlstate == LOCK_NOT_AVAILABLE and call.segment.took >= lock_timeout - EARLY:
+        return refusal.too_large(call.sql, call.byte_limit or 0, report)
+    if error.sqlstate == LOCK_NOT_AVAILABLE and call.took >= lock_timeout - EARLY:
         timed_out(call, lock_timeout)
         return refusal.locked_out(call.sql, lock_timeout, _report(call, now, pool, maybe_executed=False))
-    if error.sqlstate == QUERY_CANCELED and call.segment.took >= call.limit - EARLY:
-        timed_out(call, call.limit)
+    if error.sqlstate == QUERY_CANCELED and call.took >= call.allowed - EARLY:
+        timed_out(call, call.allowed)
         return errors.StatementTimeout(
-            f"statement ended after {call.segment.took:.2f}s, limit {call.limit:.2f}s on the shared way: {name}. "
+            f"statement ended after {call.took:.2f}s, limit {call.allowed:.2f}s on the shared way: {name}. "
             "Make it faster, give it a longer timeout=, or use db.connection() (DATABASE_SHARED_STATEMENT_TIMEOUT)",
             _report(call, now, pool, maybe_executed=False),
         )
@@ -74,7 +74,7 @@ def named(
 def _report(
     call: Call, now: float, pool: PoolSnapshot, *, phase: Phase = Phase.EXECUTING, maybe_executed: bool
 ) -> Report:
-    total, executing = now - call.since, call.segment.took
+    total, executing = now - call.since, call.took
     waiting = max(0.0, total - executing) if executing else total if phase is Phase.WAITING else 0.0
     return Report(
         phase,

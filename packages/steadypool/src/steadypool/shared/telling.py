@@ -26,10 +26,9 @@ def tell(pool: Pool[Any], call: Call, pace: Pace, rows: int | None, error: BaseE
     """Tell of a call that has ended; what it did not spend executing it spent waiting for its turn."""
     now = pool.clock.monotonic()
     elapsed = now - call.since
-    segment = call.segment
-    seconds = min(segment.took, elapsed) or (elapsed if segment.sent else 0.0)
+    seconds = min(call.took, elapsed) or (elapsed if call.sent else 0.0)
     waited, connecting = elapsed - seconds, min(call.connecting, elapsed - seconds)
-    without = error if isinstance(error, SteadypoolError) and not segment.sent else None
+    without = error if isinstance(error, SteadypoolError) and not call.sent else None
     if without is not None:
         connecting = without.elapsed.connecting
     if (without is not None or waited > NOISE) and pool.events.wanted(WaitEnded):

@@ -159,7 +159,7 @@ class SharedWay:
             if not limit.expired or isinstance(error, errors.SteadypoolError):
                 raise
             passed = naming.deadline_passed(call, self._clock.monotonic(), self.pool.snapshot())
-            if not call.segment.sent:
+            if not call.sent:
                 went_without(self.pool, call, passed)
             raise passed from error
 
@@ -171,19 +171,19 @@ class SharedWay:
         while True:
             call.attempts += 1
             try:
-                if pace.is_slow or call.limit > options.statement_timeout or self._must_not_wait():
+                if pace.is_slow or call.allowed > options.statement_timeout or self._must_not_wait():
                     results = await self._run_alone(call)
                 else:
                     seat = None if self._queue else self._choose(call)
                     results = await (self._enqueue(call) if seat is None else self._send(seat, call))
-                pace.ran(slow=call.segment.took > options.slow_after)
+                pace.ran(slow=call.took > options.slow_after)
                 return results[-1]
             except asyncio.CancelledError:
-                if not call.segment.sent:
+                if not call.sent:
                     self._withdrawn += 1
                 raise
             except psycopg.Error as error:
-                took = call.segment.took
+                took = call.took
                 if took:
                     pace.ran(slow=took > options.slow_after)
                 if self._again(call, error):
@@ -204,7 +204,7 @@ class SharedWay:
     def _again(self, call: Call, error: psycopg.Error) -> bool:
         """Whether it is sent once more: only where the connection was lost, and it was not sent or does no harm."""
         lost = isinstance(error, ConnectionGone) and not isinstance(error, Overdue | Unclean)
-        return lost and call.attempts < ATTEMPTS and (not call.segment.sent or call.harmless)
+        return lost and call.attempts < ATTEMPTS and (not call.sent or call.harmless)
 
     def _must_not_wait(self) -> bool:
         """Whether the caller holds a connection, and there is none here on which it would be the first."""
@@ -240,13 +240,12 @@ class SharedWay:
         return chosen
 
     def _send(self, seat: Seat, call: Call) -> asyncio.Future[list[Result]]:
-        segment = call.segment
         lease = seat.lease
         call.connection, call.seat = lease.slot.number, seat
         if call.since < lease.acquired_at:
             call.connecting = min(lease.connecting, lease.acquired_at - call.since)
-        segment.on_settled = self._answered
-        return seat.connection.send(segment)
+        call.on_settled = self._answered
+        return seat.connection.send(call)
 
     def _enqueue(self, call: Call) -> asyncio.Future[list[Result]]:
         if len(self._queue) >= self.pool.options.max_waiting:
@@ -255,7 +254,7 @@ class SharedWay:
                 error = refusal.queue_full(self.pool.options.max_waiting, call.deadline, self.pool.snapshot())
                 went_without(self.pool, call, error)
                 raise error
-        future = call.segment.future = asyncio.get_running_loop().create_future()
+        future = call.future = asyncio.get_running_loop().create_future()
         self._queue.append(call)
         if self._queue_timer is None:
             self._watch_queue()
@@ -263,16 +262,19 @@ class SharedWay:
             self._grow()
         return future
 
-    def _pump(self) -> None:
-        """Send what waits, as far as there is room."""
+    def _pump(self, freed: Seat | None = None) -> None:
+        """Send what waits, as far as there is room; most likely there is on the one that has just answered."""
         queue = self._queue
         while queue:
             call = queue[0]
-            future = call.segment.future
+            future = call.future
             if future is not None and future.done():  # withdrawn
                 queue.popleft()
                 continue
-            seat = self._choose(call)
+            if freed is not None and freed.load and freed.takes_new and not freed.proving:
+                seat = freed  # it lives, and those that are idle take no more, or nobody would wait
+            else:
+                seat = self._choose(call)
             if seat is None:
                 return
             queue.popleft()
@@ -284,8 +286,8 @@ class SharedWay:
 
     def _answered(self, segment: Segment) -> None:
         """A segment was settled, well or not: there may be room for the next, or the connection has to go."""
-        call: Call = segment.owner
-        seat, error = call.seat, segment.error
+        assert isinstance(segment, Call)
+        call, seat, error = segment, segment.seat, segment.error
         assert seat is not None, "a call that was never sent"
         if isinstance(error, ConnectionGone):
             seat.last_words = seat.last_words or error.sqlstate
@@ -296,10 +298,10 @@ class SharedWay:
         elif self.pool.waiting and self._pool_is_short():
             seat.leaving = True
         if self._queue:
-            self._pump()
+            self._pump(seat)
 
     def _lost(self, seat: Seat, call: Call) -> None:
-        future = call.segment.future
+        future = call.future
         failure = future.exception() if future is not None and not future.cancelled() else None
         if isinstance(failure, Overdue | Unclean):
             self._offences += 1
@@ -378,7 +380,7 @@ class SharedWay:
         window, local = self.options.window, not connection.statements.keeps
         self.options = replace(self.options, local=local, window=1)
         for call in self._queue:
-            future = call.segment.future
+            future = call.future
             call.prepare(self.options).future = future
         canaries = [Segment([Statement("select 1", prepare=False)], limit=CANARY_LIMIT) for _ in range(2)]
         ends = await asyncio.gather(*map(connection.send, canaries), return_exceptions=True)
@@ -401,7 +403,7 @@ class SharedWay:
     def _fail_queue(self, failure: BaseException) -> None:
         queue, self._queue = self._queue, deque()
         for call in queue:
-            future = call.segment.future
+            future = call.future
             if future is not None and not future.done():
                 error = copy.copy(failure)
                 error.__cause__ = failure.__cause__ or failure
@@ -481,7 +483,7 @@ class SharedWay:
         self._drop_abandoned()
         while self._queue and now - self._queue[0].since >= limit:
             call = self._queue.popleft()
-            future = call.segment.future
+            future = call.future
             if future is not None and not future.done():
                 pool = self.pool.snapshot()
                 error = refusal.out_of_time(
@@ -533,4 +535,4 @@ class SharedWay:
 
 
 def _abandoned(call: Call) -> bool:
-    return call.segment.future is not None and call.segment.future.done()
+    return call.future is not None and call.future.done()
