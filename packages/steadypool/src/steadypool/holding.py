@@ -102,7 +102,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         pool, limit = self._pool, self._limit
         dialect = pool.dialect
         lease = self._lease = await pool.lease(self._workload)
-        connection = lease.connection.driver_connection
+        connection: Any = lease.connection.driver_connection
         pooler = dialect.pooler_watch
         per_transaction = self._lock_timeout is not None or not pooler.keeps_statements
         self._told = limit is not None and not per_transaction
