@@ -1,4 +1,4 @@
-"""The official client, SDK and command line, against `python -m backend` in a process of its own."""
+"""The official client, SDK and command line, against `python -m backend` in a process of its own, with each driver."""
 
 from __future__ import annotations
 
@@ -26,12 +26,23 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def url(server: EmbeddedPostgres) -> Iterator[str]:
     name = f"plyrfm_{os.getpid()}"
-    home = tmp_path_factory.mktemp("plyr")
+    yield server.blocking.create_database(name)
+    server.blocking.drop_database(name)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plyr")
+
+
+@pytest.fixture(scope="module", params=["asyncpg", "psycopg", "steadypool"])
+def service(request: pytest.FixtureRequest, url: str, home: Path) -> Iterator[Service]:
+    """With each driver, one after the other on the same data: the demo is composed once, which takes seconds."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DATABASE_")}
     environment |= {
-        "DATABASE_URL": server.blocking.create_database(name),
+        "DATABASE_URL": url.replace("postgresql://", f"postgresql+{request.param}://"),
         "PORT": "0",
         "PYTHONUNBUFFERED": "1",
     }
@@ -39,20 +50,19 @@ def service(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) 
         [sys.executable, "-m", "backend"], cwd=home, env=environment, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    url = token = ""
+    address = token = ""
     with process:
         for line in process.stdout:
             if found := re.search(r"plays at (http\S+)/", line):
-                url = found[1]
+                address = found[1]
             if found := re.match(r"PLYR_TOKEN=(\S+)", line):
                 token = found[1]
             if "Ctrl-C" in line:
                 break
-        yield Service(url, token)
+        yield Service(address, token)
         process.terminate()
         rest = process.stdout.read()
     assert process.returncode == 0, rest
-    server.blocking.drop_database(name)
 
 
 @pytest.fixture
@@ -171,7 +181,9 @@ def plyrfm(service: Service, *arguments: object, token: str | None = None) -> st
     return done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("service", ["steadypool"], indirect=True, scope="module")
 def test_the_command_line(service: Service, song: Path, tmp_path: Path) -> None:
+    """With one driver: it asks for what the SDK asks for, and each command is a process that takes seconds."""
     uploaded = plyrfm(service, "tracks", "upload", song, "By hand", "--tag", "one", "--album", "Hands")
     found = re.search(r"uploaded: track (\d+)", uploaded)
     assert found is not None, uploaded

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import text
 
 from steadypool import Database, DatabaseSettings, errors
+from steadypool.lab import WedgingPooler
 
 from .poolers import pgbouncer
 from .test_shared_way import House, ends
@@ -75,76 +75,37 @@ async def test_pgbouncer_in_session_mode(database_url: str) -> None:
 
 
 @asynccontextmanager
-async def one_at_a_time(url: str) -> AsyncIterator[tuple[str, Callable[[], int]]]:
-    """A pooler that forgets a connection for which a second Sync comes before the first was answered."""
+async def wedging(url: str) -> AsyncIterator[tuple[str, WedgingPooler]]:
+    """A pooler that stops at a second query, and the URL through it."""
     parts = urlsplit(url)
-    wedged = 0
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal wedged
-        below_reader, below_writer = await asyncio.open_connection(parts.hostname, parts.port)
-        unanswered = 0
-
-        async def answers() -> None:
-            nonlocal unanswered
-            while head := await below_reader.readexactly(5):
-                body = await below_reader.readexactly(int.from_bytes(head[1:], "big") - 4)
-                unanswered -= head[:1] == b"Z" and unanswered > 0
-                writer.write(head + body)
-
-        size = await reader.readexactly(4)
-        below_writer.write(size + await reader.readexactly(int.from_bytes(size, "big") - 4))
-        task = asyncio.create_task(answers())
-        try:
-            while True:
-                head = await reader.readexactly(5)
-                body = await reader.readexactly(int.from_bytes(head[1:], "big") - 4)
-                if head[:1] == b"S":
-                    unanswered += 1
-                    if unanswered > 1:
-                        wedged += 1
-                        await reader.read(-1)  # says nothing more, ever
-                        return
-                below_writer.write(head + body)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has left
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
-            below_writer.close()
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    place = f"{parts.netloc.rpartition(':')[0]}:{port}"
-    try:
-        yield urlunsplit(parts._replace(netloc=place)) + "?sslmode=disable&gssencmode=disable", lambda: wedged
-    finally:
-        server.close()
+    assert parts.hostname is not None
+    assert parts.port is not None
+    async with WedgingPooler(parts.hostname, parts.port) as pooler:
+        yield url.replace(f":{parts.port}/", f":{pooler.port}/"), pooler
 
 
 async def test_a_pooler_that_stops_at_a_second_query(database_url: str) -> None:
-    async with one_at_a_time(database_url) as (url, wedged):
+    async with wedging(database_url) as (url, pooler):
         async with behind(url, pooled=True, keeps=False) as house:
             await is_served(house)
             assert house.way.options.window == 1
-            assert wedged() == 1, "the canary, and nobody's statement"
+            assert pooler.wedged == 1, "the canary, and nobody's statement"
             assert house.way.stats().collateral == 0
 
 
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 async def test_everything_behind_a_pooler_that_stops_at_a_second_query(database_url: str, mode: str) -> None:
-    async with one_at_a_time(database_url) as (url, wedged):
+    async with wedging(database_url) as (url, pooler):
         async with Database(settings_for(url, "steadypool", pooler=mode, pool_size=1, max_overflow=0)) as db:
             for number in range(5):
                 async with db.session() as session:
                     assert await session.scalar(text("select cast(:n as int)"), {"n": number}) == number
                 async with db.connection() as connection:
                     assert await connection.fetchval("select $1::int", number) == number
-            assert wedged() == 0, "a ROLLBACK is waited for"
+            assert pooler.wedged == 0, "a ROLLBACK is waited for"
             values = await ends(*(db.fetchval("select $1::int", number) for number in range(50)))
             assert values == list(range(50))
-            assert wedged() == 1, "the canary"
+            assert pooler.wedged == 1, "the canary"
 
 
 def settings_for(url: str, driver: str, **more: Any) -> DatabaseSettings:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from conditions import until
-from steadypool.lab import FaultProxy, Mode
+from steadypool.lab import FaultProxy, Mode, WedgingPooler
 
 pytestmark = pytest.mark.anyio
 
@@ -292,3 +294,18 @@ async def test_an_unknown_mode_is_refused(link: FaultProxy) -> None:
         link.mode = "lossy"  # type: ignore[assignment]
     link.mode = "silent"  # type: ignore[assignment]
     assert link.mode is Mode.SILENT
+
+
+@pytest.mark.parametrize("turns", range(5))
+@pytest.mark.parametrize("kind", [FaultProxy, WedgingPooler])
+async def test_who_comes_at_the_last_moment_is_not_left_hanging(
+    echo: Echo, kind: type[FaultProxy] | type[WedgingPooler], turns: int
+) -> None:
+    """After two turns of the loop the connection is accepted, and the task that is to serve it has not begun."""
+    async with kind("127.0.0.1", echo.port) as between:
+        visitor = socket.create_connection(("127.0.0.1", between.port), timeout=5)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    with visitor, contextlib.suppress(ConnectionError):
+        assert visitor.recv(1) == b""
+    gc.collect()  # a socket that nobody closed would complain now

@@ -3,6 +3,7 @@
 from steadypool.lab.certificate import Certificate, self_signed
 from steadypool.lab.direction import Direction
 from steadypool.lab.errors import LabError
+from steadypool.lab.pooler import WedgingPooler
 from steadypool.lab.postgres import EmbeddedPostgres
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lab.relay import TlsFront
@@ -23,5 +24,6 @@ __all__ = [
     "Suspend",
     "TlsFront",
     "WakeMode",
+    "WedgingPooler",
     "self_signed",
 ]

@@ -92,7 +92,12 @@ class Doorway:
         visitor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = asyncio.get_running_loop().create_task(self._visit(visitor), name="doorway serves")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._over(task, visitor))
+
+    def _over(self, task: asyncio.Task[None], visitor: socket.socket) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            visitor.close()  # a task that is cancelled before its first step has not even seen it
 
     async def _visit(self, visitor: socket.socket) -> None:
         try:

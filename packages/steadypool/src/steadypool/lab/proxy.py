@@ -194,7 +194,12 @@ class FaultProxy:
             self._connect(link, accepted), name="fault proxy connects"
         )
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._over(task, accepted))
+
+    def _over(self, task: asyncio.Task[None], accepted: socket.socket) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            accepted.close()  # a task that is cancelled before its first step has not even seen it
 
     async def _connect(self, link: Link, accepted: socket.socket) -> None:
         """Put a link between the client and the server; a silent network connects once it is silent no more."""
