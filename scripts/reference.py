@@ -89,8 +89,8 @@ def _errors() -> str:
 def _events() -> str:
     parts = [
         "`db.events.subscribe(observer, *kinds)` calls `observer(event)` on the event loop's thread; it must return at "
-        "once. All have `pool`, the pool's name, and `at`, seconds on the pool's clock. They are frozen, and carry no "
-        "value, literal or password.",
+        "once. All have `pool`, the pool's name, and `at`, seconds on the pool's clock. Nobody may change them, and "
+        "they carry no value, literal or password.",
     ]
     for kind in _classes(events, events.Event):
         if kind is not events.Event:

@@ -138,8 +138,9 @@ def plyr_settings(plyr_url: str, tmp_path: Path, driver: str) -> Settings:
 async def serving(settings: Settings) -> AsyncIterator[tuple[str, FastAPI]]:
     """One instance of the service: its address, and its application to look into."""
     listener = socket.create_server(("127.0.0.1", 0))
-    ready = asyncio.Event()
-    server = Server(settings, grace=5, on_ready=ready.set)
+    ready, prepared = asyncio.Event(), asyncio.Event()
+    prepared.set()
+    server = Server(settings, grace=5, on_ready=ready.set, prepared=prepared)
     running = asyncio.create_task(server.serve([listener]))
     started = asyncio.create_task(ready.wait())
     await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)

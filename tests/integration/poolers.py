@@ -31,6 +31,8 @@ class pgbouncer:
         size: its connections to the server.
         ignored: start-up parameters that it swallows instead of refusing them.
         more: further lines of its configuration.
+        checked: it asks for the password of the URL's user, and lets its console be seen by whom `more` names;
+            otherwise it lets anybody in, into its console too.
     """
 
     def __init__(
@@ -42,11 +44,12 @@ class pgbouncer:
         size: int = 10,
         ignored: str = "",
         more: str = "",
+        checked: bool = False,
     ) -> None:
         lines = (
             f"pool_mode = {mode}\ndefault_pool_size = {size}\nignore_startup_parameters = {ignored}\n{more}\n"
         )
-        self._running = _running(url, lines, port)
+        self._running = _running(url, lines, port, checked=checked)
 
     def __enter__(self) -> str:
         return self._running.__enter__()
@@ -66,7 +69,7 @@ class pgbouncer:
 
 
 @contextlib.contextmanager
-def _running(url: str, lines: str, port: int | None) -> Iterator[str]:
+def _running(url: str, lines: str, port: int | None, *, checked: bool) -> Iterator[str]:
     binary = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if binary is None:
         pytest.fail(
@@ -78,17 +81,21 @@ def _running(url: str, lines: str, port: int | None) -> Iterator[str]:
             port = free.getsockname()[1]
     parts = urlsplit(url)
     with tempfile.TemporaryDirectory(prefix="steadypool-pgbouncer-") as folder:
-        file = Path(folder) / "pgbouncer.ini"
+        file, users = Path(folder) / "pgbouncer.ini", Path(folder) / "users.txt"
+        users.write_text(f'"{parts.username}" "{parts.password}"\n')
+        log_in = f"auth_type = scram-sha-256\nauth_file = {users}" if checked else "auth_type = any"
         file.write_text(
             "[databases]\n"
             f"* = host={parts.hostname} port={parts.port} user={parts.username} password={parts.password}\n"
-            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n{lines}"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n{log_in}\n{lines}"
         )
         file.chmod(0o600)
+        users.chmod(0o600)
         account: dict[str, Any] = {}
         if os.getuid() == 0:
             shutil.chown(folder, UNPRIVILEGED)
             shutil.chown(file, UNPRIVILEGED)
+            shutil.chown(users, UNPRIVILEGED)
             account = {"user": UNPRIVILEGED, "extra_groups": []}
         process = subprocess.Popen([binary, "-q", file], stderr=subprocess.DEVNULL, **account)
         try:
@@ -99,7 +106,8 @@ def _running(url: str, lines: str, port: int | None) -> Iterator[str]:
                 assert process.poll() is None, "PgBouncer does not start"
                 assert time.monotonic() < end, "PgBouncer does not answer"
                 time.sleep(0.02)
-            yield f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}"
+            password = f":{parts.password}" if checked else ""
+            yield f"postgresql://{parts.username}{password}@127.0.0.1:{port}{parts.path}"
         finally:
             process.kill()
             process.wait()

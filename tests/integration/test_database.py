@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, MissingGreenlet
 
 import steadypool
+from conditions import until
 from steadypool import Database, DatabaseSettings
 
 pytestmark = pytest.mark.anyio
@@ -115,6 +117,81 @@ async def test_dedicated_connection_is_cleaned_after_the_user(db: Database, pg: 
     async with db.connection() as connection:
         assert await connection.fetchval("select pg_backend_pid()") == pid
         assert [backend.state for backend in await pg.backends()] == ["idle"]
+
+
+async def test_what_another_task_has_on_its_way_does_not_reach_the_next_user(db: Database) -> None:
+    await db.execute("create table t (id int)")
+    async with db.connection() as connection:
+        others = [
+            asyncio.create_task(connection.execute(sql))
+            for sql in ("select pg_sleep(0.1)", "begin", "select 1")
+        ]
+        await asyncio.sleep(0)
+    async with db.connection() as connection:
+        await connection.execute("insert into t values (1)")
+        assert [
+            end for end in await asyncio.gather(*others, return_exceptions=True) if isinstance(end, Exception)
+        ]
+    assert await db.fetchval("select count(*) from t") == 1
+
+
+async def test_who_is_not_in_a_greenlet_gets_no_idle_connection_either(db: Database) -> None:
+    assert await db.warm_up(1) == 1
+    with pytest.raises(MissingGreenlet):
+        db.engine.pool.connect()
+    with pytest.raises(MissingGreenlet):
+        await asyncio.to_thread(db.engine.sync_engine.connect)
+    assert db.engine.pool.checkedout() == 0
+
+
+async def test_a_deadline_ends_statements_that_are_behind_others(settings: DatabaseSettings) -> None:
+    async with Database(settings.replace(statement_timeout=0.6)) as db, db.connection() as connection:
+        with steadypool.deadline(1.2):
+            statements = [connection.execute("select pg_sleep(0.5)") for _ in range(4)]
+            ends = await asyncio.gather(*statements, return_exceptions=True)
+    assert isinstance(ends[-1], Exception)  # asyncpg has one at a time, the others a queue
+
+
+async def test_an_engine_in_autocommit_stays_that(settings: DatabaseSettings) -> None:
+    async with Database(settings, engine_arguments={"isolation_level": "AUTOCOMMIT"}) as db:
+        async with db.connection() as connection:
+            await connection.execute("create table t (id int)")
+        async with db.engine.connect() as session:
+            await session.execute(text("insert into t values (1)"))
+        assert await db.fetchval("select count(*) from t") == 1
+
+
+async def test_a_connection_is_for_one_block(db: Database) -> None:
+    block = db.connection()
+    async with block as connection:
+        with pytest.raises(RuntimeError, match="anew for each"):
+            await block.__aenter__()
+        assert await connection.fetchval("select 1") == 1
+    assert db.stats().pool.leased == 0
+
+
+async def test_a_task_that_is_forgotten_in_its_block_ends_in_any_thread(db: Database) -> None:
+    """The garbage collector ends it in the thread in which it happens to run."""
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)  # which makes asyncio refuse calls from other threads
+    entered = asyncio.Event()
+
+    async def forget() -> None:
+        async with db.connection() as connection:
+            await connection.execute("begin")
+            entered.set()
+            await loop.create_future()
+
+    gc.disable()
+    try:
+        task: Any = asyncio.create_task(forget())
+        await entered.wait()
+        task._log_destroy_pending = False
+        del task
+        await asyncio.to_thread(gc.collect)
+    finally:
+        gc.enable()
+    await until(lambda: db.pool.core.count() == 0)
 
 
 async def test_dedicated_commit_that_is_a_rollback_is_told(db: Database) -> None:

@@ -18,6 +18,7 @@ import pytest
 from steadypool import DatabaseSettings
 from steadypool.cli import main
 from steadypool.cli.doctor.checks.tls import valid_until
+from steadypool.cli.doctor.console import ConsoleClosed, read_console
 from steadypool.cli.doctor.examination import Examination
 from steadypool.cli.doctor.finding import Level
 from steadypool.cli.doctor.run import GROUPS, Result, all_checks, chosen_checks, examine
@@ -316,8 +317,76 @@ async def test_a_check_that_needs_to_know_of_the_pooler_finds_out_itself(databas
     async with pgbouncer(database_url, "transaction") as url:
         (result,) = await look(url, "prepared-statements")
         assert "behind a pooler" in result.finding.evidence
+
+
+async def test_a_console_that_lets_us_look_says_what_pgbouncer_ends_first(database_url: str) -> None:
+    user = urlsplit(database_url).username
+    more = f"stats_users = {user}\nclient_idle_timeout = 100\nserver_lifetime = 1234\nquery_wait_timeout = 12"
+    async with pgbouncer(database_url, "transaction", more=more, checked=True) as url:
+        found = only(await look(url, "lifetimes"), "lifetimes")
+        assert (found.level, found.symptom) == (Level.WARNING, "connection-lost")
+        assert found.change == "DATABASE_POOL_IDLE_TIMEOUT=80"
+        assert found.evidence.startswith("client_idle_timeout 100 s; ")
+        assert "free after 1234 s" in found.evidence
+        found = only(await look(url, "lifetimes", pool_idle_timeout=80), "lifetimes")
+        assert found.level is Level.OK
+        results = await look(url, "pooler", "prepared-statements", pooler="session")
+        assert [result.finding.level for result in results] == [Level.PROBLEM, Level.PROBLEM]
+        assert "pool_mode is transaction" in only(results, "prepared-statements").evidence
+        for settings, level, seconds in (
+            ({}, Level.OK, None),
+            ({"request_deadline": 11}, Level.NOTE, 10.5),
+            ({"pool_timeout": 13}, Level.NOTE, 14),
+        ):
+            found = only(await look(url, "pooler-queue", **settings), "pooler-queue")
+            assert found.level is level
+            assert found.change == (f"query_wait_timeout = {seconds} in pgbouncer.ini" if seconds else "")
+
+
+async def test_a_console_knows_the_mode_of_our_own_database(database_url: str) -> None:
+    parts = urlsplit(database_url)
+    own = (
+        f"stats_users = {parts.username}\n[databases]\n{parts.path[1:]} = host={parts.hostname} port={parts.port} "
+        f"user={parts.username} password={parts.password} pool_mode=session"
+    )
+    async with pgbouncer(database_url, "transaction", more=own, checked=True) as url:
+        results = await look(
+            url, "pooler", "prepared-statements", "lifetimes", pooler="session", pool_recycle=None
+        )
+    assert "pool_mode = session" in results[0].finding.evidence
+    assert only(results, "prepared-statements").level is Level.OK
+    # Nothing ends an idle client here, so nothing has to be replaced by age.
+    assert only(results, "lifetimes").level is Level.OK
+
+
+async def test_a_console_that_refuses_us_is_told_how_to_open_and_nothing_fails(database_url: str) -> None:
+    user = urlsplit(database_url).username
+    async with pgbouncer(database_url, "transaction", checked=True) as url:
+        results = await look(url, "pooler", "pooler-queue", "prepared-statements", "lifetimes")
+        assert [result.finding.level for result in results] == [Level.OK, Level.UNKNOWN, Level.OK, Level.OK]
+        assert "not allowed" in only(results, "lifetimes").evidence
+        assert f"stats_users = {user} in pgbouncer.ini" in only(results, "lifetimes").evidence
+        assert str(urlsplit(url).password) not in repr(results)
         (result,) = await look(url, "lifetimes", pool_recycle=None)
     assert (result.finding.level, result.finding.symptom) == (Level.WARNING, "connection-lost")
+
+
+async def test_what_is_no_console_or_falls_silent_costs_little_time_and_nothing_else(
+    plain_url: str, proxy: FaultProxy
+) -> None:
+    parts = urlsplit(plain_url)
+    url = urlunsplit(parts._replace(netloc=f"{parts.username}:{SECRET}@127.0.0.1:{proxy.port}"))
+    examination = Examination(DatabaseSettings(url=url))
+    connection = await examination.connection()
+    closed = await read_console(connection, examination.target, within=5.0)
+    assert isinstance(closed, ConsoleClosed)
+    assert "3D000" in closed.why
+    proxy.mode = Mode.SILENT
+    began = time.monotonic()
+    closed = await read_console(connection, examination.target, within=0.3)
+    assert time.monotonic() - began < 2.0
+    assert "within 0.3 s" in str(closed)
+    await examination.close()
 
 
 # -- statistics ----------------------------------------------------------------------------------------------------

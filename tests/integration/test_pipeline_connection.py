@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -186,6 +187,19 @@ async def test_an_unwaited_rollback_goes_before_the_next_begin(connection: Pipel
     assert connection.transaction_status == TransactionStatus.INTRANS
 
 
+async def test_what_travels_with_the_next_is_not_late_before_it_has_gone_out(
+    connection: PipelinedConnection,
+) -> None:
+    """The program keeps the event loop busy in between, for longer than the answer may take."""
+    for pause in (0, 0.01):
+        await ask(connection, "begin")
+        connection.post(Segment([Statement("ROLLBACK", prepare=False)], limit=0.2), lingers=True)
+        time.sleep(0.3)  # noqa: ASYNC251 - that is the fault
+        await asyncio.sleep(pause)
+        assert await ask(connection, "select 1") == [(1,)]
+        assert connection.transaction_status == TransactionStatus.IDLE
+
+
 async def test_what_nobody_waits_for_ends_the_connection_where_it_fails(
     connection: PipelinedConnection,
 ) -> None:
@@ -248,6 +262,16 @@ async def test_ddl_under_a_prepared_statement(connection: PipelinedConnection, i
         assert connection.transaction_status == TransactionStatus.INTRANS
     else:
         assert await ask(connection, "select * from t") == [(1, "new")]
+
+
+async def test_ddl_between_the_first_execution_and_the_second(connection: PipelinedConnection) -> None:
+    await ask(connection, "create type colour as enum ('red')")
+    await ask(connection, "create table t (a int)")
+    assert await ask(connection, "select a from t") == []
+    await ask(connection, "alter table t alter a type colour using 'red'")
+    await ask(connection, "insert into t values ('red')")
+    for _ in range(3):
+        assert await ask(connection, "select a from t") == [("red",)]
 
 
 async def test_ddl_in_the_middle_of_a_transaction_is_an_error_and_nothing_is_repeated(

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def plyr_settings(plyr_settings: Settings) -> Settings:
-    database = plyr_settings.database.replace(statement_timeout=1.0)
+    database = plyr_settings.database.replace(statement_timeout=2.5)
     return plyr_settings.model_copy(update={"database": database})
 
 
@@ -52,5 +52,5 @@ async def test_a_slow_statement_ends_by_its_workloads_limit(plyr: Plyr) -> None:
         with pytest.raises(steadypool.StatementTimeout):
             await session.execute(text("SELECT pg_sleep(10)"))
     async with db_session(UPLOADS) as session:
-        await session.execute(text("SELECT pg_sleep(1.8)"))
+        await session.execute(text("SELECT pg_sleep(2.8)"))
     assert plyr.held == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from steadypool.connect.psycopg_driver import open_psycopg
 from steadypool.events import StatementFinished
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lease import PoolOptions, SlotState
-from steadypool.pipeline import PipelinedConnection, Segment
+from steadypool.pipeline import PipelinedConnection, Result, Segment
 from steadypool.pool import Pool
 from steadypool.shared import SharedOptions, SharedWay
 from steadypool.testing import Observer
@@ -251,6 +252,20 @@ async def test_others_go_elsewhere_while_the_head_is_slow(make: MakeHouse) -> No
     await slow
 
 
+async def test_one_that_leaves_is_replaced_while_the_others_are_slow(make: MakeHouse) -> None:
+    house = make(connections=2, rotate_after=0.3)
+    slow = [asyncio.create_task(house.ask("select pg_sleep(1.2), 'one'"))]
+    await until(lambda: house.way.stats().in_flight == 1)
+    await asyncio.sleep(0.1)
+    await house.ask("select 1")
+    slow.append(asyncio.create_task(house.ask("select pg_sleep(1.2), 'another'")))
+    await until(lambda: house.way.stats().in_flight == 2)
+    await asyncio.sleep(0.3)  # now they are to go back, and cannot yet
+    assert await house.ask("select 2") == [(2,)]
+    assert not any(task.done() for task in slow)
+    await asyncio.gather(*slow)
+
+
 async def test_what_is_often_slow_gets_a_connection_alone(house: House) -> None:
     for _ in range(3):
         await house.ask("select pg_sleep(0.08)")
@@ -439,6 +454,33 @@ async def test_what_cannot_be_sent_is_told_to_its_caller_alone(make: MakeHouse, 
     assert isinstance(got[0], Exception)
     assert got[1] == [("third",)]
     assert len(house.driver.opened) == 1
+
+
+async def test_too_many_parameters_are_told_to_their_caller_alone(make: MakeHouse) -> None:
+    house = make(connections=1)
+    many = ", ".join(f"${number}::int" for number in range(1, 65_537))
+    got = await ends(
+        house.ask("select 1 from pg_sleep(0.05)"), house.ask(f"select array[{many}]", *range(65_536))
+    )
+    assert got[0] == [(1,)]
+    assert isinstance(got[1], psycopg.errors.ProgramLimitExceeded)
+    assert len(house.driver.opened) == 1
+
+
+async def test_a_result_goes_when_its_reader_does(house: House) -> None:
+    await house.ask("select 1")
+    gc.disable()
+    try:
+        before = _results()
+        for _ in range(5):
+            await house.ask("select 1")
+        assert _results() <= before
+    finally:
+        gc.enable()
+
+
+def _results() -> int:
+    return sum(isinstance(it, Result) for it in gc.get_objects())
 
 
 async def test_text_without_an_encoding_is_told_to_its_caller_alone(house: House) -> None:

@@ -89,6 +89,56 @@ async def test_rows_one_after_the_other(db: Database) -> None:
     assert await db.fetchval("select count(*) from pg_cursors where name = 'steadypool_rows'") == 0
 
 
+async def test_each_query_has_its_own_columns_and_types(make: MakeDatabase) -> None:
+    """All of them fetch by the same statement, from a cursor of the same name."""
+    db = make(pool_size=1)
+    await db.execute("create type mood as enum ('fine')")
+    for _ in range(2):
+        numbers = [row["n"] async for row in db.fetch_iter("select generate_series(1, 25) as n", batch=10)]
+        assert numbers == list(range(1, 26))
+    moods = [
+        row["m"]
+        async for row in db.fetch_iter("select 'fine'::mood as m from generate_series(1, 3)", batch=10)
+    ]
+    assert moods == ["fine"] * 3
+
+
+async def test_an_engine_that_was_disposed_of_has_no_more_connections_than_it_may(
+    make: MakeDatabase, pg: Observer
+) -> None:
+    db = make(pool_size=2)
+    assert await db.fetchval("select 1") == 1
+    await db.engine.dispose()
+    await pg.wait_until(pg.is_quiet)
+    async with db.connection() as connection:
+        assert [await db.fetchval("select 2") for _ in range(3)] == [2] * 3
+        assert await connection.fetchval("select 3") == 3
+        assert len(await pg.backends()) <= 2
+    await db.close()
+    await pg.wait_until(pg.is_quiet)
+
+
+def test_another_event_loop_is_told(database_url: str) -> None:
+    url = database_url.replace("postgresql://", "postgresql+steadypool://")
+    db = Database(DatabaseSettings(url=url))
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        assert first.run(db.fetchval("select 1")) == 1
+        with pytest.raises(steadypool.WrongEventLoop):
+            second.run(db.fetchval("select 1"))
+        assert first.run(db.fetchval("select 1")) == 1
+        first.run(db.close())
+
+
+async def test_what_is_executed_by_a_name_has_the_columns_of_what_has_it_now(make: MakeDatabase) -> None:
+    async with make(pool_size=1).connection() as connection:
+        for query in ("select 1 as a", "select 'x' as b, 2 as c"):
+            await connection.execute(f"prepare mine as {query}")
+            for _ in range(3):
+                [row] = await connection.fetch("/* mine */ execute mine")
+                assert tuple(row.keys()) == (("a",) if "as a" in query else ("b", "c"))
+            await connection.execute("deallocate mine")
+
+
 async def test_what_outlives_its_statement_is_refused_unsent(db: Database, pg: Observer) -> None:
     for sql in ("begin", "set work_mem = '1MB'", "select pg_advisory_lock(1)", "listen x"):
         with pytest.raises(steadypool.NotForSharing):

@@ -180,7 +180,8 @@ class Surroundings:
 class Dedicated:
     """What `Database.connection()` yields.
 
-    `driver_connection` is the driver's own object, for everything that is not here (COPY, cursors, LISTEN).
+    `driver_connection` is the driver's own object, for everything that is not here (COPY, cursors, LISTEN). What
+    another task has on its way when the block ends is given up like a statement that was cancelled.
     """
 
     def __init__(self, driver_connection: Any, dialogue: Dialogue, surroundings: Surroundings) -> None:
@@ -188,7 +189,13 @@ class Dedicated:
         self._dialogue = dialogue
         self._around = surroundings
         self._depth = 0
+        self._running = 0
         self._ended = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a statement is on its way, which another task than the one that asks has sent."""
+        return self._running > 0
 
     def end(self) -> None:
         """The block is over: from now on the connection is somebody else's."""
@@ -320,9 +327,11 @@ class Dedicated:
         server = around.statement_timeout
         started = around.clock.monotonic()
         seconds, deadline = nearest_end(None if server is None else server + CLIENT_GRACE, started)
-        bounds = deadline is None and self._dialogue.bounds
+        # Behind another statement its own clock would start too late for a deadline.
+        bounds = deadline is None and not self._running and self._dialogue.bounds
         limit = TimeLimit(None if bounds else seconds)
         around.lease.running = sql, started
+        self._running += 1
         try:
             with limit:
                 result = await run(sql, args, seconds if bounds else None)
@@ -340,6 +349,7 @@ class Dedicated:
                 raise
             raise named from error
         finally:
+            self._running -= 1
             around.lease.running = None
         around.driver.spoke(self.driver_connection)
         return result

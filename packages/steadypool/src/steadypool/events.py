@@ -1,4 +1,4 @@
-"""What happened, as frozen facts. Whoever wants to know subscribes; whoever acts never waits for them.
+"""What happened, as facts that nobody changes. Whoever wants to know subscribes; whoever acts never waits for them.
 
 Every event carries `at`, seconds on the pool's clock. Observers are called in order, on the event loop's thread,
 and must return at once. An observer that raises is reported to the log and does not disturb the pool.

@@ -64,8 +64,10 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
     """
 
     __slots__ = (
+        "_begins",
         "_default",
         "_driver_limit",
+        "_entered",
         "_lease",
         "_limit",
         "_lock_timeout",
@@ -91,12 +93,16 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         self._default = default_limit
         self._lock_timeout = lock_timeout
         self._mark = HoldingAConnection()
+        self._entered = False
 
     async def __aenter__(self) -> Dedicated:
+        if self._entered:  # two blocks would end each other's use
+            raise RuntimeError("connection() is for one block: call it anew for each")
+        self._entered = True
         pool, limit = self._pool, self._limit
         dialect = pool.dialect
         lease = self._lease = await pool.lease(self._workload)
-        connection = lease.connection.driver_connection
+        connection: Any = lease.connection.driver_connection
         pooler = dialect.pooler_watch
         per_transaction = self._lock_timeout is not None or not pooler.keeps_statements
         self._told = limit is not None and not per_transaction
@@ -118,11 +124,12 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
                 wraps=limit is not None and per_transaction,
             ),
         )
+        self._begins = dialect.begins_by_itself and not connection.autocommit
         self._driver_limit = dialect.driver_limit(connection, limit)
         self._driver_limit.__enter__()
         self._mark.__enter__()
         try:
-            if dialect.begins_by_itself:
+            if self._begins:
                 await dialect.set_autocommit(connection, True)
             if self._told and limit is not None:
                 await self._use.set_up(f"SET statement_timeout = {milliseconds(limit)}")
@@ -148,14 +155,19 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         use, lease, dialect = self._use, self._lease, self._pool.dialect
         connection = use.driver_connection
         use.end()
+        if (
+            not self._pool.at_home
+        ):  # the garbage collector ends a task that was forgotten, in whichever thread it runs
+            self._pool.forget(lease)
+            return
         self._mark.__exit__()
         self._driver_limit.__exit__(None, None, None)
         fate = Fate.EVICT
         try:
-            if error is not None and not isinstance(error, Exception):
-                dialect.cut(connection)  # a cancellation: nobody knows what it would answer next
+            if use.busy or (error is not None and not isinstance(error, Exception)):
+                dialect.cut(connection)  # given up half-way: nobody knows what it would answer next
             elif dialect.is_open(connection):
-                if self._told or dialect.begins_by_itself or dialect.in_transaction(connection):
+                if self._told or self._begins or dialect.in_transaction(connection):
                     await self._clean(connection)
                 fate = Fate.KEEP
         finally:
@@ -171,7 +183,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
                     await dialect.roll_back(connection)
                 if self._told:
                     await _DIALOGUES[dialect.driver](connection).execute("RESET statement_timeout", ())
-                if dialect.begins_by_itself:
+                if self._begins:
                     await dialect.set_autocommit(connection, False)
         except BaseException as error:
             dialect.cut(connection)

@@ -353,6 +353,14 @@ class Lifecycle(ABC, Generic[T]):
         assert self._home is not None, "the pool was never used"
         return self._home[0]
 
+    @property
+    def at_home(self) -> bool:
+        """Whether this is the event loop and the process that it belongs to; false where it belongs to none yet."""
+        try:
+            return self._home == (asyncio.get_running_loop(), os.getpid())
+        except RuntimeError:  # no event loop runs
+            return False
+
     def _at_home(self) -> asyncio.AbstractEventLoop:
         here = (asyncio.get_running_loop(), os.getpid())
         if self._home is None:

@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from sqlalchemy import Executable
+from sqlalchemy import Engine, Executable, event
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from steadypool import refusal, sharable
 from steadypool.dedicated import Dedicated
@@ -34,6 +35,7 @@ class Sharing:
     """
 
     settings: DatabaseSettings
+    engine: AsyncEngine
     _way: SharedWay | None = None
     _compiler: Compiler | None = None
 
@@ -209,7 +211,14 @@ class Sharing:
                 carries_two=lambda: setattr(pool.dialect.pooler_watch, "carries_two", True),
             )
             pool.before_waiting = self._way.make_room
+            event.listen(self.engine.sync_engine, "engine_disposed", self._follow)
         return self._way
+
+    def _follow(self, _engine: Engine) -> None:
+        """The engine was disposed of, and has another pool now."""
+        if self._way is not None:
+            self._way.move_to(self.pool.core)
+            self.pool.before_waiting = self._way.make_room
 
     async def _close_shared(self, grace: float | None) -> None:
         if self._way is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import functools
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -44,10 +43,10 @@ Adapted: TypeAlias = tuple[bytes, Known | None, Any, tuple[int, ...] | None, lis
 """A statement with its parameters as the server takes them: SQL, what is known of it, values, types, formats."""
 
 
-@functools.cache
-def _automatic(parameters: int) -> list[PyFormat]:
-    """psycopg is to choose the format of each."""
-    return [PyFormat.AUTO] * parameters
+_MOST_PARAMETERS = 65_535
+"""The protocol counts them in 16 bits; libpq would take the whole connection for broken."""
+_AUTOMATIC = [PyFormat.AUTO] * _MOST_PARAMETERS
+"""psycopg is to choose the format of each parameter."""
 
 
 class Adopted(Protocol):
@@ -225,12 +224,13 @@ class PipelinedConnection(Wire):
             self._flights.append(flight)
             self._end(error)
             return
-        alone = not self._flights or (self._lingering is not None and self._unsent and not self._in_haste)
+        alone = not self._flights or (self._loiters and not self._in_haste)
         self._flights.append(flight)
         self._unsent = True
         if len(self._flights) == 1:
             self._new_head()
         if segment.lingers:
+            self._loiters = len(self._flights) == 1
             self._flush_later()
             return
         self._in_haste += 1
@@ -293,8 +293,13 @@ class PipelinedConnection(Wire):
         if not parameters:
             known = self.statements.look_up(statement.sql, None) if statement.prepare else None
             return known.sql if known else statement.sql.encode(), known, None, None, None
+        if len(parameters) > _MOST_PARAMETERS:
+            raise psycopg.errors.ProgramLimitExceeded(
+                f"a statement has at most {_MOST_PARAMETERS:,} parameters, and this has {len(parameters):,}: "
+                "pass an array, or send it in parts"
+            )
         transformer = self._transformer
-        values = transformer.dump_sequence(parameters, _automatic(len(parameters)))
+        values = transformer.dump_sequence(parameters, _AUTOMATIC)
         types, formats = transformer.types, transformer.formats
         known = self.statements.look_up(statement.sql, types) if statement.prepare else None
         return known.sql if known else statement.sql.encode(), known, values, types, formats
@@ -302,16 +307,14 @@ class PipelinedConnection(Wire):
     def _put_statement(self, flight: Flight, index: int, adapted: Adapted) -> None:
         pgconn = self.pgconn
         sql, known, values, types, formats = adapted
-        result_format = _TEXT
         named = False
         if known is not None:
-            if known.binary:
-                result_format = _BINARY
             named = known.state is State.READY or known.preparer is flight
             if not named and self.statements.begin(known, flight):
                 pgconn.send_prepare(known.name, known.sql, types)
                 flight.steps.append((Step.PREPARE, known, index))
                 named = True
+        result_format = _BINARY if known is not None and known.binary else _TEXT
         if known is not None and named:
             flight.named[index] = known
             pgconn.send_query_prepared(known.name, values, formats, result_format)

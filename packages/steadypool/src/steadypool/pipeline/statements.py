@@ -7,6 +7,7 @@ server has confirmed it; until then others send theirs in full.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import OrderedDict
 from enum import Enum
 
@@ -22,6 +23,11 @@ _STALE = frozenset({"26000", "0A000", "42P05"})
 _NOT_THE_SAME = frozenset({18, 700, 2249})
 """Types that psycopg reads differently in the two formats: `"char"` (an empty one), real (in binary with digits that
 were never written), record (in text its fields are strings)."""
+
+
+_NAMES_ANOTHER = re.compile(r"(?:\s|--[^\n\r]*|/\*.*?\*/)*(?:fetch|execute)\b", re.IGNORECASE | re.DOTALL)
+"""What fetches from a cursor, or executes what was prepared by hand, has the columns of whatever has that name now;
+where those change, the server gives others without a word."""
 
 
 class State(Enum):
@@ -56,13 +62,11 @@ class Known:
         "sql",
         "state",
         "steps",
-        "types",
     )
 
     def __init__(self, key: tuple[str, tuple[int, ...] | None]) -> None:
         self.key = key
         self.sql = key[0].encode()
-        self.types = key[1]
         self.name = b""
         self.seen = 0
         self.state = State.UNKNOWN
@@ -112,11 +116,13 @@ class Statements:
     def __len__(self) -> int:
         return len(self._known)
 
-    def look_up(self, sql: str, types: tuple[int, ...] | None) -> Known:
-        """What is known of a statement; seen once more."""
+    def look_up(self, sql: str, types: tuple[int, ...] | None) -> Known | None:
+        """What is known of a statement, seen once more; None where nothing that was known would hold."""
         key = (sql, types)
         known = self._known.get(key)
         if known is None:
+            if _NAMES_ANOTHER.match(sql):
+                return None
             known = self._known[key] = Known(key)
             if len(self._known) > self._size:
                 self._forget_oldest()
@@ -131,6 +137,9 @@ class Statements:
             return False
         known.state, known.name = State.PREPARING, b"steadypool_%d" % next(self._numbers)
         known.preparer = preparer
+        known.binary = (
+            None  # what it returned before may have been changed meanwhile; from here on it cannot be
+        )
         return True
 
     def prepared(self, known: Known, *, done: bool) -> None:

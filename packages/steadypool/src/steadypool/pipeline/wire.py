@@ -39,6 +39,8 @@ class Wire:
         self._in_haste = 0
         """How many things of that somebody waits for."""
         self._lingering: asyncio.TimerHandle | None = None
+        self._loiters = False
+        """Whether the first thing on its way has not gone out yet, because nobody waits for it."""
         self._writing = False
         self._encrypted = bool(pgconn.ssl_in_use or pgconn.used_gssapi)
 
@@ -48,6 +50,10 @@ class Wire:
 
     def _collect_and_end(self, error: Exception) -> None:
         """The connection broke; what had been answered before counts."""
+        raise NotImplementedError
+
+    def _new_head(self) -> float:
+        """The clock of what is to be answered next starts."""
         raise NotImplementedError
 
     def _flush_soon(self) -> None:
@@ -88,6 +94,9 @@ class Wire:
     def _flush(self) -> None:
         self._unsent = False
         self._crowded, self._in_haste = self._in_haste > 1, 0
+        if self._loiters:
+            self._loiters = False
+            self._new_head()  # only from now on can the server be late with its answer
         try:
             unsent = self.pgconn.flush()
         except psycopg.Error as error:

@@ -119,10 +119,12 @@ class SharedWay:
             errors.DeadlineExceeded: the caller's deadline passed.
             errors.ConnectionLost: the connection died; `maybe_executed` says whether it had been sent.
             errors.ResultTooLarge: the result was larger than a shared connection carries.
+            errors.WrongEventLoop: the pool belongs to another event loop or process.
             psycopg.Error: what the server said to it.
         """
         if timeout is not None:
             check_timeout(timeout)
+        self.pool.bind()
         try:
             pace = self._paces.of(sql)
         except errors.NotForSharing:
@@ -221,14 +223,15 @@ class SharedWay:
 
     def _choose(self, call: Call) -> Seat | None:
         """Where it may be sent now: an idle connection before a busy one; None where it has to wait."""
-        chosen, least = None, self.options.window
+        chosen, least, staying = None, self.options.window, 0
         for seat in self._seats:
+            staying += not seat.leaving
             load = seat.connection.pending
             if load < least and seat.takes_new:
                 chosen, least = seat, load
                 if not load:
                     break
-        if least and len(self._seats) < self.options.connections:
+        if least and staying < self.options.connections:
             self._grow()
         if chosen is None or call.harmless or self.options.prove_after is None:
             return chosen
@@ -346,11 +349,14 @@ class SharedWay:
 
     async def _add_seat(self) -> None:
         for attempt in range(ATTEMPTS):
-            self._asking = True
+            self._asking, pool = True, self.pool
             try:
-                lease = await self.pool.acquire(name=SHARED, for_others=True)
+                lease = await pool.acquire(name=SHARED, for_others=True)
             finally:
                 self._asking = False
+            if pool is not self.pool:  # it was replaced meanwhile
+                lease.release(Fate.EVICT)
+                continue
             try:
                 if not self._tried_pooler and self._pooled():
                     await self._behind_pooler(self._pipelined(lease.connection))
@@ -431,6 +437,14 @@ class SharedWay:
         """Somebody is about to wait in the pool: what is idle goes back at once, the rest when it has answered."""
         for seat in tuple(self._seats):
             self._leave_soon(seat)
+
+    def move_to(self, pool: Pool[Any]) -> None:
+        """Another pool has taken the place of the one where the connections came from: they go back, in time."""
+        at_home, self.pool = self.pool.at_home, pool
+        if at_home:
+            self.make_room()
+        else:  # they are another event loop's, or another process's: not to be touched here
+            self._seats, self._queue, self._growing, self._queue_timer = [], deque(), None, None
 
     def _leave_soon(self, seat: Seat) -> None:
         seat.leaving = True

@@ -176,8 +176,9 @@ class SteadyPool(pool.Pool):
         places = whereabouts() if self.options.leak_after is not None else ()
         try:
             workload = current_workload.get()
-            # Without a switch of greenlets, if there is one to be had at once.
-            lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
+            lease = None
+            if in_greenlet():  # without a switch of greenlets, if there is one to be had at once
+                lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
             if lease is None:
                 lease = await_only(self._acquire(workload, places))
         except errors.SteadypoolError as error:
@@ -285,7 +286,7 @@ class SteadyPool(pool.Pool):
         home = self._home_loop
         if home is None or home.is_closed():
             return  # the pool has ended with its loop
-        if entry.collected or threading.get_ident() != self._home_thread:
+        if entry.collected or not self.at_home:
             # The garbage collector runs in whichever thread happens to allocate, and in the middle of anything.
             if entry.collected:
                 home.call_soon_threadsafe(self.core.forgotten, lease)
@@ -297,6 +298,11 @@ class SteadyPool(pool.Pool):
             if proven_at is not None:
                 lease.touch(proven_at)
             lease.release(fate)
+
+    @property
+    def at_home(self) -> bool:
+        """Whether this is the thread in which its connections are used."""
+        return threading.get_ident() == self._home_thread
 
     def forget(self, lease: Lease[Record]) -> None:
         """The garbage collector found a lease that nobody ended; it may be running in any thread."""
@@ -362,8 +368,7 @@ class SteadyPool(pool.Pool):
 
     def _close_connection(self, connection: DBAPIConnection, *, terminate: bool = False) -> None:
         home = self._home_loop
-        elsewhere = threading.get_ident() != self._home_thread
-        if terminate and elsewhere and home is not None and not home.is_closed():
+        if terminate and not self.at_home and home is not None and not home.is_closed():
             home.call_soon_threadsafe(self._dialect.do_terminate, connection)
         else:
             super()._close_connection(connection, terminate=terminate)

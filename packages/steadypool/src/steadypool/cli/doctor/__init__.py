@@ -61,7 +61,8 @@ def doctor(
     """Examine a database as this service would use it: what is wrong, why it matters, and the line to change.
 
     Reads DATABASE_* as the service does. Needs no rights beyond connecting, runs everything in transactions that can
-    only read, changes nothing, and prints no password. One notification is sent on a channel of its own. Works when
+    only read, changes nothing, and prints no password. One notification is sent on a channel of its own, and a pooler
+    is asked once for PgBouncer's admin console, which may refuse. Works when
     the database is down as well: then it says at which step it stops.
 
     Exit code 1 means that something was found that is worth attention. Needs `pip install

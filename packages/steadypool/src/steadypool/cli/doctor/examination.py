@@ -11,6 +11,7 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import namedtuple_row
 
+from steadypool.cli.doctor.console import ConsoleClosed, PoolerConfig, read_console
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.dsn import ConnectTarget, parse_url
 from steadypool.connect.guards import session_guards, socket_guards
@@ -64,6 +65,7 @@ class Examination:
     _started: float | None = None
     _round_trip: float | None = None
     _signs_of_pooler: tuple[str, ...] | None = None
+    _pooler_config: PoolerConfig | ConsoleClosed | None = None
 
     def start(self) -> None:
         """The time runs from now on."""
@@ -178,6 +180,15 @@ class Examination:
                 signs.append(f"settings at the start were refused: {self.guards_refused.summary}")
             self._signs_of_pooler = tuple(signs)
         return self._signs_of_pooler
+
+    async def pooler_config(self) -> PoolerConfig | ConsoleClosed | None:
+        """What the pooler says of itself, or why it does not; None where none stands before the server."""
+        if self._pooler_config is None and await self.signs_of_pooler():
+            connection = await self.connection()
+            self._pooler_config = await read_console(
+                connection, self.target, within=self.left, password=self.settings.password
+            )
+        return self._pooler_config
 
     @property
     def final_failure(self) -> bool:

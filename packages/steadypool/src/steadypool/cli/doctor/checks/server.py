@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import date
 
+from steadypool.cli.doctor.console import ConsoleClosed, PoolerConfig
 from steadypool.cli.doctor.examination import CLIENTS, Examination, bytes_text, milliseconds_text
-from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
+from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, unknown, warning
 from steadypool.settings import Pooler
 
 SUPPORTED_UNTIL = {
@@ -67,13 +68,37 @@ async def pooler(x: Examination) -> list[Finding]:
     signs, mode = await x.signs_of_pooler(), x.settings.pooler
     if not signs:
         return [ok("none: the process that the log-in named answers")]
-    said = "; ".join(signs)
-    if mode is Pooler.NONE:
+    said, config = "; ".join(signs), await x.pooler_config()
+    in_force = config.pool_mode if isinstance(config, PoolerConfig) else None
+    if in_force is not None:
+        said += f"; its console says pool_mode = {in_force}"
+    if mode is Pooler.NONE or (mode is Pooler.SESSION and in_force not in (None, "session")):
         why = "Prepared statements and session settings of one caller meet those of another."
-        return [
-            problem(f"a pooler, but DATABASE_POOLER=none: {said}", why, "DATABASE_POOLER=auto", "poolers")
-        ]
+        said = f"a pooler, but DATABASE_POOLER={mode.value}: {said}"
+        return [problem(said, why, "DATABASE_POOLER=auto", "poolers")]
     return [ok(f"a pooler, and DATABASE_POOLER={mode.value}: {said}")]
+
+
+@check("pooler-queue")
+async def pooler_queue(x: Examination) -> list[Finding]:
+    """When PgBouncer's own queue gives up: after DATABASE_POOL_TIMEOUT, and before the request ends."""
+    config = await x.pooler_config()
+    if config is None:
+        return [ok("no pooler")]
+    if isinstance(config, ConsoleClosed):
+        return [unknown(str(config))]
+    s, wait = x.settings, config.query_wait_timeout
+    acquire, end = max(s.pool_timeout, s.connection_timeout), s.request_deadline
+    between = 1.2 * acquire if end is None or end <= acquire else (acquire + end) / 2
+    change = f"query_wait_timeout = {between:g} in pgbouncer.ini"
+    said = f"PgBouncer's query_wait_timeout is {f'{wait:g} s' if wait else 'off'}"
+    if end is not None and acquire < end and (not wait or wait >= end):
+        why = "The request ends first, as if its statement were slow, while PgBouncer had no server connection for it."
+        return [note(f"{said}, DATABASE_REQUEST_DEADLINE {end:g} s", why, change)]
+    if wait and wait < acquire:
+        why = "PgBouncer closes the connection of whoever waits longer, and it has to be opened anew."
+        return [note(f"{said}, a request waits {acquire:g} s for a connection", why, change)]
+    return [ok(said)]
 
 
 @check("round-trip")

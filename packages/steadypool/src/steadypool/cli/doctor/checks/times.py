@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from steadypool.cli.doctor.console import ConsoleClosed, PoolerConfig
 from steadypool.cli.doctor.examination import Examination
 from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
 from steadypool.connect.guards import session_guards
@@ -93,10 +94,10 @@ async def lifetimes(x: Examination) -> list[Finding]:
     )
     server_ends = rows[0].seconds if rows else 0.0
     idle = min(s.idle_timeout or float("inf"), s.pool_recycle or float("inf"))
-    behind_pooler = bool(await x.signs_of_pooler())
+    config = await x.pooler_config()
     said = (
         f"recycled {_after(s.pool_recycle)}, closed for being idle {_after(s.idle_timeout)}; the server ends idle "
-        f"sessions {_after(server_ends or None)}; {'a pooler' if behind_pooler else 'no pooler'} in between"
+        f"sessions {_after(server_ends or None)}; {_in_between(config)}"
     )
     found: list[Finding] = []
     if server_ends and idle >= server_ends:
@@ -104,7 +105,18 @@ async def lifetimes(x: Examination) -> list[Finding]:
         change = f"DATABASE_POOL_IDLE_TIMEOUT={max(1.0, server_ends * 0.8):g}"
         said_too = f"idle_session_timeout {server_ends:g} s; {said}"
         found.append(warning(said_too, why, change, "connection-lost"))
-    if behind_pooler and s.pool_recycle is None:
+    if isinstance(config, PoolerConfig) and 0 < config.client_idle_timeout <= idle:
+        why = "PgBouncer ends idle connections first, and whoever needs one next waits for another to be opened."
+        change = f"DATABASE_POOL_IDLE_TIMEOUT={config.client_idle_timeout * 0.8:g}"
+        found.append(
+            warning(
+                f"client_idle_timeout {config.client_idle_timeout:g} s; {said}",
+                why,
+                change,
+                "connection-lost",
+            )
+        )
+    if isinstance(config, ConsoleClosed) and s.pool_recycle is None:
         why = (
             "A pooler ends idle clients by its client_idle_timeout (PgBouncer: off by default), and nobody looks at "
             "the age of these."
@@ -117,6 +129,19 @@ async def lifetimes(x: Examination) -> list[Finding]:
     if any(host.name.endswith(".neon.tech") for host in x.target.hosts):
         found += _neon(x, said)
     return found or [ok(said)]
+
+
+def _in_between(config: PoolerConfig | ConsoleClosed | None) -> str:
+    """The pooler's times. Those of its server connections end none of ours: it waits until we let go of one."""
+    if config is None:
+        return "no pooler in between"
+    if isinstance(config, ConsoleClosed):
+        return f"a pooler in between; {config}"
+    return (
+        f"PgBouncer in between ({config.pool_mode} mode) ends idle clients "
+        f"{_after(config.client_idle_timeout or None)}, its own connections when they are idle "
+        f"{_after(config.server_idle_timeout or None)} and when they are free {_after(config.server_lifetime or None)}"
+    )
 
 
 def _neon(x: Examination, said: str) -> list[Finding]:

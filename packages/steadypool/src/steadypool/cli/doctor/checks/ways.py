@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from sqlalchemy import text
 
+from steadypool.cli.doctor.console import PoolerConfig
 from steadypool.cli.doctor.examination import Examination, milliseconds_text
 from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
 from steadypool.connect.dsn import ConnectTarget, Host
@@ -70,7 +71,16 @@ async def prepared_statements(x: Examination) -> list[Finding]:
     if not await x.signs_of_pooler():
         return [ok(f"{driver}: nothing stands in between, so a prepared statement is found again")]
     if mode is Pooler.SESSION:
+        config = await x.pooler_config()
+        sure = config.pool_mode if isinstance(config, PoolerConfig) else None
+        if sure == Pooler.SESSION:
+            return [
+                ok(f"{driver}: kept, since DATABASE_POOLER=session, and PgBouncer's pool_mode is session")
+            ]
         why = "In transaction mode the statement is on another server connection: 26000."
+        if sure is not None:
+            said = f"{driver}: kept, since DATABASE_POOLER=session, but PgBouncer's pool_mode is {sure}"
+            return [problem(said, why, "DATABASE_POOLER=auto", "poolers")]
         return [
             note(f"{driver}: kept, since DATABASE_POOLER=session", why, "DATABASE_POOLER=auto if it is not")
         ]
