@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import uvloop
 
 from conditions import until
 from steadypool.lab import FaultProxy, Mode, WedgingPooler
@@ -296,6 +297,10 @@ async def test_an_unknown_mode_is_refused(link: FaultProxy) -> None:
     assert link.mode is Mode.SILENT
 
 
+@pytest.mark.parametrize(
+    "anyio_backend",
+    ["asyncio", pytest.param(("asyncio", {"loop_factory": uvloop.new_event_loop}), id="uvloop")],
+)
 @pytest.mark.parametrize("turns", range(5))
 @pytest.mark.parametrize("kind", [FaultProxy, WedgingPooler])
 async def test_who_comes_at_the_last_moment_is_not_left_hanging(

@@ -363,10 +363,12 @@ class _Side(asyncio.Protocol):
         if self.transport is None:
             return
         if reset:
-            peer: socket.socket = self.transport.get_extra_info("socket")
-            # The peer may be gone already, and then the option is refused.
-            with contextlib.suppress(OSError):
-                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            peer: socket.socket | None = self.transport.get_extra_info("socket")
+            # uvloop has closed it already where it was cancelled while it connected.
+            if peer is not None and peer.fileno() >= 0:
+                # The peer may be gone already, and then the option is refused.
+                with contextlib.suppress(OSError):
+                    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             self.transport.abort()
         else:
             self.transport.close()
