@@ -95,9 +95,9 @@ class ForgetsTheTime(AnyPool):
 
 
 class HandsOverTheDead(AnyPool):
-    def _lease(self, slot: Slot[Any], waiter: Waiter[Any], now: float) -> Lease[Any]:
+    def _lease(self, slot: Slot[Any], *rest: Any) -> Lease[Any]:
         slot.connection.open = False
-        return super()._lease(slot, waiter, now)
+        return super()._lease(slot, *rest)
 
 
 class ProvesNothing(AnyPool):

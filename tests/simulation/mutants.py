@@ -90,10 +90,10 @@ class ServesTheLastFirst(Pool[Any]):
 
 @breaks("R2")
 class LetsNewcomersOvertake(Pool[Any]):
-    def _take_idle(self, waiter: Waiter[Any], now: float) -> Lease[Any] | None:
+    def acquire_now(self, **asked: Any) -> Lease[Any] | None:
         waiters, self._waiters = self._waiters, {}
         try:
-            return super()._take_idle(waiter, now)
+            return super().acquire_now(**asked)
         finally:
             self._waiters = waiters
 
@@ -109,10 +109,10 @@ class LetsNewcomersOvertake(Pool[Any]):
 
 @breaks("R2")
 class TakesFromTheWrongEnd(Pool[Any]):
-    def _take_idle(self, waiter: Waiter[Any], now: float) -> Lease[Any] | None:
+    def acquire_now(self, **asked: Any) -> Lease[Any] | None:
         self._idle.reverse()
         try:
-            return super()._take_idle(waiter, now)
+            return super().acquire_now(**asked)
         finally:
             self._idle.reverse()
 
@@ -299,10 +299,10 @@ class AsksForever(Pool[Any]):
 
 @breaks("R7")
 class HandsOutTheDead(Pool[Any]):
-    def _take_idle(self, waiter: Waiter[Any], now: float) -> Lease[Any] | None:
+    def acquire_now(self, **asked: Any) -> Lease[Any] | None:
         is_open, self.driver.is_open = self.driver.is_open, lambda _: True  # type: ignore[method-assign]
         try:
-            return super()._take_idle(waiter, now)
+            return super().acquire_now(**asked)
         finally:
             self.driver.is_open = is_open  # type: ignore[method-assign]
 
