@@ -410,6 +410,10 @@ class Database(Sharing, Notifying):
             lock_timeout=lock_timeout,
         )
 
+    def _used(self) -> None:
+        if self._listener is not None:
+            self._listener.activity()
+
     # -- what can be seen --------------------------------------------------------------------------------------
 
     @property

@@ -157,6 +157,9 @@ class Sharing:
                 for row in query.rows(rows):
                     yield row
 
+    def _used(self) -> None:
+        """A statement goes over a connection that is shared."""
+
     def _compiled(self, statement: Executable, args: Sequence[Any]) -> Compiled:
         if len(args) > 1 or not all(isinstance(given, Mapping) for given in args):
             raise TypeError("the values for a statement of SQLAlchemy's are one mapping, name to value")
@@ -207,6 +210,7 @@ class Sharing:
                     prove_after=s.ping_after_idle,
                 ),
                 holds=holds_a_connection,
+                used=self._used,
                 pooled=lambda: pool.dialect.pooler_watch.behind_pooler,
                 carries_two=lambda: setattr(pool.dialect.pooler_watch, "carries_two", True),
             )

@@ -63,6 +63,7 @@ class SharedWay:
             may be waiting for a lock that it has.
         pooled: whether there is a pooler before the server; asked when a connection is open.
         carries_two: told when that pooler answered two statements that were sent at once.
+        used: told of each statement: those who come to a connection that is shared already acquire none.
 
     Example:
         >>> way = SharedWay(pool, pipelined=lambda record: record.driver_connection, options=SharedOptions())
@@ -79,6 +80,7 @@ class SharedWay:
         holds: Callable[[], bool] = lambda: False,
         pooled: Callable[[], bool] = lambda: False,
         carries_two: Callable[[], None] = lambda: None,
+        used: Callable[[], None] = lambda: None,
     ) -> None:
         self.pool = pool
         self.options = options
@@ -86,6 +88,7 @@ class SharedWay:
         self._holds = holds
         self._pooled = pooled
         self._carries_two = carries_two
+        self._used = used
         self._tried_pooler = False
         self._clock: Clock = pool.clock
         self._seats: list[Seat] = []
@@ -169,6 +172,7 @@ class SharedWay:
         if self._closed:
             raise refusal.closed(self.pool.name)
         self._statements += 1
+        self._used()
         options = self.options
         while True:
             call.attempts += 1
