@@ -7,9 +7,10 @@ and must return at once. An observer that raises is reported to the log and does
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, dataclass_transform
+from typing import NamedTuple, TypeVar, dataclass_transform
 
 from steadypool.whereabouts import Place
 
@@ -151,6 +152,9 @@ class StatementFinished(Event):
     It is told in the caller's own context, and made only where somebody wants it (`Events.wanted`). COMMIT is a
     statement; BEGIN, which travels with the first one, the rollback of what is given back, pings and what SQLAlchemy
     asks a new server are not.
+
+    Statements that were quick, went well and travelled over a shared connection may be told as `QuickStatements`
+    instead, where nobody wants each of them (`Events.subscribe`).
     """
 
     fingerprint: str
@@ -165,6 +169,27 @@ class StatementFinished(Event):
     error_type: str | None = None
     request: str | None = None
     summary: str = ""
+
+
+class Quick(NamedTuple):
+    """One of `QuickStatements`; times in seconds, as in `StatementFinished`."""
+
+    fingerprint: str
+    seconds: float
+    waiting: float
+    connecting: float
+    rows: int | None
+
+
+@fact
+class QuickStatements(Event):
+    """Statements over a shared connection that went well, all that were answered in one turn of the event loop.
+
+    To tell each of them would cost more than a sixth of what it takes to run it.
+    """
+
+    connection: int
+    statements: list[Quick]
 
 
 @fact
@@ -243,6 +268,16 @@ class AlertCleared(Event):
 Observer = Callable[[Event], None]
 
 
+class _Entry(NamedTuple):
+    observer: Observer
+    kinds: tuple[type[Event], ...]
+    slower_than: float
+
+
+def _takes(kinds: tuple[type[Event], ...], some: tuple[type[Event], ...]) -> bool:
+    return any(issubclass(kind, kinds) for kind in some)
+
+
 class Events:
     """The list of observers of one pool.
 
@@ -256,35 +291,48 @@ class Events:
     """
 
     def __init__(self) -> None:
-        self._observers: list[tuple[Observer, tuple[type[Event], ...]]] = []
+        self._observers: list[_Entry] = []
         self._by_kind: dict[type[Event], tuple[Observer, ...]] = {}
+        self.quick = math.inf
+        """Statements that take longer, in seconds, are to be told one by one: somebody wants each of them."""
 
-    def subscribe(self, observer: Observer, *kinds: type[Event]) -> Callable[[], None]:
+    def subscribe(
+        self, observer: Observer, *kinds: type[Event], slower_than: float = 0.0
+    ) -> Callable[[], None]:
         """Call `observer` with every event from now on, until the function that this returns is called.
 
         Args:
             observer: called with each event.
             *kinds: the classes of events that it wants; all if none is named. Whoever names them keeps events that
                 cost something (`StatementFinished`) from being made for nobody.
+            slower_than: seconds; whoever needs no `StatementFinished` of a statement that went well in less, keeps
+                those from being made, too. They are told together as `QuickStatements`.
         """
-        entry = (observer, kinds or (Event,))
+        entry = _Entry(observer, kinds or (Event,), slower_than)
         self._observers.append(entry)
-        self._by_kind.clear()
+        self._look_anew()
 
         def unsubscribe() -> None:
             if entry in self._observers:
                 self._observers.remove(entry)
-                self._by_kind.clear()
+                self._look_anew()
 
         return unsubscribe
 
+    def _look_anew(self) -> None:
+        self._by_kind.clear()
+        each = (StatementFinished, WaitEnded)
+        self.quick = min((x.slower_than for x in self._observers if _takes(x.kinds, each)), default=math.inf)
+
     def wanted(self, kind: type[Event]) -> bool:
         """Whether anybody wants to know of such events; ask before making one that costs something."""
-        return bool(self._wanting(kind))
+        found = self._by_kind.get(kind)
+        return bool(self._wanting(kind) if found is None else found)
 
     def emit(self, event: Event) -> None:
         """Tell every observer that wants it."""
-        for observer in self._wanting(type(event)):
+        kind = type(event)
+        for observer in self._by_kind.get(kind) or self._wanting(kind):
             try:
                 observer(event)
             except Exception:  # noqa: BLE001 - an observer's bug must not become the pool's
@@ -293,6 +341,6 @@ class Events:
     def _wanting(self, kind: type[Event]) -> tuple[Observer, ...]:
         found = self._by_kind.get(kind)
         if found is None:
-            found = tuple(observer for observer, kinds in self._observers if issubclass(kind, kinds))
+            found = tuple(entry.observer for entry in self._observers if issubclass(kind, entry.kinds))
             self._by_kind[kind] = found
         return found

@@ -12,23 +12,25 @@ import ctypes
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import pq
-from psycopg.adapt import AdaptersMap, PyFormat, Transformer
+from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus, abc
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.errors import ConfigurationError
+from steadypool.pipeline.adapting import NOTHING, Adapted, adapt
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
 from steadypool.pipeline.library import OLDEST, libpq_function
 from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
-from steadypool.pipeline.statements import Known, State, Statements, Step, is_stale
+from steadypool.pipeline.statements import State, Statements, Step, is_stale
 from steadypool.pipeline.wire import Wire
 
 _TEXT, _BINARY = Format.TEXT, Format.BINARY
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
+_CHUNK = int(ExecStatus.TUPLES_CHUNK)
 _DONE = int(ExecStatus.COMMAND_OK)
 _STATUSES = tuple(TransactionStatus)
 """In the order of their numbers: to look one up is quicker than to call the class."""
@@ -37,16 +39,6 @@ _ROLLBACK = Statement("ROLLBACK", prepare=False)
 _CANCEL_AGAIN = 0.1
 """Seconds after which a cancel request that had no effect is made again."""
 _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
-
-
-Adapted: TypeAlias = tuple[bytes, Known | None, Any, tuple[int, ...] | None, list[Format] | None]
-"""A statement with its parameters as the server takes them: SQL, what is known of it, values, types, formats."""
-
-
-_MOST_PARAMETERS = 65_535
-"""The protocol counts them in 16 bits; libpq would take the whole connection for broken."""
-_AUTOMATIC = [PyFormat.AUTO] * _MOST_PARAMETERS
-"""psycopg is to choose the format of each parameter."""
 
 
 class Adopted(Protocol):
@@ -214,55 +206,50 @@ class PipelinedConnection(Wire):
         self.send(segment).add_done_callback(_look_at)
 
     def _put(self, segment: Segment, *, roll_back: bool = False) -> None:
-        adapted = [self._adapt(statement) for statement in segment.statements]
-        flight = Flight(segment)
+        statements, transformer, known = segment.statements, self._transformer, self.statements
+        if len(statements) == 1:
+            adapted = [adapt(statements[0], transformer, known)]
+        else:
+            adapted = [adapt(statement, transformer, known) for statement in statements]
         segment.sent = True
+        flights = self._flights
         try:
-            if len(adapted) != 1 or roll_back or not self._put_prepared(flight, *adapted[0]):
-                self._put_commands(flight, adapted, roll_back=roll_back)
+            flight = None if roll_back else self._put_prepared(segment, adapted)
+            if flight is None:
+                flight = self._put_commands(segment, adapted, roll_back=roll_back)
         except psycopg.Error as error:
-            self._flights.append(flight)
+            flights.append(Flight(segment, [], {}))
             self._end(error)
             return
-        alone = not self._flights or (self._loiters and not self._in_haste)
-        self._flights.append(flight)
+        alone = not flights or (self._loiters and not self._in_haste)
+        flights.append(flight)
         self._unsent = True
-        if len(self._flights) == 1:
+        if len(flights) == 1:
             self._new_head()
         if segment.lingers:
-            self._loiters = len(self._flights) == 1
+            self._loiters = len(flights) == 1
             self._flush_later()
             return
         self._in_haste += 1
-        if alone and not self._flushing and not self._crowded:
+        if self._flushing:
+            return  # at the end of this turn
+        if alone and not self._crowded:
             self._flush()  # nobody is before it, and last time nobody came after: the server can begin at once
         else:
             self._flush_soon()
 
-    def _put_prepared(
-        self,
-        flight: Flight,
-        _sql: bytes,
-        known: Known | None,
-        values: Any,
-        _types: tuple[int, ...] | None,
-        formats: list[Format] | None,
-    ) -> bool:
-        """By far the most common case, which has to be quick: one statement, and the server knows it; False if not."""
-        if (
-            known is None
-            or known.state is not State.READY
-            or self.statements.stale_names
-            or flight.segment.ping
-        ):
-            return False
+    def _put_prepared(self, segment: Segment, adapted: list[Adapted]) -> Flight | None:
+        """By far the most common case, which has to be quick: one statement, and the server knows it; None if not."""
+        _sql, known, values, _types, formats = adapted[0] if len(adapted) == 1 else NOTHING
+        if known is None or known.state is not State.READY or self.statements.stale_names or segment.ping:
+            return None
         pgconn = self.pgconn
         pgconn.send_query_prepared(known.name, values, formats, _BINARY if known.binary else _TEXT)
-        flight.steps, flight.named = known.steps, known.named
+        flight = Flight(segment, known.steps, known.named)
         if flight.limited and not self._flights:
             pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         self._put_sync()
-        return True
+        return flight
 
     def _put_sync(self) -> None:
         pgconn = self.pgconn
@@ -271,8 +258,9 @@ class PipelinedConnection(Wire):
         elif not _send_sync(pgconn.pgconn_ptr):
             raise psycopg.OperationalError(pgconn.get_error_message())
 
-    def _put_commands(self, flight: Flight, adapted: list[Adapted], *, roll_back: bool) -> None:
-        pgconn, steps = self.pgconn, flight.steps
+    def _put_commands(self, segment: Segment, adapted: list[Adapted], *, roll_back: bool) -> Flight:
+        pgconn, flight = self.pgconn, Flight(segment, [], {})
+        steps = flight.steps
         if self.statements.stale_names:
             for name in self.statements.to_close():
                 pgconn.send_close_prepared(name)
@@ -282,27 +270,12 @@ class PipelinedConnection(Wire):
             steps.append((Step.EXTRA, None, 0))
         for index, statement in enumerate(adapted):
             self._put_statement(flight, index, statement)
-            if index == 0 and flight.segment.ping:
+            if index == 0 and segment.ping:
                 pgconn.send_flush_request()
             if flight.limited and not self._flights and len(steps) == 1 and flight.wants_chunks:
                 pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         self._put_sync()
-
-    def _adapt(self, statement: Statement) -> Adapted:
-        parameters = statement.parameters
-        if not parameters:
-            known = self.statements.look_up(statement.sql, None) if statement.prepare else None
-            return known.sql if known else statement.sql.encode(), known, None, None, None
-        if len(parameters) > _MOST_PARAMETERS:
-            raise psycopg.errors.ProgramLimitExceeded(
-                f"a statement has at most {_MOST_PARAMETERS:,} parameters, and this has {len(parameters):,}: "
-                "pass an array, or send it in parts"
-            )
-        transformer = self._transformer
-        values = transformer.dump_sequence(parameters, _AUTOMATIC)
-        types, formats = transformer.types, transformer.formats
-        known = self.statements.look_up(statement.sql, types) if statement.prepare else None
-        return known.sql if known else statement.sql.encode(), known, values, types, formats
+        return flight
 
     def _put_statement(self, flight: Flight, index: int, adapted: Adapted) -> None:
         pgconn = self.pgconn
@@ -326,58 +299,70 @@ class PipelinedConnection(Wire):
 
     def _collect(self) -> None:
         """Take the answers that are there, as far as they are complete."""
-        pgconn, flights = self.pgconn, self._flights
-        is_busy, get_result = pgconn.is_busy, pgconn.get_result
-        statements, transformer = self.statements, self._transformer
         try:
-            while flights and not is_busy():
-                flight = flights[0]
-                result = get_result()
-                if result is None:
-                    flight.command_over()
-                    if flight.limited and flight.wants_chunks:
-                        pgconn.set_chunked_rows_mode(CHUNK_ROWS)
-                elif (status := result.status) == _SYNC:
-                    if flight.spoke or not flight.is_over:
-                        raise OutOfStep("a Sync where a result was due")
-                    self._synced(flight)
-                else:
-                    flight.take(result, status, statements, transformer)
-                    # What is refused gives no rows.
-                    if status == _DONE and self.refused_tags and result.command_status in self.refused_tags:
-                        self._offend(flight, result)
-            if (
-                not self._closed
-                and not flights
-                and self._descriptor != -1
-                and not is_busy()
-                and get_result() is not None
-            ):
-                raise OutOfStep("an answer that nobody had asked for")
+            self._take_answers()
         except Deadly as deadly:
             self._end(deadly.error)
         except (OutOfStep, psycopg.Error) as error:
             self._end(error)
-        if not flights:
+        if not self._flights and self._drained is not None:
             self._at_rest()
         if self.after_answers is not None:
             self.after_answers()
 
+    def _take_answers(self) -> None:
+        pgconn, flights = self.pgconn, self._flights
+        is_busy, get_result = pgconn.is_busy, pgconn.get_result
+        statements, transformer = self.statements, self._transformer
+        while flights and not is_busy():
+            flight = flights[0]
+            result = get_result()
+            if result is None:
+                raise OutOfStep("a command ended without an answer")
+            status = result.status
+            if status == _SYNC:
+                if flight.position != len(flight.steps):
+                    raise OutOfStep("a Sync where a result was due")
+                self._synced(flight)
+            elif status == _CHUNK:
+                flight.take_chunk(result)
+            else:
+                flight.take(result, status, statements, transformer)
+                # What is refused gives no rows.
+                if status == _DONE and self.refused_tags and result.command_status in self.refused_tags:
+                    self._offend(flight, result)
+                    return
+                # That the command is over libpq says by itself, without waiting for the server.
+                if get_result() is not None:
+                    raise OutOfStep("two answers to one command")
+                if flight.position < len(flight.steps) and flight.wants_chunks:
+                    pgconn.set_chunked_rows_mode(CHUNK_ROWS)
+        if not flights:
+            self._expect_nothing()
+
+    def _expect_nothing(self) -> None:
+        """Everything was answered. Raises OutOfStep where there is more."""
+        if self._closed or self._descriptor == -1 or self.pgconn.is_busy():
+            return
+        if self.pgconn.get_result() is not None:
+            raise OutOfStep("an answer that nobody had asked for")
+
     def _synced(self, flight: Flight) -> None:
         """A segment's own Sync: the one moment at which it is known what became of it."""
-        self._flights.popleft()
-        segment = flight.segment
+        flights, segment = self._flights, flight.segment
+        flights.popleft()
         began = self._head_at
         self._answered_at = self._new_head()
         segment.took = self._answered_at - began
-        if self._flights and (head := self._flights[0]).limited and head.wants_chunks:
+        if flights and flights[0].wants_chunks:
             self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
-        if segment.error is not None:
-            if self._repeat(flight, segment.error):
+        error = segment.error
+        if error is not None:
+            if self._repeat(flight, error):
                 return
             if segment.must_succeed:
-                self._end(segment.error)
-        self._settle(segment, segment.error)
+                self._end(error)
+        self._settle(segment, error)
 
     def _repeat(self, flight: Flight, error: psycopg.Error) -> bool:
         """Send a segment again that met a stale prepared statement, if nothing of it can have taken effect."""

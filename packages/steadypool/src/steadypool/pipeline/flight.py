@@ -16,7 +16,6 @@ from steadypool.pipeline.segment import Result, ResultTooLarge, Segment, names_i
 from steadypool.pipeline.statements import Known, State, Statements, Step
 
 _ROWS = int(ExecStatus.TUPLES_OK)
-_CHUNK = int(ExecStatus.TUPLES_CHUNK)
 _ABORTED = int(ExecStatus.PIPELINE_ABORTED)
 _FAILED = int(ExecStatus.FATAL_ERROR)
 _DONE = frozenset({_ROWS, int(ExecStatus.COMMAND_OK), int(ExecStatus.EMPTY_QUERY)})
@@ -48,27 +47,30 @@ class Deadly(Exception):
 
 
 class Flight:
-    """What is expected for a segment, and what came of it."""
+    """What is expected for a segment, and what came of it.
 
-    __slots__ = ("bytes", "chunks", "limited", "named", "position", "segment", "spoke", "steps")
+    Args:
+        segment: it.
+        steps: what each command is for, with the statement it is about.
+        named: the prepared statements that it counts on.
+    """
 
-    def __init__(self, segment: Segment) -> None:
+    position = 0
+    """The command that is to be answered next; after the last one comes the Sync, or its error."""
+    commit_failed = False
+    """Whether the Sync's own error has come: a deferred constraint, a serialization failure."""
+    bytes = 0
+    chunks: list[abc.PGresult] | None = None
+
+    def __init__(
+        self, segment: Segment, steps: list[tuple[Step, Known | None, int]], named: dict[int, Known]
+    ) -> None:
         self.segment = segment
         self.limited = segment.byte_limit is not None
         """Whether the bytes of its rows are counted."""
-        self.steps: list[tuple[Step, Known | None, int]] = []
-        self.position = 0
-        self.spoke = False
-        """Whether the command at `position` has answered; then its end comes next."""
-        self.chunks: list[abc.PGresult] = []
-        self.bytes = 0
-        self.named: dict[int, Known] = {}
+        self.steps = steps
+        self.named = named
         """The prepared statements that it counts on, by the index of the statement."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether all its commands have answered, so that the Sync comes next, or its error."""
-        return self.position == len(self.steps)
 
     @property
     def wants_chunks(self) -> bool:
@@ -80,39 +82,44 @@ class Flight:
             and self.segment.error is None
         )
 
-    def command_over(self) -> None:
-        """The end of a command. Raises OutOfStep where it has not answered."""
-        if not self.spoke:
-            raise OutOfStep("a command ended without an answer")
-        self.spoke = False
-        if self.position < len(self.steps):
-            self.position += 1
+    def take_chunk(self, result: abc.PGresult) -> None:
+        """Some rows of the command at `position`; more come, or their end."""
+        segment = self.segment
+        if self.position == len(self.steps) or self.steps[self.position][0] is not Step.RUN:
+            raise OutOfStep("rows that nobody had asked for")
+        self.bytes += _bytes_of(result)
+        if segment.byte_limit is None or self.bytes <= segment.byte_limit:
+            if self.chunks is None:
+                self.chunks = [result]
+            else:
+                self.chunks.append(result)
+            return
+        self.chunks = None
+        if segment.error is None:
+            segment.failed_at = len(segment.results)
+            segment.error = ResultTooLarge(
+                f"the result has more than {segment.byte_limit:,} bytes; what came was thrown away"
+            )
 
     def take(
         self, result: abc.PGresult, status: int, statements: Statements, transformer: Transformer
     ) -> None:
-        """One result of the command at `position`.
+        """The result of the command at `position`, or the last of its results.
 
         Raises:
             OutOfStep: it cannot be one.
             Deadly: it is the last word of the server.
         """
         if self.position == len(self.steps):
-            if status != _FAILED or self.spoke:
+            if status != _FAILED or self.commit_failed:
                 raise OutOfStep(f"a result ({ExecStatus(status).name}) where a Sync was due")
-            self.spoke = True  # the commit that a Sync is: a deferred constraint, a serialization failure
+            self.commit_failed = True
             self._take_error(result, None, transformer)
             return
         step, known, index = self.steps[self.position]
-        if status == _CHUNK and step is Step.RUN:
-            self._take_chunk(result)
-            return
-        if self.spoke:
-            raise OutOfStep(f"two answers to one command ({ExecStatus(status).name})")
-        self.spoke = True
-        segment = self.segment
+        self.position += 1
         if status in _DONE:
-            segment.answered = True
+            self.segment.answered = True
             if step is Step.RUN:
                 self._take_last(result, status, known, index, statements, transformer)
         elif status == _FAILED:
@@ -133,8 +140,7 @@ class Flight:
     ) -> None:
         """A statement has succeeded: its result, or the last chunk of it."""
         chunks, names = self.chunks, None
-        if chunks:
-            self.chunks = []
+        self.chunks = None
         if status == _ROWS and known is not None:
             if known.binary is None:
                 statements.saw(known, result)
@@ -142,20 +148,7 @@ class Flight:
                 names = known.columns
                 if names is None:
                     names = known.columns = names_in(result, transformer.encoding)
-        self.segment.results.append(Result(result, transformer, chunks or None, names))
-
-    def _take_chunk(self, result: abc.PGresult) -> None:
-        segment = self.segment
-        self.bytes += _bytes_of(result)
-        if segment.byte_limit is None or self.bytes <= segment.byte_limit:
-            self.chunks.append(result)
-            return
-        self.chunks.clear()
-        if segment.error is None:
-            segment.failed_at = len(segment.results)
-            segment.error = ResultTooLarge(
-                f"the result has more than {segment.byte_limit:,} bytes; what came was thrown away"
-            )
+        self.segment.results.append(Result(result, transformer, chunks, names))
 
     def _take_error(self, result: abc.PGresult, index: int | None, transformer: Transformer) -> None:
         error = error_from_result(result, encoding=transformer.encoding)
@@ -163,7 +156,7 @@ class Flight:
             raise Deadly(error)
         if result.error_field(DiagnosticField.SQLSTATE) is None:  # libpq's own words: the connection is gone
             raise Deadly(error)
-        self.chunks.clear()
+        self.chunks = None
         segment = self.segment
         segment.answered = True
         segment.error, segment.failed_at = error, index

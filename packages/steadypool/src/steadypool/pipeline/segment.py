@@ -87,64 +87,48 @@ class Segment:
         limit: seconds that it may take from when it is the next to be answered; none by default. Then the
             connection is aborted.
         byte_limit: bytes that its rows may have; none by default.
-        must_succeed: the connection is aborted where it fails (a ROLLBACK that nobody waits for).
 
     Example:
         >>> Segment([Statement("begin", prepare=False), Statement("select $1::int", (7,))], prelude=1, ping=True)
     """
 
-    __slots__ = (
-        "answered",
-        "byte_limit",
-        "error",
-        "failed_at",
-        "future",
-        "limit",
-        "lingers",
-        "must_succeed",
-        "on_settled",
-        "ping",
-        "prelude",
-        "repeated",
-        "results",
-        "sent",
-        "statements",
-        "took",
-    )
+    # What most segments never change stays with the class: several are made in every use of a connection.
+    ping = False
+    must_succeed = False
+    """Whether the connection is aborted where it fails, since nobody waits for it."""
+    lingers = False
+    """Whether it need not go out at once."""
+    sent = False
+    """Whether any of it may have reached the server."""
+    answered = False
+    """Whether the server has answered the first statement."""
+    error: psycopg.Error | None = None
+    failed_at: int | None = None
+    """The index of the statement that failed; None where it was the commit that the Sync is."""
+    repeated = False
+    took = 0.0
+    """Seconds from when it was the next to be answered until it was."""
+    future: asyncio.Future[list[Result]] | None = None
+    """Made by `send`, unless somebody waits for it already."""
+    on_settled: Callable[[Any], None] | None = None
+    """Called with it when its future was settled."""
 
     def __init__(
         self,
         statements: Sequence[Statement],
-        *,
         prelude: int = 0,
+        *,
         ping: bool = False,
         limit: float | None = None,
         byte_limit: int | None = None,
-        must_succeed: bool = False,
     ) -> None:
         self.statements = statements
         self.prelude = prelude
-        self.ping = ping
         self.limit = limit
         self.byte_limit = byte_limit
-        self.must_succeed = must_succeed
-        self.lingers = False
-        """Whether it need not go out at once."""
-        self.sent = False
-        """Whether any of it may have reached the server."""
-        self.answered = False
-        """Whether the server has answered the first statement."""
         self.results: list[Result] = []
-        self.error: psycopg.Error | None = None
-        self.failed_at: int | None = None
-        """The index of the statement that failed; None where it was the commit that the Sync is."""
-        self.repeated = False
-        self.took = 0.0
-        """Seconds from when it was the next to be answered until it was."""
-        self.future: asyncio.Future[list[Result]] | None = None
-        """Made by `send`, unless somebody waits for it already."""
-        self.on_settled: Callable[[Segment], None] | None = None
-        """Called with it when its future was settled."""
+        if ping:
+            self.ping = True
 
 
 def names_in(result: abc.PGresult, encoding: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from steadypool.pipeline import Segment, Statement
 from steadypool.shared.options import SharedOptions
 
 if TYPE_CHECKING:
+    from steadypool.shared.pace import Pace
     from steadypool.shared.seat import Seat
 
 _LIMITS = "select set_config('statement_timeout', $1, true)"
@@ -25,30 +26,28 @@ class Call(Segment):
         args: their values.
         options: the shared way's.
         timeout: seconds that the statement may run; the shared way's own by default.
+        pace: what is known of the statement.
         harmless: whether running it twice does no harm.
         since: when the caller came.
         deadline: the caller's own.
     """
 
-    __slots__ = (
-        "allowed",
-        "args",
-        "attempts",
-        "connecting",
-        "connection",
-        "deadline",
-        "harmless",
-        "seat",
-        "since",
-        "sql",
-        "timeout",
-    )
+    attempts = 0
+    told = False
+    """Whether those were told of it who take statements together."""
+    connection: int | None = None
+    """The number of the connection that it was sent on."""
+    connecting = 0.0
+    """Seconds in which the connection that it was sent on was being opened, since the caller came."""
+    seat: Seat | None = None
+    """The shared connection that it was sent on."""
 
     def __init__(
         self,
         sql: str,
         args: Sequence[Any],
         options: SharedOptions,
+        pace: Pace,
         *,
         timeout: float | None,
         harmless: bool,
@@ -57,19 +56,13 @@ class Call(Segment):
     ) -> None:
         self.sql = sql
         self.args = args
+        self.pace = pace
         self.timeout = timeout
         self.allowed = options.statement_timeout if timeout is None else timeout
         """Seconds that the statement may run on the server; `limit`, which is for the client, is a little more."""
         self.harmless = harmless
         self.since = since
         self.deadline = deadline
-        self.attempts = 0
-        self.connection: int | None = None
-        """The number of the connection that it was sent on."""
-        self.connecting = 0.0
-        """Seconds in which the connection that it was sent on was being opened, since the caller came."""
-        self.seat: Seat | None = None
-        """The shared connection that it was sent on."""
         self.prepare(options)
 
     def prepare(self, options: SharedOptions, *, alone: bool = False) -> Call:
@@ -80,10 +73,16 @@ class Call(Segment):
             statements.insert(0, Statement(_LOCAL_LIMITS, limits))
         elif self.timeout is not None:
             statements.insert(0, Statement(_LIMITS, (milliseconds(self.allowed),)))
-        super().__init__(
-            statements,
-            prelude=len(statements) - 1,
-            limit=self.allowed + CLIENT_GRACE,
-            byte_limit=options.result_limit,
-        )
+        self.statements = statements
+        self.prelude = len(statements) - 1
+        self.limit = self.allowed + CLIENT_GRACE
+        self.byte_limit = options.result_limit
+        self.results = []
         return self
+
+    def again(self, options: SharedOptions) -> None:
+        """Make it ready for another attempt: nothing of the last one is left."""
+        self.prepare(options)
+        self.sent = self.answered = self.repeated = False
+        self.error = self.failed_at = self.future = self.on_settled = None
+        self.took = 0.0

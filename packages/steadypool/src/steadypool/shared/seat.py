@@ -12,6 +12,7 @@ from steadypool.connect.guards import milliseconds
 from steadypool.lease import Lease
 from steadypool.pipeline import PipelinedConnection, Segment, Statement
 from steadypool.sharable import REFUSED_TAGS
+from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions
 from steadypool.sqlstate import Fate
 
@@ -47,6 +48,8 @@ class Seat:
         """Why it was ended, where that was one statement's fault."""
         self.last_words: str | None = None
         """The SQLSTATE with which the server ended it, if it said one."""
+        self.fresh: list[Call] = []
+        """Answered in this turn of the loop, well and quickly; to be told together."""
         self._timer: asyncio.TimerHandle | None = None
         self._told = [connection.pgconn.parameter_status(name) for name in _WATCHED]
 
@@ -80,6 +83,14 @@ class Seat:
         if self.leaving or connection.closed or pending >= self.options.window:
             return False
         return not pending or connection.head_age < self.options.slow_after
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another statement may be sent behind others, just after it has answered one."""
+        connection = self.connection
+        return 0 < connection.pending < self.options.window and not (
+            self.leaving or self.proving or connection.closed
+        )
 
     def prove(self, limit: float, then: Callable[[], None]) -> None:
         """Ask for a sign of life; `then` is called when it came, or when the connection has ended."""

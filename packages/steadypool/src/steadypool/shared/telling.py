@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from steadypool.errors import SteadypoolError
-from steadypool.events import AcquireFailed, StatementFinished, WaitEnded
+from steadypool.events import AcquireFailed, Quick, QuickStatements, StatementFinished, WaitEnded
 from steadypool.pool import Pool
 from steadypool.shared.call import Call
-from steadypool.shared.pace import Pace
 from steadypool.sqlstate import sqlstate_in
 from steadypool.whereabouts import endpoint
 
@@ -22,7 +21,21 @@ def went_without(pool: Pool[Any], call: Call, error: BaseException) -> None:
     pool.events.emit(AcquireFailed(pool.name, now, now - call.since, error, None))
 
 
-def tell(pool: Pool[Any], call: Call, pace: Pace, rows: int | None, error: BaseException | None) -> None:
+def tell_together(pool: Pool[Any], connection: int, calls: list[Call], now: float) -> None:
+    """Tell of calls that were answered on a connection at this moment, all of them well and quickly."""
+    statements: list[Quick] = []
+    for call in calls:
+        waited = now - call.since - call.took
+        connecting = call.connecting
+        if connecting:
+            connecting = min(connecting, waited)
+        name = call.pace.name
+        rows = call.results[-1].affected
+        statements.append(Quick(name.fingerprint, call.took, waited - connecting, connecting, rows))
+    pool.events.emit(QuickStatements(pool.name, now, connection, statements))
+
+
+def tell(pool: Pool[Any], call: Call, rows: int | None, error: BaseException | None) -> None:
     """Tell of a call that has ended; what it did not spend executing it spent waiting for its turn."""
     now = pool.clock.monotonic()
     elapsed = now - call.since
@@ -38,11 +51,12 @@ def tell(pool: Pool[Any], call: Call, pace: Pace, rows: int | None, error: BaseE
         )
     if without is not None:
         return  # it was not executed, as little as that of a caller whom the pool turns away
+    name = call.pace.name
     pool.events.emit(
         StatementFinished(
             pool.name,
             now,
-            pace.name.fingerprint,
+            name.fingerprint,
             "shared",
             seconds,
             rows,
@@ -53,6 +67,6 @@ def tell(pool: Pool[Any], call: Call, pace: Pace, rows: int | None, error: BaseE
             None if error is None else sqlstate_in(error),
             None if error is None else type(error).__name__,
             endpoint(),
-            pace.name.summary,
+            name.summary,
         )
     )

@@ -23,8 +23,8 @@ import psycopg
 from steadypool import errors, refusal
 from steadypool.census import SHARED
 from steadypool.clock import Clock
-from steadypool.deadline import Deadline, TimeLimit, current_deadline
-from steadypool.events import ConnectionLost, StatementFinished, StatementTimedOut
+from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, current_deadline
+from steadypool.events import ConnectionLost, QuickStatements, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint
 from steadypool.lease import Lease, SlotState
 from steadypool.pipeline import (
@@ -43,7 +43,7 @@ from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions, SharedStats
 from steadypool.shared.pace import Pace, Paces
 from steadypool.shared.seat import Seat
-from steadypool.shared.telling import tell, went_without
+from steadypool.shared.telling import tell, tell_together, went_without
 from steadypool.sqlstate import Fate, cause_of_loss, fate_of
 
 _log = logging.getLogger("steadypool.shared")
@@ -91,6 +91,8 @@ class SharedWay:
         self._used = used
         self._tried_pooler = False
         self._clock: Clock = pool.clock
+        self._now = pool.clock.monotonic
+        self._events = pool.events
         self._seats: list[Seat] = []
         self._queue: deque[Call] = deque()
         self._queue_timer: asyncio.TimerHandle | None = None
@@ -127,46 +129,32 @@ class SharedWay:
         """
         if timeout is not None:
             check_timeout(timeout)
-        self.pool.bind()
+        pool, events = self.pool, self._events
+        pool.bind()
         try:
             pace = self._paces.of(sql)
         except errors.NotForSharing:
             self._refused += 1
             raise
-        deadline = current_deadline()
         call = Call(
             sql,
             args,
             self.options,
+            pace,
             timeout=timeout,
             harmless=harmless,
-            since=self._clock.monotonic(),
-            deadline=deadline,
+            since=self._now(),
+            deadline=current_deadline(),
         )
         try:
-            work = self._attempts(call, pace)
-            result = await (work if deadline is None else self._within(deadline, call, work))
+            result = await self._attempts(call, pace)
         except BaseException as error:
-            if self.pool.events.wanted(StatementFinished):
-                tell(self.pool, call, pace, None, error)
+            if events.wanted(StatementFinished):
+                tell(self.pool, call, None, error)
             raise
-        if self.pool.events.wanted(StatementFinished):
-            tell(self.pool, call, pace, result.affected, None)
+        if not call.told and events.wanted(StatementFinished):
+            tell(self.pool, call, result.affected, None)
         return result
-
-    async def _within(self, deadline: Deadline, call: Call, work: Awaitable[Result]) -> Result:
-        """Within the caller's deadline."""
-        limit = TimeLimit(deadline.remaining(call.since))
-        try:
-            with limit:
-                return await work
-        except TimeoutError as error:
-            if not limit.expired or isinstance(error, errors.SteadypoolError):
-                raise
-            passed = naming.deadline_passed(call, self._clock.monotonic(), self.pool.snapshot())
-            if not call.sent:
-                went_without(self.pool, call, passed)
-            raise passed from error
 
     async def _attempts(self, call: Call, pace: Pace) -> Result:
         if self._closed:
@@ -177,11 +165,7 @@ class SharedWay:
         while True:
             call.attempts += 1
             try:
-                if pace.is_slow or call.allowed > options.statement_timeout or self._must_not_wait():
-                    results = await self._run_alone(call)
-                else:
-                    seat = None if self._queue else self._choose(call)
-                    results = await (self._enqueue(call) if seat is None else self._send(seat, call))
+                results = await self._begin(call, pace)
                 pace.ran(slow=call.took > options.slow_after)
                 return results[-1]
             except asyncio.CancelledError:
@@ -194,12 +178,49 @@ class SharedWay:
                     pace.ran(slow=took > options.slow_after)
                 if self._again(call, error):
                     self._repeated += 1
-                    call.prepare(self.options)
+                    call.again(self.options)
                     continue
                 named = self._named(call, error)
                 if named is None:
                     raise
                 raise named from error
+
+    def _begin(self, call: Call, pace: Pace) -> Awaitable[list[Result]]:
+        """Send it, or let it wait until it can be; what to await then."""
+        alone = pace.is_slow or call.allowed > self.options.statement_timeout
+        if alone or (self._holds() and self._must_not_wait()):
+            return self._bounded(call, self._run_alone(call))
+        seat = None if self._queue else self._choose(call)
+        if seat is None:
+            return self._bounded(call, self._enqueue(call))
+        future = self._send(seat, call)
+        deadline = call.deadline
+        if deadline is None or self._ends_before(deadline, seat):
+            return future
+        return self._within(deadline, call, future)
+
+    def _ends_before(self, deadline: Deadline, seat: Seat) -> bool:
+        """Whether what was sent just now ends before a deadline anyway: by its own limit, and theirs who come first."""
+        longest = self.options.statement_timeout + CLIENT_GRACE
+        return deadline.remaining(self._now()) > seat.load * longest
+
+    def _bounded(self, call: Call, work: Awaitable[list[Result]]) -> Awaitable[list[Result]]:
+        return work if call.deadline is None else self._within(call.deadline, call, work)
+
+    async def _within(self, deadline: Deadline, call: Call, work: Awaitable[list[Result]]) -> list[Result]:
+        """Within the caller's deadline."""
+        limit = TimeLimit(deadline.remaining(self._now()))
+        try:
+            with limit:
+                return await work
+        except TimeoutError as error:
+            if not limit.expired or isinstance(error, errors.SteadypoolError):
+                raise
+            passed = naming.deadline_passed(call, self._now(), self.pool.snapshot())
+            if not call.sent:
+                self._withdrawn += 1
+                went_without(self.pool, call, passed)
+            raise passed from error
 
     def _named(self, call: Call, error: psycopg.Error) -> errors.SteadypoolError | None:
         """What the caller is told; None where it is the statement's own error."""
@@ -213,10 +234,9 @@ class SharedWay:
         return lost and call.attempts < ATTEMPTS and (not call.sent or call.harmless)
 
     def _must_not_wait(self) -> bool:
-        """Whether the caller holds a connection, and there is none here on which it would be the first."""
-        return self._holds() and (
-            bool(self._queue)
-            or not any(not seat.load and seat.takes_new and not seat.proving for seat in self._seats)
+        """Whether there is no connection here on which the caller, who holds another, would be the first."""
+        return bool(self._queue) or not any(
+            not seat.load and seat.takes_new and not seat.proving for seat in self._seats
         )
 
     def _timed_out(self, call: Call, limit: float) -> None:
@@ -278,8 +298,10 @@ class SharedWay:
             if future is not None and future.done():  # withdrawn
                 queue.popleft()
                 continue
-            if freed is not None and freed.load and freed.takes_new and not freed.proving:
+            if freed is not None and freed.goes_on:
                 seat = freed  # it lives, and those that are idle take no more, or nobody would wait
+            elif freed is not None and freed.load and len(self._seats) >= self.options.connections:
+                return  # the others send more when they answer
             else:
                 seat = self._choose(call)
             if seat is None:
@@ -296,16 +318,24 @@ class SharedWay:
         assert isinstance(segment, Call)
         call, seat, error = segment, segment.seat, segment.error
         assert seat is not None, "a call that was never sent"
-        if isinstance(error, ConnectionGone):
-            seat.last_words = seat.last_words or error.sqlstate
-        if error is not None and (fate := fate_of(error.sqlstate)) not in (Fate.KEEP, Fate.FORGET_STATEMENT):
-            seat.fate, seat.leaving = fate, True
+        if error is not None:
+            self._failed(seat, error)
+        elif error is None and call.took < self._events.quick:
+            call.told = True
+            seat.fresh.append(call)
         if seat.connection.closed:
             self._lost(seat, call)
         elif self.pool.waiting and self._pool_is_short():
             seat.leaving = True
         if self._queue:
             self._pump(seat)
+
+    def _failed(self, seat: Seat, error: psycopg.Error) -> None:
+        """What an error says about the connection."""
+        if isinstance(error, ConnectionGone):
+            seat.last_words = seat.last_words or error.sqlstate
+        if (fate := fate_of(error.sqlstate)) not in (Fate.KEEP, Fate.FORGET_STATEMENT):
+            seat.fate, seat.leaving = fate, True
 
     def _lost(self, seat: Seat, call: Call) -> None:
         future = call.future
@@ -319,6 +349,8 @@ class SharedWay:
 
     def _after_answers(self, seat: Seat) -> None:
         """All answers of one turn were taken."""
+        if seat.fresh:
+            self._tell(seat)
         if not seat.is_clean():
             self._offences += 1
             seat.offence = "a statement left a transaction or a setting behind"
@@ -326,6 +358,11 @@ class SharedWay:
             seat.connection.abort()
         elif seat.leaving and not seat.load:
             self._let_go(seat)
+
+    def _tell(self, seat: Seat) -> None:
+        calls, seat.fresh = seat.fresh, []
+        if self._events.wanted(QuickStatements):
+            tell_together(self.pool, seat.lease.slot.number, calls, seat.connection.last_answer)
 
     # -- connections -------------------------------------------------------------------------------------------
 
@@ -422,6 +459,8 @@ class SharedWay:
 
     def _let_go(self, seat: Seat) -> None:
         """The connection is not shared any more."""
+        if seat.fresh:
+            self._tell(seat)
         if seat in self._seats:
             self._seats.remove(seat)
             if seat.connection.closed and not self._closed:
@@ -445,6 +484,7 @@ class SharedWay:
     def move_to(self, pool: Pool[Any]) -> None:
         """Another pool has taken the place of the one where the connections came from: they go back, in time."""
         at_home, self.pool = self.pool.at_home, pool
+        self._clock, self._now, self._events = pool.clock, pool.clock.monotonic, pool.events
         if at_home:
             self.make_room()
         else:  # they are another event loop's, or another process's: not to be touched here

@@ -90,7 +90,7 @@ class Watch:
         if self._task is not None or not self._settings.recorder:
             return
         self._unsubscribe = [
-            self._observers.subscribe(self.recorder, *self.recorder.kinds),
+            self.recorder.watch(self._observers),
             self._observers.subscribe(self._tell, events.AlertRaised, events.AlertCleared),
         ]
         if self._settings.alert_webhook is not None:

@@ -102,6 +102,7 @@ class Recorder:
             events.Released: self._released,
             events.AcquireFailed: self._acquire_failed,
             events.StatementFinished: self._statement_finished,
+            events.QuickStatements: self._quick_statements,
             events.StatementTimedOut: self._statement_timed_out,
             events.ConnectSucceeded: self._connect_succeeded,
             events.ConnectAttemptFailed: self._connect_failed,
@@ -115,10 +116,19 @@ class Recorder:
             events.PoolClosedEvent: self._pool_closed,
         }
 
-    @property
-    def kinds(self) -> tuple[type[events.Event], ...]:
-        """The events that it wants."""
-        return tuple(self._handlers)
+    def watch(self, observers: events.Events) -> Callable[[], None]:
+        """Take in what happens in a pool, until the function that this returns is called."""
+        ends = [
+            # What is told together will do.
+            observers.subscribe(self if self._feeds else handler, kind, slower_than=math.inf)
+            for kind, handler in self._handlers.items()
+        ]
+
+        def end() -> None:
+            for unsubscribe in ends:
+                unsubscribe()
+
+        return end
 
     def __call__(self, event: events.Event) -> None:
         """Take in one event."""
@@ -189,10 +199,25 @@ class Recorder:
         if connection is not None and connection in self._leases:
             self._last_statement[connection] = (event.fingerprint, event.at)
             self._written.add(event)
-        self.statements.add(event, at, bucket)
+        figures = self.statements.count(event.fingerprint, seconds, event.rows, at, bucket)
+        figures.errors += event.error_type is not None
         self.tops.add(event.fingerprint, seconds, at)
         if event.sqlstate in GAVE_UP:
             self._note(event.at, "lock", f"{GAVE_UP[event.sqlstate]}: {event.fingerprint}")
+
+    def _quick_statements(self, event: events.QuickStatements) -> None:
+        if not self._feeds:
+            self.counters.quick_statements(event)
+        waits, _, durations = self._durations
+        at, connection = event.at + self._offset, event.connection
+        for fingerprint, seconds, waiting, connecting, rows in event.statements:
+            bucket = bucket_of(seconds)
+            durations.add_to(bucket)
+            waits.add(waiting + connecting)
+            self.statements.count(fingerprint, seconds, rows, at, bucket)
+            self.tops.add(fingerprint, seconds, at)
+        if connection in self._leases:
+            self._last_statement[connection] = (event.statements[-1].fingerprint, event.at)
 
     def _connection_lost(self, event: events.ConnectionLost) -> None:
         self._note(event.at, "connections_lost", f"a connection broke in use: {event.cause}")

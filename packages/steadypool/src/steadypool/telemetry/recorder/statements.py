@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from steadypool.events import StatementFinished
 from steadypool.telemetry.recorder.histogram import Histogram
 
 ENOUGH = 3
@@ -110,22 +109,21 @@ class Statements:
     def __len__(self) -> int:
         return len(self._figures)
 
-    def add(self, event: StatementFinished, at: float, bucket: int) -> None:
+    def count(self, fingerprint: str, seconds: float, rows: int | None, at: float, bucket: int) -> Figures:
         """Count one statement that ended at that moment, and whose duration is in that bucket."""
-        figures = self._figures.get(event.fingerprint)
+        figures = self._figures.get(fingerprint)
         if figures is None:
             if len(self._figures) >= 2 * self._most:
                 self._figures = dict(self._dearest(self._most))
-            figures = self._figures[event.fingerprint] = Figures()
+            figures = self._figures[fingerprint] = Figures()
         figures.count += 1
-        seconds = event.seconds
         figures.total += seconds
         if seconds > figures.most:
             figures.most = seconds
-        figures.rows += event.rows or 0
-        figures.errors += event.error_type is not None
+        figures.rows += rows or 0
         figures.last = at
         figures.durations.add_to(bucket)
+        return figures
 
     def usual(self, fingerprint: str) -> float | None:
         """Seconds that it takes as a rule: the median, where it ran often enough to have one."""
