@@ -16,7 +16,8 @@ from conditions import until
 from steadypool import deadline, errors
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.psycopg_driver import open_psycopg
-from steadypool.events import StatementFinished
+from steadypool.deadline import TimeLimit
+from steadypool.events import QuickStatements, StatementFinished
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lease import PoolOptions, SlotState
 from steadypool.pipeline import PipelinedConnection, Result, Segment
@@ -522,6 +523,45 @@ def _show(name: str) -> Any:
     from steadypool.pipeline import Statement
 
     return Statement(f"show {name}")
+
+
+async def test_quick_statements_are_told_together_and_slow_or_failed_ones_by_themselves(house: House) -> None:
+    told: list[Any] = []
+    house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=0.2)
+    await asyncio.gather(*(house.ask("select generate_series(1, $1::int)", 3) for _ in range(40)))
+    with pytest.raises(psycopg.Error):
+        await house.ask("select 1 / $1::int", 0)
+    await house.ask("select pg_sleep(0.4)")
+    alone = [event for event in told if isinstance(event, StatementFinished)]
+    assert [(event.fingerprint[11:], event.sqlstate) for event in alone] == [
+        ("select ? / ?", "22012"),
+        ("select pg_sleep(?)", None),
+    ]
+    together = [event for event in told if isinstance(event, QuickStatements)]
+    quick = [statement for event in together for statement in event.statements]
+    assert len(quick) == 40 > len(together)
+    assert all(one.fingerprint.endswith("select generate_series(?)") for one in quick)
+    assert all(one.rows == 3 and one.seconds > 0 and one.waiting >= 0 for one in quick)
+
+
+async def test_a_deadline_that_lies_beyond_every_limit_starts_no_timer(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.ask("select 1")
+    limits: list[float | None] = []
+    entered = TimeLimit.__enter__
+
+    def enter(limit: TimeLimit) -> TimeLimit:
+        limits.append(limit.seconds)
+        return entered(limit)
+
+    monkeypatch.setattr(TimeLimit, "__enter__", enter)
+    with deadline(60):
+        await house.ask("select 1")
+    assert limits == []
+    with deadline(2.4):  # the statement's own limit is 2.5 s
+        await house.ask("select 1")
+    assert len(limits) == 1
 
 
 async def test_every_statement_is_told_once(house: House) -> None:

@@ -82,3 +82,25 @@ def test_every_event_is_a_fact_with_pool_and_time(kind: type[Event]) -> None:
 def test_events_can_be_compared() -> None:
     assert Acquired("main", 1.0, 1, 0.5, None) == Acquired("main", 1.0, 1, 0.5, None)
     assert Acquired("main", 1.0, 1, 0.5, None) != Acquired("main", 1.0, 2, 0.5, None)
+
+
+def test_quick_statements_are_told_together_unless_somebody_wants_each() -> None:
+    source = Events()
+    assert source.quick == float("inf")
+    source.subscribe(print, events.StatementFinished, slower_than=float("inf"))
+    log = source.subscribe(print, events.StatementFinished, slower_than=0.5)
+    source.subscribe(print, events.Closed)
+    assert source.quick == 0.5
+    each = source.subscribe(print, events.StatementFinished)
+    assert source.quick == 0
+    each()
+    log()
+    assert source.quick == float("inf")
+    source.subscribe(print)
+    assert source.quick == 0
+
+
+def test_whoever_draws_waits_wants_each_statement() -> None:
+    source = Events()
+    source.subscribe(print, events.WaitEnded)
+    assert source.quick == 0

@@ -76,6 +76,23 @@ def finished(time: Time, fingerprint: str, seconds: float, **more: Any) -> event
     return events.StatementFinished("main", time.now, fingerprint, "session", seconds, **more)
 
 
+def test_statements_told_together_count_like_those_told_one_by_one() -> None:
+    time = Time()
+    one_by_one, together = recorder(time), recorder(time)
+    durations = [0.001, 0.002, 0.4]
+    for seconds in durations:
+        event = events.StatementFinished(
+            "main", time.now, "[1] a", "shared", seconds, 2, 0.01, 0.02, connection=4
+        )
+        one_by_one(event)
+    quick = [events.Quick("[1] a", seconds, 0.01, 0.02, 2) for seconds in durations]
+    together(events.QuickStatements("main", time.now, 4, quick))
+    assert together.statements.table(9) == one_by_one.statements.table(9)
+    assert together.counters.so_far == one_by_one.counters.so_far
+    rows = [each.tick(view(), 0.0) for each in (one_by_one, together)]
+    assert rows[0].as_json() == rows[1].as_json()
+
+
 # -- percentiles -------------------------------------------------------------------------------------------------------
 
 
