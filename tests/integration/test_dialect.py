@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, Text, event, exc, inser
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 import steadypool
-from steadypool import Database, DatabaseSettings, errors
+from steadypool import Database, DatabaseSettings, deadline, errors
 from steadypool.dialect import SteadypoolDialect
 from steadypool.lab import FaultProxy
 from steadypool.sqlalchemy import create_async_engine
@@ -63,6 +64,25 @@ async def statements(engine: AsyncEngine) -> list[str]:
 
     driver_connection._put = record
     return sent
+
+
+# -- how long a statement may take ---------------------------------------------------------------------------------
+
+
+async def test_one_timer_gives_each_statement_up_at_its_own_moment(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        with deadline(60):
+            await connection.execute(text("select 1"))
+        with deadline(0.2):
+            await connection.execute(text("select 2"))
+        with deadline(60):  # meanwhile the timer of the one before goes off
+            assert await connection.scalar(text("select 3 from pg_sleep(0.5)")) == 3
+        began = time.monotonic()
+        with deadline(0.3), pytest.raises(errors.DeadlineExceeded):
+            await connection.execute(text("select pg_sleep(20)"))
+        assert 0.3 <= time.monotonic() - began < 10
+    async with engine.connect() as connection:
+        assert await connection.scalar(text("select 4")) == 4
 
 
 # -- what travels with what ----------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def nearest_end(own: float | None, now: float) -> tuple[float | None, Deadline |
         >>> nearest_end(3.0, now=0.0)
         (3.0, None)
     """
-    set_outside = current_deadline()
+    set_outside = _current.get()  # asked before every statement: not by way of `current_deadline`
     if set_outside is None:
         return own, None
     left = set_outside.remaining(now)

@@ -58,19 +58,23 @@ def whereabouts() -> tuple[Place, ...]:
         'handler'
     """
     places: list[Place] = []
+    left = DEEPEST
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     greenlet: Any = None
-    while True:  # for every lease: no call more than there has to be
+    parts, program, event_loop = _parts, _Part.PROGRAM, _Part.EVENT_LOOP
+    while True:  # for every lease, over dozens of frames: no call more than there has to be
         while frame is not None:
             code = frame.f_code
-            part = _parts.get(code.co_filename)
-            if part is None:
+            try:
+                part = parts[code.co_filename]
+            except KeyError:
                 part = _part_of(frame)
-            if part is _Part.EVENT_LOOP:
+            if part is event_loop:
                 return tuple(places)
-            if part is _Part.PROGRAM:
+            if part is program:
                 places.append((code, frame.f_lineno))
-                if len(places) == DEEPEST:
+                left -= 1
+                if not left:
                     return tuple(places)
             frame = frame.f_back
         greenlet = _outer(greenlet)

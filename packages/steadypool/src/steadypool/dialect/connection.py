@@ -6,6 +6,9 @@ level and what is to be set for the transaction, and all of it goes out in the f
 
 from __future__ import annotations
 
+import asyncio
+import math
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +18,8 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.util import await_only
 
+from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool.deadline import TimeLimit
 from steadypool.dialect.cursor import Cursor, ServerSideCursor
 from steadypool.errors import TransactionRolledBack
 from steadypool.pipeline import (
@@ -38,6 +43,7 @@ _CHANGES_SCHEMA = frozenset(
 )
 """Command tags after which a prepared statement may mean something else."""
 
+_BEGIN = Statement("BEGIN", prepare=False)
 _COMMIT = Statement("COMMIT", prepare=False)
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
 
@@ -60,12 +66,15 @@ class Surroundings:
     seconds a ROLLBACK that nobody waits for may take. `schema` counts the changes of the schema that were seen: a
     statement that was prepared before one may return other columns after it. `one_at_a_time` is asked whether every
     answer has to be waited for: behind a pooler that is not known to carry two statements at once.
+    `statement_timeout` is how many seconds a statement may run on the server, if nobody says otherwise.
     """
 
     every_transaction: Callable[[], Mapping[str, str]] = dict
     leave_timeout: float | None = None
     schema: int = 0
     one_at_a_time: Callable[[], bool] = lambda: False
+    statement_timeout: float | None = None
+    clock: Clock = SYSTEM_CLOCK
 
 
 class Connection(AdaptedConnection):
@@ -78,6 +87,8 @@ class Connection(AdaptedConnection):
     """
 
     __slots__ = (
+        "__weakref__",
+        "_awaited",
         "_begun",
         "_changes_schema",
         "_failed",
@@ -85,16 +96,22 @@ class Connection(AdaptedConnection):
         "_renew",
         "_schema",
         "_surroundings",
-        "_unproven",
+        "_timer",
+        "_timer_at",
+        "_until",
         "_xid",
         "autocommit",
         "dbapi",
         "deferrable",
         "isolation_level",
         "read_only",
+        "statement_timeout",
+        "unproven",
     )
 
     _connection: PipelinedConnection  # pyright: ignore[reportIncompatibleVariableOverride]
+    # The slot itself, since it is looked at several times in every use; SQLAlchemy's is a property in Python.
+    driver_connection: Any = vars(AdaptedConnection)["_connection"]
 
     def __init__(
         self,
@@ -111,8 +128,14 @@ class Connection(AdaptedConnection):
         self.isolation_level: str | None = None
         self.read_only: bool | None = None
         self.deferrable: bool | None = None
-        self._renew: Callable[[], Awaitable[bool]] | None = None
-        self._unproven = False
+        self._renew: Callable[[Connection], Awaitable[bool]] | None = None
+        self.unproven = False
+        """Whether it has been idle for long, and what cannot be sent twice needs a proof before it."""
+        self.statement_timeout = surroundings.statement_timeout
+        """Seconds that the last statement might run on the server: its COMMIT may take as long."""
+        self._awaited: asyncio.Future[list[Result]] | None = None
+        self._until = self._timer_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self._local: dict[str, str] = {}
         self._begun = False
         self._failed = False
@@ -165,47 +188,94 @@ class Connection(AdaptedConnection):
         """Set these for the transaction that has begun for SQLAlchemy, but not yet for the server."""
         self._local.update(settings)
 
-    async def run(self, statements: Sequence[Statement], *, repeatable: bool = True) -> list[Result]:
+    async def run(
+        self,
+        statements: Sequence[Statement],
+        *,
+        until: float | None = None,
+        repeatable: bool = True,
+    ) -> list[Result]:
         """Send statements in one flight, with the beginning of the transaction where it has not begun.
 
         Where the connection turns out to be dead, its first flight is sent again over another, once: unless the
         server began to answer, or fell silent, or the flight is one that is not `repeatable`.
 
+        Args:
+            statements: in their order.
+            until: the moment at which they are given up; not for what needs a proof before it. Nobody knows what the
+                connection would answer next, so it is the caller's to end it.
+            repeatable: whether they may be sent again.
+
         Raises:
+            Overdue: they took longer.
             psycopg.Error: what the server said, or why the connection ended.
         """
-        if self.autocommit and not self.read_only:
+        if self.unproven and self.autocommit and not self.read_only:
             await self.prove()
-        first = not self._begun and (not self.autocommit or bool(self.read_only))
-        try:
-            return await self._fly(statements)
-        except ConnectionGone as gone:
-            if not (first and repeatable and await self._renewed(gone)):
-                raise
-        return await self._fly(statements)
-
-    async def _fly(self, statements: Sequence[Statement]) -> list[Result]:
         if self._schema != self._surroundings.schema:
             self._schema = self._surroundings.schema
             self._connection.statements.forget_all()
-        prelude = self._prelude()
-        segment = Segment([*prelude, *statements], prelude=len(prelude), ping=bool(prelude))
+        begun = self._begun
+        if begun or self.autocommit:
+            segment = Segment(statements)
+        else:
+            prelude = self._prelude()
+            segment = Segment([*prelude, *statements], prelude=len(prelude), ping=True)
         answer = self._connection.send(segment)  # raises where nothing can be sent; then nothing has begun
-        if prelude:
+        if segment.prelude:
             self._begun, self._failed = True, False
+        if until is not None:
+            self._give_up_at(until, answer)
         try:
             results = await answer
+        except ConnectionGone as gone:
+            self._failed = True
+            if not repeatable or begun or (self.autocommit and not self.read_only):
+                raise
+            return await self._over_another(statements, gone, until)
         except BaseException:
             self._failed = True
             raise
-        self._unproven, self._renew = False, None  # from here on it may know things that another does not
-        if any(result.pgresult.command_status in _CHANGES_SCHEMA for result in results):
-            self._schema_changed()
-        return results[len(prelude) :]
+        finally:
+            self._awaited = None
+        self.unproven, self._renew = False, None  # from here on it may know things that another does not
+        for result in results:
+            if result.pgresult.command_status in _CHANGES_SCHEMA:
+                self._schema_changed()
+                break
+        return results[segment.prelude :] if segment.prelude else results
+
+    # -- the limit of a statement ------------------------------------------------------------------------------
+
+    def _give_up_at(self, until: float, answer: asyncio.Future[list[Result]]) -> None:
+        """Nobody waits any longer than that for an answer.
+
+        Nearly all come in time, so the timer is left to run for the statements after it, and armed anew only for
+        one that ends earlier.
+        """
+        self._until, self._awaited = until, answer
+        if until < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = until
+            left = max(0.0, until - self._surroundings.clock.monotonic())
+            # By a weak reference: a connection that has ended need not live until then.
+            self._timer = asyncio.get_running_loop().call_later(left, _look_at_limit, weakref.ref(self))
+
+    def look_at_limit(self) -> None:
+        """The timer is up: give up what is waited for, if it is its time."""
+        self._timer, self._timer_at = None, math.inf
+        answer = self._awaited
+        if answer is None or answer.done():
+            return
+        if self._until > self._surroundings.clock.monotonic():
+            self._give_up_at(self._until, answer)
+        else:
+            answer.set_exception(Overdue("no answer within the limit", sent=True))
 
     # -- a connection that turns out to be dead ----------------------------------------------------------------
 
-    def lease_begins(self, renew: Callable[[], Awaitable[bool]], *, unproven: bool) -> None:
+    def lease_begins(self, renew: Callable[[Connection], Awaitable[bool]], *, unproven: bool) -> None:
         """Somebody has it from now on.
 
         Args:
@@ -213,7 +283,7 @@ class Connection(AdaptedConnection):
             unproven: whether it has been idle for long.
         """
         self._renew = renew
-        self._unproven = unproven
+        self.unproven = unproven
 
     def twin(self) -> Connection:
         """The same connection once more, for whoever buries it."""
@@ -227,14 +297,30 @@ class Connection(AdaptedConnection):
 
     async def prove(self) -> None:
         """Send a Sync before what cannot be sent twice, if the connection has been idle for long."""
-        if not self._unproven:
+        if not self.unproven:
             return
-        self._unproven = False
+        self.unproven = False
         try:
             await self._connection.run(Segment([], limit=self._surroundings.leave_timeout))
         except ConnectionGone as gone:
             if gone.answered or not await self._exchanged():
                 raise
+
+    async def _over_another(
+        self, statements: Sequence[Statement], gone: ConnectionGone, until: float | None
+    ) -> list[Result]:
+        """The first flight once more, if there is another connection, within the time that is left."""
+        left = None if until is None else max(0.0, until - self._surroundings.clock.monotonic())
+        timer = TimeLimit(left)
+        try:
+            with timer:
+                if not await self._renewed(gone):
+                    raise gone
+                return await self.run(statements, repeatable=False)
+        except TimeoutError as error:
+            if not timer.expired:
+                raise
+            raise Overdue("no answer within the limit, from another connection", sent=True) from error
 
     async def _renewed(self, gone: ConnectionGone) -> bool:
         """Whether there is another connection now; at most once a lease."""
@@ -244,7 +330,7 @@ class Connection(AdaptedConnection):
 
     async def _exchanged(self) -> bool:
         renew, self._renew = self._renew, None
-        return renew is not None and await renew()
+        return renew is not None and await renew(self)
 
     def _schema_changed(self) -> None:
         """Seen here at once, by others after the commit, and here again after a rollback."""
@@ -252,17 +338,11 @@ class Connection(AdaptedConnection):
         self._changes_schema = self._begun
 
     def _prelude(self) -> list[Statement]:
-        if self._begun or self.autocommit:
-            return []
-        begin = "BEGIN"
-        if self.isolation_level is not None:
-            begin += f" ISOLATION LEVEL {self.isolation_level}"
-        if self.read_only is not None:
-            begin += " READ ONLY" if self.read_only else " READ WRITE"
-        if self.deferrable is not None:
-            begin += " DEFERRABLE" if self.deferrable else " NOT DEFERRABLE"
+        """What begins the transaction."""
+        prelude = [_BEGIN]
+        if not (self.isolation_level is self.read_only is self.deferrable is None):
+            prelude = [self._begin_as_set()]
         # `_local` is kept until the transaction ends: where it has to begin twice, it begins the same way.
-        prelude = [Statement(begin, prepare=False)]
         if settings := {**self._surroundings.every_transaction(), **self._local}:
             calls = ", ".join(
                 f"set_config(${2 * i + 1}::text, ${2 * i + 2}::text, true)" for i in range(len(settings))
@@ -271,57 +351,77 @@ class Connection(AdaptedConnection):
             prelude.append(Statement(f"SELECT {calls}", pairs))
         return prelude
 
+    def _begin_as_set(self) -> Statement:
+        begin = "BEGIN"
+        if self.isolation_level is not None:
+            begin += f" ISOLATION LEVEL {self.isolation_level}"
+        if self.read_only is not None:
+            begin += " READ ONLY" if self.read_only else " READ WRITE"
+        if self.deferrable is not None:
+            begin += " DEFERRABLE" if self.deferrable else " NOT DEFERRABLE"
+        return Statement(begin, prepare=False)
+
     # -- transactions ------------------------------------------------------------------------------------------
 
-    def commit(self) -> None:
+    def commit(self, until: float | None = None) -> None:
         """Commit what has begun.
+
+        Args:
+            until: the moment at which it is given up.
 
         Raises:
             errors.TransactionRolledBack: the server rolled back instead: a statement had failed.
+            Overdue: it took longer.
         """
         self._local.clear()
         if self._is_open():
-            tag = await_only(self._end(_COMMIT))
+            tag = await_only(self._end(_COMMIT, until))
             if tag == "ROLLBACK":
                 raise TransactionRolledBack.at_commit()
 
     def rollback(self) -> None:
         """Roll back what has begun; waited for only where something had failed."""
-        self._local.clear()
-        if not self._is_open():
-            return
-        connection = self._connection
-        if not self.rolls_back_at_once:
+        if not self.roll_back_at_once():
+            self._local.clear()
             await_only(self._end(_ROLLBACK))
-        else:
+
+    def roll_back_at_once(self) -> bool:
+        """Roll back where that waits for nothing: there is no transaction, or everything in it has succeeded.
+
+        Returns whether it did.
+        """
+        connection = self._connection
+        if self._begun or connection.in_transaction:
+            if (
+                self._failed
+                or connection.pending
+                or connection.transaction_status is not TransactionStatus.INTRANS
+                or self._surroundings.one_at_a_time()
+            ):
+                return False
             self._begun = False
             if self._changes_schema:
                 self._schema_changed()
             roll_back_soon(connection, self._surroundings.leave_timeout)
-
-    @property
-    def rolls_back_at_once(self) -> bool:
-        """Whether `rollback` waits for nothing: there is no transaction, or everything in it has succeeded."""
-        connection = self._connection
-        if not self._is_open():
-            return True
-        return (
-            not self._failed
-            and not connection.pending
-            and connection.transaction_status is TransactionStatus.INTRANS
-            and not self._surroundings.one_at_a_time()
-        )
+        if self._local:
+            self._local.clear()
+        return True
 
     def _is_open(self) -> bool:
         """Whether there is a transaction to end: one of ours, or one that was begun by hand."""
         return self._begun or self._connection.in_transaction
 
-    async def _end(self, statement: Statement) -> str:
+    async def _end(self, statement: Statement, until: float | None = None) -> str:
         self._begun = False
         if self._changes_schema:
             self._schema_changed()
-        results = await self._connection.run(Segment([statement]))
-        return results[0].tag
+        answer = self._connection.send(Segment([statement]))
+        if until is not None:
+            self._give_up_at(until, answer)
+        try:
+            return (await answer)[0].tag
+        finally:
+            self._awaited = None
 
     def _run_alone(self, sql: str) -> None:
         """Run a statement that cannot be in a transaction."""
@@ -395,6 +495,12 @@ class Connection(AdaptedConnection):
     def close(self) -> None:
         """Say goodbye."""
         await_only(self._connection.close())
+
+
+def _look_at_limit(connection: weakref.ref[Any]) -> None:
+    alive = connection()
+    if alive is not None:
+        alive.look_at_limit()
 
 
 def _literal(text: str) -> str:

@@ -16,24 +16,20 @@ if TYPE_CHECKING:
 _FIRST_ROWS = 100
 """Rows that come with the declaration of a server-side cursor."""
 
-Description = list[tuple[Any, ...]]
+_ROWS = int(ExecStatus.TUPLES_OK)
 
-
-def _description(result: Result) -> Description | None:
-    if result.pgresult.status != ExecStatus.TUPLES_OK:
-        return None
-    return [(column.name, column.type, None, column.size, None, None, None) for column in result.columns]
+Description = tuple[tuple[Any, ...], ...]
 
 
 class Cursor:
     """PEP 249's, over a connection of this package. Rows are here when `execute` returns."""
 
-    __slots__ = ("_adapter", "_position", "_rows", "arraysize", "description", "lastrowid", "rowcount")
+    __slots__ = ("_position", "_rows", "adapter", "arraysize", "description", "lastrowid", "rowcount")
 
     server_side = False
 
     def __init__(self, adapter: Connection) -> None:
-        self._adapter = adapter
+        self.adapter = adapter
         self._rows: Sequence[tuple[Any, ...]] = ()
         self._position = 0
         self.arraysize = 1
@@ -44,17 +40,21 @@ class Cursor:
     @property
     def _connection(self) -> Any:
         """The driver's connection; what bounds a statement needs to know it."""
-        return self._adapter.driver_connection
+        return self.adapter.driver_connection
 
     def execute(self, operation: str, parameters: Sequence[Any] | None = None) -> None:
         """Run one statement, with `$1` placeholders."""
-        results = await_only(self._adapter.run([Statement(operation, parameters or ())]))
-        self._take(results[0])
+        self.execute_until(None, operation, parameters)
+
+    def execute_until(self, until: float | None, operation: str, parameters: Sequence[Any] | None) -> None:
+        """As `execute`, given up at a moment as by `Connection.run`."""
+        statement = Statement(operation, parameters or ())
+        self._take(await_only(self.adapter.run([statement], until=until))[0])
 
     def executemany(self, operation: str, seq_of_parameters: Sequence[Sequence[Any]]) -> None:
         """Run one statement with each of these parameters, all of them in one flight."""
         results = await_only(
-            self._adapter.run([Statement(operation, parameters) for parameters in seq_of_parameters])
+            self.adapter.run([Statement(operation, parameters) for parameters in seq_of_parameters])
         )
         self.description, self._rows, self._position = None, (), 0
         counted = [count for result in results if (count := result.affected) is not None]
@@ -63,8 +63,10 @@ class Cursor:
     def _take(self, result: Result) -> None:
         affected = result.affected
         self.rowcount = -1 if affected is None else affected
-        self.description = _description(result)
-        self._rows = () if self.description is None else result.rows()
+        if result.pgresult.status == _ROWS:
+            self.description, self._rows = result.description, result.rows()
+        else:
+            self.description, self._rows = None, ()
         self._position = 0
 
     def fetchone(self) -> Any:
@@ -116,11 +118,11 @@ class ServerSideCursor(Cursor):
 
     def execute(self, operation: str, parameters: Sequence[Any] | None = None) -> None:
         """Declare the cursor and fetch the first rows, in one flight."""
-        self._held = self._adapter.autocommit  # without a transaction it lives as long as the session
+        self._held = self.adapter.autocommit  # without a transaction it lives as long as the session
         hold = " WITH HOLD" if self._held else ""
         declare = f"DECLARE {self._name} NO SCROLL CURSOR{hold} FOR {operation}"
         results = await_only(
-            self._adapter.run([Statement(declare, parameters or (), prepare=False), self._fetch(_FIRST_ROWS)])
+            self.adapter.run([Statement(declare, parameters or (), prepare=False), self._fetch(_FIRST_ROWS)])
         )
         self._open = True
         self._take(results[-1])
@@ -136,7 +138,7 @@ class ServerSideCursor(Cursor):
         left = self._rows[self._position :]
         missing = None if rows is None else rows - len(left)
         if not self._ended and (missing is None or missing > 0):
-            results = await_only(self._adapter.run([self._fetch(missing)]))
+            results = await_only(self.adapter.run([self._fetch(missing)]))
             new: list[tuple[Any, ...]] = results[0].rows(tuple)
             self._ended = missing is None or len(new) < missing
             self._rows, self._position = [*left, *new], 0
@@ -162,5 +164,5 @@ class ServerSideCursor(Cursor):
         """Close it on the server, unless its transaction has ended, which did that."""
         super().close()
         opened, self._open = self._open, False
-        if opened and not self._adapter.closed and (self._held or self._adapter.is_healthy):
+        if opened and not self.adapter.closed and (self._held or self.adapter.is_healthy):
             await_only(self._connection.run(Segment([Statement(f"CLOSE {self._name}", prepare=False)])))

@@ -131,24 +131,37 @@ class Segment:
             self.ping = True
 
 
-def names_in(result: abc.PGresult, encoding: str) -> tuple[str, ...]:
+class Names(tuple[str, ...]):
+    """The names of a result's columns, and what else was made of its columns once.
+
+    Those of a prepared statement stay the same, so what is made of them is made once for all its results.
+    """
+
+    columns: list[Column] | None = None
+    description: tuple[tuple[Any, ...], ...] | None = None
+
+
+def names_in(result: abc.PGresult, encoding: str) -> Names:
     """The names of the columns of a result."""
-    return tuple([(result.fname(i) or b"").decode(encoding) for i in range(result.nfields)])
+    return Names([(result.fname(i) or b"").decode(encoding) for i in range(result.nfields)])
 
 
 class Result:
-    """What one statement gave. Rows are made when they are asked for, in the task that asks."""
+    """What one statement gave. Rows are made when they are asked for, in the task that asks.
 
-    __slots__ = ("_chunks", "_last", "_names", "_transformer")
+    `pgresult` is libpq's own object: the whole result, or the last, empty chunk of it.
+    """
+
+    __slots__ = ("_chunks", "_names", "_transformer", "pgresult")
 
     def __init__(
         self,
         last: abc.PGresult,
         transformer: Transformer,
         chunks: list[abc.PGresult] | None = None,
-        names: tuple[str, ...] | None = None,
+        names: Names | None = None,
     ) -> None:
-        self._last = last
+        self.pgresult = last
         self._transformer = transformer
         self._chunks = chunks
         self._names = names
@@ -163,37 +176,47 @@ class Result:
         """Rows that were affected or returned; None where the command counts none."""
         chunks = self._chunks
         if chunks:
-            return self._last.ntuples + sum([chunk.ntuples for chunk in chunks])
-        return self._last.command_tuples
+            return self.pgresult.ntuples + sum([chunk.ntuples for chunk in chunks])
+        return self.pgresult.command_tuples
 
     @property
     def _tagged(self) -> abc.PGresult:
         """Where libpq put the tag: of rows in chunks, into the last chunk, unless that was a full one."""
         chunks = self._chunks
-        return chunks[-1] if chunks and chunks[-1].command_status else self._last
+        return chunks[-1] if chunks and chunks[-1].command_status else self.pgresult
 
     @property
     def has_rows(self) -> bool:
         """Whether it is a result of rows, if only of none."""
-        return self._last.nfields > 0 or self.tag.startswith("SELECT")
+        return self.pgresult.nfields > 0 or self.tag.startswith("SELECT")
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Names:
         """The names of the columns."""
         if self._names is None:
-            self._names = names_in(self._last, self._transformer.encoding)
+            self._names = names_in(self.pgresult, self._transformer.encoding)
         return self._names
 
     @property
     def columns(self) -> list[Column]:
         """The columns."""
-        last = self._last
-        return [Column(name, last.ftype(i), last.fmod(i), last.fsize(i)) for i, name in enumerate(self.names)]
+        names = self.names
+        if names.columns is None:
+            last = self.pgresult
+            names.columns = [
+                Column(name, last.ftype(i), last.fmod(i), last.fsize(i)) for i, name in enumerate(names)
+            ]
+        return names.columns
 
     @property
-    def pgresult(self) -> abc.PGresult:
-        """libpq's own object: the whole result, or the last, empty chunk of it."""
-        return self._last
+    def description(self) -> tuple[tuple[Any, ...], ...]:
+        """The columns as PEP 249 describes them."""
+        names = self._names or self.names
+        if names.description is None:
+            names.description = tuple(
+                [(column.name, column.type, None, column.size, None, None, None) for column in self.columns]
+            )
+        return names.description
 
     def rows(self, make: Callable[[Sequence[Any]], Row] = tuple) -> list[Row]:
         """All rows, each made by `make` from its values.
@@ -204,7 +227,7 @@ class Result:
         transformer = self._transformer
         rows: list[Row] = []
         try:
-            for part in self._chunks or (self._last,):
+            for part in self._chunks or (self.pgresult,):
                 if count := part.ntuples:
                     transformer.set_pgresult(part)
                     rows += transformer.load_rows(0, count, make)

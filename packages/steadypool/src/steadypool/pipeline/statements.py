@@ -16,6 +16,8 @@ from psycopg import postgres
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import Format, abc
 
+from steadypool.pipeline.segment import Names
+
 _STALE = frozenset({"26000", "0A000", "42P05"})
 """SQLSTATEs by which a prepared statement is not, or no longer, what it was; 42P05: its name is another's."""
 
@@ -77,7 +79,7 @@ class Known:
         self.steps: list[tuple[Step, Known | None, int]] = [(Step.RUN, self, 0)]
         self.named: dict[int, Known] = {0: self}
         """What a flight consists of that only runs it; shared by all such flights, and never changed."""
-        self.columns: tuple[str, ...] | None = None
+        self.columns: Names | None = None
         """The names of its columns while it is prepared: the server refuses it (0A000) where they would change."""
 
 

@@ -67,6 +67,15 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
             changed.setdefault("command_timeout", self.guards.statement_timeout + CLIENT_GRACE)
         return await open_asyncpg(target, password=password, **self.opening, **changed)
 
+    def bounded_statement(
+        self, server: float | None, driver_connection: Any, call: Callable[..., Any], *args: Any
+    ) -> Any:
+        """As every dialect of ours, with asyncpg's own limit out of the way."""
+        if server is None or server == self.guards.statement_timeout:
+            return super().bounded_statement(server, driver_connection, call, *args)
+        with self.driver_limit(driver_connection, server):
+            return super().bounded_statement(server, driver_connection, call, *args)
+
     @contextlib.contextmanager
     def driver_limit(self, driver_connection: Any, seconds: float | None) -> Generator[None]:
         """asyncpg has a limit of its own, set once a connection; a workload's other limit replaces it for a while."""

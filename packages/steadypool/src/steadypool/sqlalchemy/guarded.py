@@ -20,7 +20,7 @@ from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.dsn import ConnectTarget, Host, parse_url
 from steadypool.connect.network import NETWORK, Network
 from steadypool.connect.outcome import classify_connect_error
-from steadypool.deadline import CLIENT_GRACE, TimeLimit, nearest_end
+from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
 from steadypool.refusal import hook_failed
 from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor
@@ -90,6 +90,12 @@ class GuardedDialect:
     def bounded(self, own: float | None, call: Callable[..., Any], *args: Any) -> Any:
         """Call something that awaits in the greenlet, for at most `own` seconds and not beyond the deadline."""
         limit, deadline = nearest_end(own, self.guards.clock.monotonic())
+        return self.within(limit, deadline, call, *args)
+
+    def within(
+        self, limit: float | None, deadline: Deadline | None, call: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Call something that awaits in the greenlet, for at most `limit` seconds; `deadline` is what set them."""
         timer = TimeLimit(limit)
         try:
             with timer:
@@ -102,8 +108,8 @@ class GuardedDialect:
     def _execute_bounded(
         self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any
     ) -> None:
-        server, connection = self.statement_timeout(context), connection_of(cursor)
-        self._remember_limit(connection, server)
+        server = self.statement_timeout(context)
+        self.remember_limit(cursor, server)
         started = self.guards.clock.monotonic()
         if context is not None:
             context.steadypool_started, context.steadypool_told = started, False
@@ -111,7 +117,7 @@ class GuardedDialect:
         if lease is not None:
             lease.running = args[0], started
         try:
-            self.bounded_statement(server, connection, call, cursor, *args, context)
+            self.bounded_statement(server, connection_of(cursor), call, cursor, *args, context)
         finally:
             if lease is not None:
                 lease.running = None
@@ -122,19 +128,18 @@ class GuardedDialect:
             context.steadypool_told = True
             tell_statement(fairy_of(context), args[0], seconds=seconds, rows=cursor.rowcount)
 
-    def _remember_limit(self, connection: Any, server: float | None) -> None:
+    def remember_limit(self, cursor: Any, server: float | None) -> None:
         """For the COMMIT; where it is the engine's own there is nothing to remember."""
         if server != self.guards.statement_timeout:
-            self._limits[connection] = server
+            self._limits[connection_of(cursor)] = server
         elif self._limits:
-            self._limits.pop(connection, None)
+            self._limits.pop(connection_of(cursor), None)
 
     def bounded_statement(
         self, server: float | None, driver_connection: Any, call: Callable[..., Any], *args: Any
     ) -> Any:
         """Call something that the server may work on for `server` seconds: it is given a little longer here."""
-        with self.driver_limit(driver_connection, server):
-            result = self.bounded(None if server is None else server + CLIENT_GRACE, call, *args)
+        result = self.bounded(None if server is None else server + CLIENT_GRACE, call, *args)
         self.spoke(driver_connection)
         return result
 
@@ -186,30 +191,27 @@ class GuardedDialect:
         that is what was asked for. An error here would replace the one that the caller has to see.
         """
         roll_back = cast(Callable[[Any], None], super().do_rollback)  # type: ignore[misc]
-        if self.rolls_back_at_once(dbapi_connection):
-            roll_back(dbapi_connection)
-        else:
-            self._leave(roll_back, dbapi_connection, self.guards.leave_timeout)
-
-    def rolls_back_at_once(self, dbapi_connection: Any) -> bool:
-        """Whether a rollback waits for nothing, so that nothing has to be bounded."""
-        return False
+        self._leave(roll_back, dbapi_connection, self.guards.leave_timeout)
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, within the limit of the transaction's statements and the deadline."""
-        connection = driver_connection_of(dbapi_connection)
-        commit = cast(Callable[[Any], None], super().do_commit)  # type: ignore[misc]
-        if not self.in_transaction(connection):
-            commit(dbapi_connection)  # which sends nothing
+        if not self.in_transaction(driver_connection_of(dbapi_connection)):
+            super().do_commit(dbapi_connection)  # type: ignore[misc] - which sends nothing
             return
-        server, clock = self._limits.get(connection, self.guards.statement_timeout), self.guards.clock
+        clock = self.guards.clock
         started = clock.monotonic()
         try:
-            self.bounded_statement(server, connection, commit, dbapi_connection)
+            self.commit_bounded(dbapi_connection, started)
         except BaseException as error:
             mark_commit(error, clock.monotonic() - started)
             raise
         tell_statement(dbapi_connection, COMMIT, seconds=clock.monotonic() - started)
+
+    def commit_bounded(self, dbapi_connection: Any, started: float) -> None:
+        """Commit a transaction, from `started` on within the limit of its last statement and the deadline."""
+        connection = driver_connection_of(dbapi_connection)
+        server = self._limits.get(connection, self.guards.statement_timeout)
+        self.bounded_statement(server, connection, super().do_commit, dbapi_connection)  # type: ignore[misc]
 
     def do_close(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, bounded; where it takes too long, the connection is cut off, which ends it as well."""

@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import exc, pool
@@ -28,7 +29,6 @@ from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
 from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
 from steadypool.sqlalchemy.record import Record, RecordDriver
-from steadypool.sqlalchemy.renewal import renew_when_lost
 from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
 from steadypool.whereabouts import Place, current_request, whereabouts
@@ -142,24 +142,18 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
-
-    @property
-    def unproven_after(self) -> float | None:
+        self.unproven_after = base.ping_after_idle if pre_ping and first_use_proves else None
         """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
-        given = self._arguments
-        if not (given["pre_ping"] and given["first_use_proves"]):
-            return None
-        return (given["steady_options"] or PoolOptions()).ping_after_idle
 
     @property
     def options(self) -> PoolOptions:
         """How the pool behaves now; `resize` changes it."""
         return self.core.options
 
-    @property
-    def dialect(self) -> GuardedDialect:
-        """The engine's dialect, which knows the driver."""
-        return self._dialect  # pyright: ignore[reportReturnType] - `create_async_engine` makes no other
+    # Set by SQLAlchemy later, and asked for so often in every use that the getter had better not be Python.
+    dialect: GuardedDialect = property(  # pyright: ignore[reportAssignmentType]
+        attrgetter("_dialect"), doc="The engine's dialect, which knows the driver."
+    )
 
     @property
     def resets_on_return(self) -> bool:
@@ -173,12 +167,13 @@ class SteadyPool(pool.Pool):
 
     def _do_get(self) -> ConnectionPoolEntry:
         # Here, where the frames of whoever asks can be seen: below it is the event loop's task.
-        places = whereabouts() if self.options.leak_after is not None else ()
+        core = self.core
+        places = whereabouts() if core.options.leak_after is not None else ()
         try:
             workload = current_workload.get()
             lease = None
             if in_greenlet():  # without a switch of greenlets, if there is one to be had at once
-                lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
+                lease = core.acquire_now(name=current_request.get(), workload=workload, places=places)
             if lease is None:
                 lease = await_only(self._acquire(workload, places))
         except errors.SteadypoolError as error:
@@ -190,12 +185,13 @@ class SteadyPool(pool.Pool):
             self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
         record = lease.connection
         record.lease = lease
-        # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
-        record.fairy_ref = None
-        unproven_after = self.unproven_after
-        if unproven_after is not None:
-            age = self.core.clock.monotonic() - lease.slot.proven_at
-            renew_when_lost(self, record, unproven=age >= unproven_after)
+        if record.fairy_ref is not None:
+            # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
+            record.fairy_ref = None
+        if self.unproven_after is not None:
+            age = core.clock.monotonic() - lease.slot.proven_at
+            adapter: Any = record.dbapi_connection
+            adapter.lease_begins(record.renew, unproven=age >= self.unproven_after)
         return record
 
     async def lease(self, workload: str | None = None) -> Lease[Record]:
@@ -286,13 +282,13 @@ class SteadyPool(pool.Pool):
         home = self._home_loop
         if home is None or home.is_closed():
             return  # the pool has ended with its loop
-        if entry.collected or not self.at_home:
+        if entry.collected or threading.get_ident() != self._home_thread:
             # The garbage collector runs in whichever thread happens to allocate, and in the middle of anything.
             if entry.collected:
                 home.call_soon_threadsafe(self.core.forgotten, lease)
             home.call_soon_threadsafe(lease.release, fate)
         else:
-            if not gone:
+            if entry.read_only and not gone:
                 self._look_at_role(entry)
             proven_at = self.dialect.proven_at(entry.driver_connection)
             if proven_at is not None:

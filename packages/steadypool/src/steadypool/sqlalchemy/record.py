@@ -15,6 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 from steadypool import errors
 from steadypool.connect.leaving import Farewell, take_farewell
 from steadypool.lease import Lease
+from steadypool.sqlalchemy.renewal import renew
 
 if TYPE_CHECKING:
     from steadypool.sqlalchemy.pool import SteadyPool
@@ -65,6 +66,10 @@ class Record(_ConnectionRecord):
         elif self._fairy_ref is not None and self._fairy_ref() is None:
             self.collected = True
         self._fairy_ref = value
+
+    async def renew(self, adapter: Any) -> bool:
+        """Put a live connection under its adapter, whose connection is dead; False where that cannot be done."""
+        return await renew(self._owner, self, adapter)
 
     def cut(self) -> None:
         """Cut the connection off, and keep what tells when the server has let go of it."""
@@ -129,11 +134,12 @@ class RecordDriver:
 
     def needs_reset(self, connection: Record) -> bool:
         """Whether a transaction was left open behind SQLAlchemy's back; `pool_reset_on_return=None` allows it."""
-        driver_connection = connection.driver_connection
+        adapter: Any = connection.dbapi_connection
+        owner = self._owner
         return (
-            driver_connection is not None
-            and self._owner.resets_on_return
-            and self._owner.dialect.in_transaction(driver_connection)
+            adapter is not None
+            and owner.resets_on_return
+            and owner.dialect.in_transaction(adapter.driver_connection)
         )
 
     async def reset(self, connection: Record) -> None:
@@ -142,8 +148,10 @@ class RecordDriver:
 
     def is_open(self, connection: Record) -> bool:
         """Whether the socket is open as far as can be told without asking the server."""
-        driver_connection = connection.driver_connection
-        return driver_connection is not None and self._owner.dialect.is_open(driver_connection)
+        adapter: Any = (
+            connection.dbapi_connection
+        )  # asked twice in every use: not by way of `driver_connection`
+        return adapter is not None and self._owner.dialect.is_open(adapter.driver_connection)
 
     def rest(self, connection: Record, lost: Callable[[], None]) -> None:
         """Let the event loop look at its socket while nobody uses it."""

@@ -16,17 +16,7 @@ if TYPE_CHECKING:
     from steadypool.sqlalchemy.record import Record
 
 
-def renew_when_lost(pool: SteadyPool, record: Record, *, unproven: bool) -> None:
-    """Tell the adapter of a connection that was just leased how to get another; `unproven`: it has been idle long."""
-    adapter: Any = record.dbapi_connection
-
-    async def renew() -> bool:
-        return await _renew(pool, record, adapter)
-
-    adapter.lease_begins(renew, unproven=unproven)
-
-
-async def _renew(pool: SteadyPool, record: Record, adapter: Any) -> bool:
+async def renew(pool: SteadyPool, record: Record, adapter: Any) -> bool:
     """Put a live connection under the adapter; False where that cannot be done.
 
     The dead one leaves its place in the pool first, with a record of its own: when all connections have died, those

@@ -8,7 +8,7 @@ from steadypool.errors import SteadypoolError
 from steadypool.events import StatementFinished, WaitEnded
 from steadypool.fingerprint import name_of
 from steadypool.sqlstate import THE_DRIVERS_OWN
-from steadypool.whereabouts import endpoint
+from steadypool.whereabouts import current_endpoint, endpoint
 
 if TYPE_CHECKING:
     from steadypool.lease import Lease
@@ -51,6 +51,7 @@ def tell_statement(
     rows: int | None = None,
     sqlstate: str | None = None,
     error: BaseException | None = None,
+    now: float | None = None,
 ) -> None:
     """Emit `StatementFinished` for what was executed on a connection, if somebody wants it.
 
@@ -61,17 +62,20 @@ def tell_statement(
         rows: returned or affected; None or below 0 where that is not known.
         sqlstate: what the server said, if it refused.
         error: what the caller sees, if it failed.
+        now: what the clock says, where that is known.
     """
-    pool = pool_of(fairy)
-    if pool is None or not pool.observers.wanted(StatementFinished):
+    # After every statement, so without `pool_of`, `lease_of` and `endpoint`, and what cost nothing is not asked for.
+    pool: Any = getattr(fairy, "_pool", None)
+    observers = getattr(pool, "observers", None)
+    if observers is None or not observers.wanted(StatementFinished):
         return
-    lease = lease_of(fairy)
-    waiting, connecting = (0.0, 0.0) if lease is None else lease.take_cost()
-    name = name_of(statement)
-    pool.observers.emit(
+    lease: Lease[Any] | None = getattr(getattr(fairy, "_connection_record", None), "lease", None)
+    waiting, connecting = (0.0, 0.0) if lease is None or lease.told else lease.take_cost()
+    name, ask = name_of(statement), current_endpoint.get()
+    observers.emit(
         StatementFinished(
             pool.core.name,
-            pool.core.clock.monotonic(),
+            pool.core.clock.monotonic() if now is None else now,
             name.fingerprint,
             "session",
             seconds,
@@ -82,7 +86,7 @@ def tell_statement(
             None if lease is None else lease.slot.number,
             None if sqlstate in THE_DRIVERS_OWN else sqlstate,
             None if error is None else type(error).__name__,
-            endpoint(),
+            None if ask is None else ask(),
             name.summary,
         )
     )
