@@ -78,6 +78,8 @@ class Surroundings:
     """Told of an error that says something about the server, on which connection and in which words."""
     begin: Callable[[], str]
     """What begins a transaction; behind a pooler it brings along the limits that no session keeps there."""
+    posts: Callable[[], bool]
+    """Whether something may be on its way before the answer to what was sent ahead of it has come."""
     patience: float | None = field(init=False)
     """Seconds for which the client waits for the answer to a statement."""
 
@@ -108,12 +110,13 @@ class Dedicated:
         self._wraps = wraps
         self._depth = 0
         self._running = 0
+        self._begun: asyncio.Future[Any] | None = None
         self._ended = False
 
     @property
     def busy(self) -> bool:
-        """Whether a statement is on its way, which another task than the one that asks has sent."""
-        return self._running > 0
+        """Whether something is on its way: a statement that another task has sent, or a BEGIN that nothing followed."""
+        return self._running > 0 or (self._begun is not None and not self._begun.done())
 
     def end(self) -> None:
         """The block is over: from now on the connection is somebody else's."""
@@ -153,7 +156,49 @@ class Dedicated:
         Raises:
             errors.SteadypoolError: COMMIT was answered by a rollback, because a statement inside had failed.
         """
-        return _Transaction(self)
+        return _Transaction(self._begin, self._end)
+
+    async def _begin(self) -> int:
+        """Begin a transaction or a savepoint; returns how deep in others it is."""
+        depth = self._depth
+        if depth:
+            await self._order(f"SAVEPOINT steadypool_{depth}")
+        elif not self._post_begin():
+            await self._order(self._around.begin())
+        self._depth = depth + 1
+        return depth
+
+    async def _end(self, depth: int, error: BaseException | None) -> None:
+        """End what `_begin` began, as its block was left."""
+        try:
+            if error is None:
+                tag = await self._order(f"RELEASE SAVEPOINT steadypool_{depth}" if depth else "COMMIT")
+                if tag == "ROLLBACK":
+                    raise errors.TransactionRolledBack.at_commit()
+            elif isinstance(error, Exception):
+                await self._roll_back(f"ROLLBACK TO SAVEPOINT steadypool_{depth}" if depth else "ROLLBACK")
+        finally:
+            # A cancellation sends nothing: whoever yielded this connection cuts it off.
+            self._depth = depth
+
+    def _post_begin(self) -> bool:
+        """Send the beginning of a transaction ahead of what follows; False where its answer has to be waited for."""
+        around = self._around
+        if self._ended or self._wraps or not around.posts():
+            return False
+        sql, started = around.begin(), around.clock.monotonic()
+        begun = self._begun = around.dialogue.post(self.driver_connection, sql, around.patience)
+        if begun is None:
+            return False
+
+        def tell(answer: asyncio.Future[Any]) -> None:
+            if (
+                not answer.cancelled() and answer.exception() is None
+            ):  # else whoever follows tells how it ended
+                self._tell(sql, started, None, None)
+
+        begun.add_done_callback(tell)
+        return True
 
     def _order(self, sql: str) -> Awaitable[str]:
         """A statement of the transaction's own, of which observers are told."""
@@ -355,16 +400,18 @@ class Dedicated:
 class _Transaction:
     """What `Dedicated.transaction` returns. A class: in the path of every transaction a generator is dear."""
 
-    __slots__ = ("_depth", "_use")
+    __slots__ = ("_begin", "_depth", "_end")
 
-    def __init__(self, use: Dedicated) -> None:
-        self._use = use
+    def __init__(
+        self,
+        begin: Callable[[], Awaitable[int]],
+        end: Callable[[int, BaseException | None], Awaitable[None]],
+    ) -> None:
+        self._begin = begin
+        self._end = end
 
     async def __aenter__(self) -> None:
-        use = self._use
-        depth = self._depth = use._depth
-        await use._order(f"SAVEPOINT steadypool_{depth}" if depth else use._around.begin())
-        use._depth = depth + 1
+        self._depth = await self._begin()
 
     async def __aexit__(
         self,
@@ -372,17 +419,7 @@ class _Transaction:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        use, depth = self._use, self._depth
-        try:
-            if exc is None:
-                tag = await use._order(f"RELEASE SAVEPOINT steadypool_{depth}" if depth else "COMMIT")
-                if tag == "ROLLBACK":
-                    raise errors.TransactionRolledBack.at_commit()
-            elif isinstance(exc, Exception):
-                await use._roll_back(f"ROLLBACK TO SAVEPOINT steadypool_{depth}" if depth else "ROLLBACK")
-        finally:
-            # A cancellation sends nothing: whoever yielded this connection cuts it off.
-            use._depth = depth
+        await self._end(self._depth, exc)
 
 
 def _rows_in(result: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -32,6 +33,13 @@ class Dialogue(Protocol):
         """Run one statement and return its command tag."""
         ...
 
+    def post(self, connection: Any, sql: str, limit: float | None) -> asyncio.Future[Any] | None:
+        """Send, without waiting for the answer, what comes before all that follows; None where the driver cannot.
+
+        Where it fails the connection ends, and with it what follows.
+        """
+        ...
+
 
 class AsyncpgDialogue:
     """Over an `asyncpg.Connection`."""
@@ -49,6 +57,9 @@ class AsyncpgDialogue:
     ) -> Awaitable[str]:
         """Run one statement and return its command tag."""
         return connection.execute(sql, *args)
+
+    def post(self, connection: Any, sql: str, limit: float | None) -> None:
+        """It waits for each answer."""
 
 
 class PsycopgDialogue:
@@ -82,6 +93,9 @@ class PsycopgDialogue:
         """Run one statement and return its command tag."""
         return (await self._run(connection, sql, args)).statusmessage or ""
 
+    def post(self, connection: Any, sql: str, limit: float | None) -> None:
+        """It waits for each answer."""
+
 
 class PipelinedDialogue:
     """Over a `pipeline.PipelinedConnection`: one flight a statement."""
@@ -99,7 +113,9 @@ class PipelinedDialogue:
         """Run one statement and return its rows."""
         try:
             results = await connection.send(self._segment(sql, args, limit))
-        except self._pipeline.Overdue as error:
+        except self._pipeline.ConnectionGone as error:
+            if not self._is_overdue(error):
+                raise
             raise GaveUp(str(error)) from error
         result = results[-1]
         return result.rows(row_type(result.names))
@@ -110,9 +126,22 @@ class PipelinedDialogue:
         """Run one statement and return its command tag."""
         try:
             results = await connection.send(self._segment(sql, args, limit))
-        except self._pipeline.Overdue as error:
+        except self._pipeline.ConnectionGone as error:
+            if not self._is_overdue(error):
+                raise
             raise GaveUp(str(error)) from error
         return results[-1].tag
+
+    def post(self, connection: Any, sql: str, limit: float | None) -> asyncio.Future[Any]:
+        """Send it with the first statement that follows, if that comes soon."""
+        segment = self._segment(sql, (), limit)
+        connection.post(segment, lingers=True)
+        return segment.future
+
+    def _is_overdue(self, gone: Exception) -> bool:
+        """Whether the connection ended because this statement, or what was posted before it, took too long."""
+        overdue = self._pipeline.Overdue
+        return isinstance(gone, overdue) or isinstance(gone.__cause__, overdue)
 
     def _segment(self, sql: str, args: tuple[Any, ...], limit: float | None) -> Any:
         made = self._pipeline.Statement

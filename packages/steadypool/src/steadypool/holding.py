@@ -79,12 +79,16 @@ class Terms:
             dialogue=self.dialogue,
             judge=pool.judge,
             begin=self._begin,
+            posts=self._posts,
         )
 
     @property
     def per_transaction(self) -> bool:
         """Whether the limits travel with each transaction, since no session keeps them; known once one was opened."""
         return self._lock_timeout is not None or not self._pooler.keeps_statements
+
+    def _posts(self) -> bool:
+        return not self._pooler.one_at_a_time
 
     def _begin(self) -> str:
         return self._pooler.beginning(self.limit if self.per_transaction else None, self._lock_timeout)

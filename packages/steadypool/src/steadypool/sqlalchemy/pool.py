@@ -208,7 +208,9 @@ class SteadyPool(pool.Pool):
         """
         places = whereabouts() if self.options.leak_after is not None else ()
         try:
-            lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
+            lease = None
+            if not self.core.waiting:
+                lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
             if lease is None:
                 lease = await self._acquire(workload, places)
             unproven_after = self.unproven_after
