@@ -97,6 +97,36 @@ async def test_a_slow_statement_on_a_dedicated_connection(db: Database, proxy: F
     assert db.stats().totals.statement_timeouts == 2
 
 
+async def test_silence_from_the_beginning_of_a_transaction_has_its_name(
+    db: Database, proxy: FaultProxy, pg: Observer
+) -> None:
+    """BEGIN may travel with what follows: then it is the BEGIN that is late, and the statement that is told so."""
+
+    async def call() -> None:
+        async with db.connection() as connection:
+            await connection.fetch("select 1")
+            proxy.mode = Mode.SILENT
+            async with connection.transaction():
+                await connection.fetch("select 1")
+
+    outcome = await timed(call())
+    proxy.mode = Mode.PASS
+    assert isinstance(outcome.error, errors.StatementTimeout)
+    assert_named(outcome.error)
+    assert T <= outcome.error.elapsed.executing < T + STATEMENT_GRACE + MARGIN
+    await rests(db)
+    await nothing_strays(pg, db)
+
+
+async def test_a_begin_that_nothing_followed_leaves_no_transaction(db: Database, pg: Observer) -> None:
+    async with db.connection() as connection:
+        await connection.transaction().__aenter__()
+    async with db.connection() as connection:
+        await connection.execute("set local work_mem = '4321kB'")  # outside of a transaction it does nothing
+        assert await connection.fetchval("show work_mem") != "4321kB"
+    await nothing_strays(pg, db)
+
+
 async def test_a_cancel_by_somebody_else_is_not_a_timeout(
     make_db: MakeDatabase, proxied_url: str, pg: Observer
 ) -> None:

@@ -482,15 +482,15 @@ class TurnsAwayWhoWouldMakeIt(Pool[Any]):
 
 @breaks("S")
 class ForgetsThatThereIsMoreThanOnePlace(Pool[Any]):
-    def _line_of(self, workload: str | None) -> tuple[Forecast, int, float]:
-        forecast, ahead, _ = super()._line_of(workload)
+    def _line_of(self, workload: str | None, waiting: int) -> tuple[Forecast, int, float]:
+        forecast, ahead, _ = super()._line_of(workload, waiting)
         return forecast, ahead, 1
 
 
 @breaks("S")
 class ForgetsHowManyPlacesAWorkloadHas(Pool[Any]):
-    def _line_of(self, workload: str | None) -> tuple[Forecast, int, float]:
-        forecast, ahead, places = super()._line_of(workload)
+    def _line_of(self, workload: str | None, waiting: int) -> tuple[Forecast, int, float]:
+        forecast, ahead, places = super()._line_of(workload, waiting)
         return forecast, ahead, places if workload is None else 1
 
 

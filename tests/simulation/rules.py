@@ -143,7 +143,7 @@ class Rules:
 
     def seen(self, event: str) -> None:
         """Note which states an event met, for the table of what was reached."""
-        for state, count in self.roster._counts.items():
+        for state, count in self.roster.counts.items():
             if count:
                 self.pairs.add((state, event))
         if not len(self.roster):
@@ -492,8 +492,8 @@ class Rules:
             counts[slot.state] += 1
             if slot.connection is not None:
                 owned.add(slot.connection.number)
-        if counts != roster._counts:
-            raise RuleBroken(f"R1: the counts are wrong: {counts}, {roster._counts}")
+        if counts != roster.counts:
+            raise RuleBroken(f"R1: the counts are wrong: {counts}, {roster.counts}")
         if counts[IDLE] != len(pool._idle) or counts[IDLE] > self.options.size:
             raise RuleBroken(f"R8: {counts[IDLE]} idle ({len(pool._idle)} listed), size {self.options.size}")
         if len(self.handed) != counts[LEASED] or self.acquired - self.released != counts[LEASED]:

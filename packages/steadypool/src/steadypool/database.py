@@ -23,7 +23,7 @@ from steadypool.connect.guards import milliseconds, session_guards, socket_guard
 from steadypool.dedicated import Dedicated
 from steadypool.errors import ConfigurationError, HookFailed, PoolSnapshot, words_of
 from steadypool.events import Events
-from steadypool.holding import Holding, HoldingAConnection
+from steadypool.holding import Holding, HoldingAConnection, Terms
 from steadypool.listener import Listener, ListenerOptions, ListenerState, ListenerStats
 from steadypool.notifying import Notifying
 from steadypool.overview import Workload, view_of
@@ -118,6 +118,7 @@ class Database(Sharing, Notifying):
         self._workloads: dict[str, Workload] = {}
         self._ceilings: dict[str, int] = {}
         self._engines: dict[tuple[str | None, bool], AsyncEngine] = {}
+        self._terms: dict[str | None, Terms] = {}
         self._listener_options = listener
         self._listener: Listener | None = None
         try:
@@ -279,6 +280,7 @@ class Database(Sharing, Notifying):
         declared = Workload(name, statement_timeout, max_connections)
         self._workloads[name] = declared
         self._engines = {key: engine for key, engine in self._engines.items() if key[0] != name}
+        self._terms.pop(name, None)
         self._ceilings.pop(name, None)
         if max_connections is not None:
             self._ceilings[name] = max_connections
@@ -391,23 +393,34 @@ class Database(Sharing, Notifying):
             >>> async with db.connection() as connection, connection.transaction():
             ...     await connection.execute("insert into tags (name) values ($1)", "ambient")
         """
+        terms = self._terms.get(workload)
+        if statement_timeout or terms is None or terms.pool is not self.engine.pool:
+            terms = self._terms_for(workload, statement_timeout)
+        return Holding(terms)
+
+    def _terms_for(self, workload: str | None, statement_timeout: float | None) -> Terms:
         declared = self._declared(workload)
-        return Holding(
+        terms = Terms(
             self.pool,
             workload=workload,
             limit=statement_timeout or (None if declared is None else declared.statement_timeout),
             default_limit=self.settings.statement_timeout,
         )
+        if not statement_timeout:  # of which there may be any number
+            self._terms[workload] = terms
+        return terms
 
     def _limited(
         self, statement_timeout: float, lock_timeout: float
     ) -> AbstractAsyncContextManager[Dedicated]:
         return Holding(
-            self.pool,
-            workload=None,
-            limit=statement_timeout,
-            default_limit=None,
-            lock_timeout=lock_timeout,
+            Terms(
+                self.pool,
+                workload=None,
+                limit=statement_timeout,
+                default_limit=None,
+                lock_timeout=lock_timeout,
+            )
         )
 
     def _used(self) -> None:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
 from steadypool import errors, refusal
 from steadypool.clock import Clock
-from steadypool.deadline import CLIENT_GRACE, EARLY, Deadline, TimeLimit, nearest_end
+from steadypool.deadline import CLIENT_GRACE, EARLY, Deadline, TimeLimit, current_deadline, nearest_end
+from steadypool.dialogues import Dialogue, GaveUp
 from steadypool.errors import Elapsed, Phase, Report
 from steadypool.events import ConnectionLost, Events, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint, name_of
 from steadypool.lease import Lease
-from steadypool.rows import Row, named_rows, row_type
+from steadypool.rows import Row
 from steadypool.sqlstate import (
     LOCK_NOT_AVAILABLE,
     QUERY_CANCELED,
@@ -33,108 +35,11 @@ from steadypool.sqlstate import (
 )
 from steadypool.whereabouts import endpoint
 
-Run: TypeAlias = Callable[[str, tuple[Any, ...], float | None], Awaitable[Any]]
-"""A way of a dialogue's to run a statement."""
+Run: TypeAlias = Callable[[Any, str, tuple[Any, ...], float | None], Awaitable[Any]]
+"""A way of a dialogue's to run a statement on a connection."""
 
 _BEGUN = ("BEGIN", "START TRANSACTION")
 """The tags of commands that begin a transaction."""
-
-
-class GaveUp(TimeoutError):
-    """A driver that bounds its statements by itself gave one up."""
-
-
-class Dialogue(Protocol):
-    """How to talk to one driver: what `Dedicated` needs of it.
-
-    `bounds` is whether it keeps to a limit by itself; then it gets one, in seconds, and raises `GaveUp`.
-    """
-
-    bounds: bool
-
-    async def fetch(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> Sequence[Row]:
-        """Run one statement and return its rows."""
-        ...
-
-    async def execute(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> str:
-        """Run one statement and return its command tag."""
-        ...
-
-
-class AsyncpgDialogue:
-    """Over an `asyncpg.Connection`."""
-
-    bounds = False
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    async def fetch(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> Sequence[Row]:
-        """Run one statement and return its rows."""
-        return await self._connection.fetch(sql, *args)
-
-    async def execute(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> str:
-        """Run one statement and return its command tag."""
-        return await self._connection.execute(sql, *args)
-
-
-class PsycopgDialogue:
-    """Over a `psycopg.AsyncConnection`, with the server's own placeholders."""
-
-    bounds = False
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    async def _run(self, sql: str, args: tuple[Any, ...]) -> Any:
-        import psycopg
-
-        cursor = psycopg.AsyncRawCursor(self._connection)
-        await cursor.execute(sql.encode(), args or None)
-        return cursor
-
-    async def fetch(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> Sequence[Row]:
-        """Run one statement and return its rows."""
-        cursor = await self._run(sql, args)
-        if cursor.description is None:
-            return []
-        names = [column.name for column in cursor.description]
-        return named_rows(names, await cursor.fetchall())
-
-    async def execute(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> str:
-        """Run one statement and return its command tag."""
-        return (await self._run(sql, args)).statusmessage or ""
-
-
-class PipelinedDialogue:
-    """Over a `pipeline.PipelinedConnection`: one flight a statement."""
-
-    bounds = True
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    async def _run(self, sql: str, args: tuple[Any, ...], limit: float | None) -> Any:
-        from steadypool.pipeline import Overdue, Segment, Statement
-
-        # What begins a transaction may bring along its limits: a segment of several statements.
-        parts = sql.split("; ") if sql.startswith("BEGIN; ") else (sql,)
-        try:
-            results = await self._connection.send(
-                Segment([Statement(part, args) for part in parts], limit=limit)
-            )
-        except Overdue as error:
-            raise GaveUp(str(error)) from error
-        return results[-1]
-
-    async def fetch(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> Sequence[Row]:
-        """Run one statement and return its rows."""
-        result = await self._run(sql, args, limit)
-        return result.rows(row_type(result.names))
-
-    async def execute(self, sql: str, args: tuple[Any, ...], limit: float | None = None) -> str:
-        """Run one statement and return its command tag."""
-        return (await self._run(sql, args, limit)).tag
 
 
 class Driver(Protocol):
@@ -157,7 +62,7 @@ class Driver(Protocol):
 
 @dataclass(slots=True)
 class Surroundings:
-    """What a dedicated connection needs to know and to tell, from the pool that it comes from."""
+    """What a dedicated connection needs to know and to tell; the same for all that a pool gives to one workload."""
 
     pool: str
     clock: Clock
@@ -167,14 +72,20 @@ class Surroundings:
     workload: str | None
     snapshot: Callable[[], errors.PoolSnapshot]
     events: Events
-    lease: Lease[Any]
     driver: Driver
+    dialogue: Dialogue
     judge: Callable[[Fate, Any, str], None]
     """Told of an error that says something about the server, on which connection and in which words."""
-    begin: str = "BEGIN"
+    begin: Callable[[], str]
     """What begins a transaction; behind a pooler it brings along the limits that no session keeps there."""
-    wraps: bool = False
-    """Whether a statement that is in no transaction gets one of its own: the only place where its limit holds."""
+    posts: Callable[[], bool]
+    """Whether something may be on its way before the answer to what was sent ahead of it has come."""
+    patience: float | None = field(init=False)
+    """Seconds for which the client waits for the answer to a statement."""
+
+    def __post_init__(self) -> None:
+        server = self.statement_timeout
+        self.patience = None if server is None else server + CLIENT_GRACE
 
 
 class Dedicated:
@@ -182,20 +93,30 @@ class Dedicated:
 
     `driver_connection` is the driver's own object, for everything that is not here (COPY, cursors, LISTEN). What
     another task has on its way when the block ends is given up like a statement that was cancelled.
+
+    Args:
+        driver_connection: the driver's own object.
+        surroundings: where it comes from.
+        lease: under which it is held.
+        wraps: whether a statement that is in no transaction gets one of its own: the only place where its limit holds.
     """
 
-    def __init__(self, driver_connection: Any, dialogue: Dialogue, surroundings: Surroundings) -> None:
+    def __init__(
+        self, driver_connection: Any, surroundings: Surroundings, lease: Lease[Any], *, wraps: bool = False
+    ) -> None:
         self.driver_connection = driver_connection
-        self._dialogue = dialogue
         self._around = surroundings
+        self._lease = lease
+        self._wraps = wraps
         self._depth = 0
         self._running = 0
+        self._begun: asyncio.Future[Any] | None = None
         self._ended = False
 
     @property
     def busy(self) -> bool:
-        """Whether a statement is on its way, which another task than the one that asks has sent."""
-        return self._running > 0
+        """Whether something is on its way: a statement that another task has sent, or a BEGIN that nothing followed."""
+        return self._running > 0 or (self._begun is not None and not self._begun.done())
 
     def end(self) -> None:
         """The block is over: from now on the connection is somebody else's."""
@@ -209,59 +130,86 @@ class Dedicated:
             errors.DeadlineExceeded: the caller's deadline passed.
             errors.ConnectionLost: the connection died, or was dropped before because a statement was given up.
         """
-        return await self._told(sql, self._dialogue.fetch, args)
+        return await self._told(sql, self._around.dialogue.fetch, args)
 
     async def fetchrow(self, sql: str, *args: Any) -> Row | None:
         """The first row, or None."""
-        rows = await self.fetch(sql, *args)
+        rows = await self._told(sql, self._around.dialogue.fetch, args)
         return rows[0] if rows else None
 
     async def fetchval(self, sql: str, *args: Any) -> Any:
         """The first column of the first row, or None."""
-        row = await self.fetchrow(sql, *args)
-        return None if row is None else row[0]
+        rows = await self._told(sql, self._around.dialogue.fetch, args)
+        return rows[0][0] if rows else None
 
     async def execute(self, sql: str, *args: Any) -> str:
         """Run a statement; returns its command tag, such as `INSERT 0 1`."""
-        return await self._told(sql, self._dialogue.execute, args)
+        return await self._told(sql, self._around.dialogue.execute, args)
 
     async def set_up(self, sql: str) -> None:
         """Run a statement of the library's own, bounded like any other, of which nobody is told."""
         await self._say(sql)
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncGenerator[None]:
+    def transaction(self) -> AbstractAsyncContextManager[None]:
         """A transaction around the block; inside another one, a savepoint.
 
         Raises:
             errors.SteadypoolError: COMMIT was answered by a rollback, because a statement inside had failed.
         """
-        depth, savepoint = self._depth, f"steadypool_{self._depth}"
-        await self._order(f"SAVEPOINT {savepoint}" if depth else self._around.begin)
-        self._depth += 1
+        return _Transaction(self._begin, self._end)
+
+    async def _begin(self) -> int:
+        """Begin a transaction or a savepoint; returns how deep in others it is."""
+        depth = self._depth
+        if depth:
+            await self._order(f"SAVEPOINT steadypool_{depth}")
+        elif not self._post_begin():
+            await self._order(self._around.begin())
+        self._depth = depth + 1
+        return depth
+
+    async def _end(self, depth: int, error: BaseException | None) -> None:
+        """End what `_begin` began, as its block was left."""
         try:
-            yield
-        except Exception:
-            await self._roll_back(f"ROLLBACK TO SAVEPOINT {savepoint}" if depth else "ROLLBACK")
-            raise
-        else:
-            tag = await self._order(f"RELEASE SAVEPOINT {savepoint}" if depth else "COMMIT")
-            if tag == "ROLLBACK":
-                raise errors.TransactionRolledBack.at_commit()
+            if error is None:
+                tag = await self._order(f"RELEASE SAVEPOINT steadypool_{depth}" if depth else "COMMIT")
+                if tag == "ROLLBACK":
+                    raise errors.TransactionRolledBack.at_commit()
+            elif isinstance(error, Exception):
+                await self._roll_back(f"ROLLBACK TO SAVEPOINT steadypool_{depth}" if depth else "ROLLBACK")
         finally:
             # A cancellation sends nothing: whoever yielded this connection cuts it off.
             self._depth = depth
 
-    async def _order(self, sql: str) -> str:
+    def _post_begin(self) -> bool:
+        """Send the beginning of a transaction ahead of what follows; False where its answer has to be waited for."""
+        around = self._around
+        if self._ended or self._wraps or not around.posts():
+            return False
+        sql, started = around.begin(), around.clock.monotonic()
+        begun = self._begun = around.dialogue.post(self.driver_connection, sql, around.patience)
+        if begun is None:
+            return False
+
+        def tell(answer: asyncio.Future[Any]) -> None:
+            if (
+                not answer.cancelled() and answer.exception() is None
+            ):  # else whoever follows tells how it ended
+                self._tell(sql, started, None, None)
+
+        begun.add_done_callback(tell)
+        return True
+
+    def _order(self, sql: str) -> Awaitable[str]:
         """A statement of the transaction's own, of which observers are told."""
-        return await self._told(sql, self._dialogue.execute, (), wraps=False)
+        return self._bounded(sql, self._around.dialogue.execute, (), tells=True)
 
     async def _say(self, sql: str) -> str:
-        return await self._bounded(sql, self._dialogue.execute, ())
+        return await self._bounded(sql, self._around.dialogue.execute, ())
 
     async def _wrapped(self, sql: str, run: Run, args: tuple[Any, ...]) -> Any:
         """Run it in a transaction of its own: behind a pooler that keeps no session, its limit holds only there."""
-        await self._say(self._around.begin)
+        await self._say(self._around.begin())
         try:
             result = await self._bounded(sql, run, args)
         except Exception:
@@ -281,26 +229,31 @@ class Dedicated:
     def _is_open(self) -> bool:
         return self._around.driver.is_open(self.driver_connection)
 
-    async def _told(self, sql: str, run: Run, args: tuple[Any, ...], *, wraps: bool = True) -> Any:
-        around = self._around
-        wraps = wraps and around.wraps and not around.driver.in_transaction(self.driver_connection)
-        work = (self._wrapped if wraps else self._bounded)(sql, run, args)
-        if not around.events.wanted(StatementFinished):
-            return await work
-        started = around.clock.monotonic()
+    def _told(self, sql: str, run: Run, args: tuple[Any, ...]) -> Awaitable[Any]:
+        """A statement of the user's, of which observers are told."""
+        if self._wraps and not self._around.driver.in_transaction(self.driver_connection):
+            return self._wrapped_and_told(sql, run, args)
+        return self._bounded(sql, run, args, tells=True)
+
+    async def _wrapped_and_told(self, sql: str, run: Run, args: tuple[Any, ...]) -> Any:
+        started = self._around.clock.monotonic()
         try:
-            result = await work
+            result = await self._wrapped(sql, run, args)
         except BaseException as error:
             self._tell(sql, started, None, error)
             raise
-        self._tell(sql, started, _rows_in(result), None)
+        self._tell(sql, started, result, None)
         return result
 
-    def _tell(self, sql: str, started: float, rows: int | None, error: BaseException | None) -> None:
-        around, now = self._around, self._around.clock.monotonic()
-        waiting, connecting = around.lease.take_cost()
+    def _tell(self, sql: str, started: float, result: Any, error: BaseException | None) -> None:
+        """A statement ended, with a result or with an error."""
+        around, lease = self._around, self._lease
+        if not around.events.wanted(StatementFinished):
+            return
+        now = around.clock.monotonic()
+        waiting, connecting = (0.0, 0.0) if lease.told else lease.take_cost()
         name = name_of(sql)
-        state = sqlstate_in(error)
+        state = None if error is None else sqlstate_in(error)
         around.events.emit(
             StatementFinished(
                 around.pool,
@@ -308,11 +261,11 @@ class Dedicated:
                 name.fingerprint,
                 "dedicated",
                 now - started,
-                rows,
+                None if result is None else _rows_in(result),
                 waiting,
                 connecting,
                 around.workload,
-                around.lease.slot.number,
+                lease.slot.number,
                 None if state in THE_DRIVERS_OWN else state,
                 None if error is None else type(error).__name__,
                 endpoint(),
@@ -320,39 +273,65 @@ class Dedicated:
             )
         )
 
-    async def _bounded(self, sql: str, run: Run, args: tuple[Any, ...]) -> Any:
+    async def _bounded(self, sql: str, run: Run, args: tuple[Any, ...], *, tells: bool = False) -> Any:
+        """Run a statement within its limit and the deadline in force; `tells` is whether observers hear of it.
+
+        Every statement comes through here, so what most of them do not need is not made for any.
+        """
         if self._ended:
             raise RuntimeError("the block of this connection has ended; it may be somebody else's by now")
-        around = self._around
-        server = around.statement_timeout
+        around, lease, connection = self._around, self._lease, self.driver_connection
         started = around.clock.monotonic()
-        seconds, deadline = nearest_end(None if server is None else server + CLIENT_GRACE, started)
-        # Behind another statement its own clock would start too late for a deadline.
-        bounds = deadline is None and not self._running and self._dialogue.bounds
-        limit = TimeLimit(None if bounds else seconds)
-        around.lease.running = sql, started
+        seconds, deadline = around.patience, None
+        if current_deadline() is not None:
+            seconds, deadline = nearest_end(seconds, started)
+        limit: TimeLimit | None = None
+        lease.running = sql, started
         self._running += 1
         try:
-            with limit:
-                result = await run(sql, args, seconds if bounds else None)
-        except asyncio.CancelledError:
-            around.driver.cut(self.driver_connection)
-            raise
-        except TimeoutError as error:
-            if not limit.expired and not isinstance(error, GaveUp):
-                raise
-            around.driver.cut(self.driver_connection)
-            raise self._out_of_time(sql, started, deadline) from error
-        except Exception as error:
-            named = self._named(sql, started, error)
-            if named is None:
+            # Behind another statement its own clock would start too late for a deadline.
+            if seconds is None or (around.dialogue.bounds and deadline is None and self._running == 1):
+                result = await run(connection, sql, args, seconds)
+            else:
+                with TimeLimit(seconds) as limit:
+                    result = await run(connection, sql, args, None)
+        except BaseException as error:
+            named = self._failed(error, sql, started, deadline, limit)
+            if tells:
+                self._tell(sql, started, None, named)
+            if named is error:
                 raise
             raise named from error
         finally:
             self._running -= 1
-            around.lease.running = None
-        around.driver.spoke(self.driver_connection)
+            lease.running = None
+        around.driver.spoke(connection)
+        if tells:
+            self._tell(sql, started, result, None)
         return result
+
+    def _failed(
+        self,
+        error: BaseException,
+        sql: str,
+        started: float,
+        deadline: Deadline | None,
+        limit: TimeLimit | None,
+    ) -> BaseException:
+        """What to raise for an error of a statement: itself, or what it means, made from it."""
+        named: BaseException | None = None
+        if isinstance(error, asyncio.CancelledError):
+            self._around.driver.cut(self.driver_connection)
+        elif isinstance(error, TimeoutError):
+            if isinstance(error, GaveUp) or (limit is not None and limit.expired):
+                self._around.driver.cut(self.driver_connection)
+                named = self._out_of_time(sql, started, deadline)
+        elif isinstance(error, Exception):
+            named = self._named(sql, started, error)
+        if named is None:
+            return error
+        named.__cause__ = error
+        return named
 
     def _report(self, started: float, *, maybe_executed: bool = True) -> Report:
         elapsed = Elapsed(executing=self._around.clock.monotonic() - started)
@@ -391,7 +370,7 @@ class Dedicated:
             ConnectionLost(
                 self._around.pool,
                 self._around.clock.monotonic(),
-                self._around.lease.slot.number,
+                self._lease.slot.number,
                 cause_of_loss(state),
                 self._around.workload,
             )
@@ -416,6 +395,31 @@ class Dedicated:
     def _tell_of_timeout(self, sql: str, limit: float) -> None:
         around, now = self._around, self._around.clock.monotonic()
         around.events.emit(StatementTimedOut(around.pool, now, fingerprint(sql), limit, around.workload))
+
+
+class _Transaction:
+    """What `Dedicated.transaction` returns. A class: in the path of every transaction a generator is dear."""
+
+    __slots__ = ("_begin", "_depth", "_end")
+
+    def __init__(
+        self,
+        begin: Callable[[], Awaitable[int]],
+        end: Callable[[int, BaseException | None], Awaitable[None]],
+    ) -> None:
+        self._begin = begin
+        self._end = end
+
+    async def __aenter__(self) -> None:
+        self._depth = await self._begin()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._end(self._depth, exc)
 
 
 def _rows_in(result: Any) -> int | None:

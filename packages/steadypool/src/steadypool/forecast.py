@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from itertools import islice
 
 REMEMBERED = 64
 """Uses that an average is taken of, and how much they differ."""
 SPANS = (16, REMEMBERED, 512)
 """... and two more of fewer and of more uses: an optimist believes the lowest. The short one follows at once when a
 database that was slow gets fast; the long one remembers that it was fast when it gets slow for a while."""
+_NUMBERED = tuple(enumerate(SPANS))
 ENOUGH = 16
 """Uses that must be known before anything is said."""
 CERTAINTY = 3.0
@@ -45,25 +47,53 @@ class Forecast:
 
     def __init__(self, enough: int = ENOUGH) -> None:
         self.enough = enough
-        self._spans = tuple(_Span(length) for length in SPANS)
-        self._usual = self._spans[SPANS.index(REMEMBERED)]
+        self._seconds: deque[float] = deque(maxlen=max(SPANS))
+        self._sums = [0.0 for _ in SPANS]
+        self._squares = 0.0
         self._next = 0.0
+        self._usual: _Uses | None = None
+        """What is known of the last uses; None where more have come since it was reckoned, or too few."""
 
     def held(self, seconds: float) -> None:
         """Somebody gave a connection back after so many seconds."""
-        for span in self._spans:
-            span.add(seconds)
+        # Called at every use of a connection, and oftener than anybody asks: sums only.
+        known, sums, count = self._seconds, self._sums, len(self._seconds)
+        for number, length in _NUMBERED:
+            sums[number] += seconds if count < length else seconds - known[-length]
+        oldest = known[-REMEMBERED] if count >= REMEMBERED else 0.0
+        self._squares += seconds * seconds - oldest * oldest
+        known.append(seconds)
+        self._usual = None
+
+    @property
+    def _uses(self) -> _Uses | None:
+        """What is known of the last uses; None while too few are."""
+        count = len(self._seconds)
+        if self._usual is None and count >= self.enough:
+            means = [
+                max(0.0, total / min(count, length)) for total, length in zip(self._sums, SPANS, strict=True)
+            ]
+            known, mean = min(count, REMEMBERED), means[SPANS.index(REMEMBERED)]
+            deviation = math.sqrt(max(0.0, self._squares / known - mean * mean))
+            self._usual = _Uses(known, mean, min(means), deviation)
+        return self._usual
 
     @property
     def mean(self) -> float | None:
         """Seconds that a use takes on average; None while too few are known."""
-        return self._usual.mean if len(self._usual.seconds) >= self.enough else None
+        uses = self._uses
+        return None if uses is None else uses.mean
 
     @property
     def quick(self) -> float:
         """Seconds that only one use in ten stays below; 0 while too few are known."""
-        seconds = self._usual.seconds
-        return sorted(seconds)[int(QUICK * len(seconds))] if len(seconds) >= self.enough else 0.0
+        uses = self._uses
+        if uses is None:
+            return 0.0
+        if uses.quick is None:
+            last = sorted(islice(reversed(self._seconds), uses.known))
+            uses.quick = last[int(QUICK * uses.known)]
+        return uses.quick
 
     def expected(self, ahead: int, places: float) -> float | None:
         """Seconds until somebody is served who has `ahead` callers before it; None while too few uses are known."""
@@ -79,49 +109,37 @@ class Forecast:
             places: connections there may be.
         """
         whole = ahead + 1 - places
-        if self.mean is None or whole <= 0:
+        if whole <= 0 or (uses := self._uses) is None:
             self._next = now
             return 0.0
         # So many uses, at least, begin and end before the turn; the rest may still be under way then.
-        by_queue = self._least(whole) / places
+        by_queue = uses.least(whole) / places
         return min(by_queue, max(0.0, self._next - now))
 
     def joins(self, now: float, turn: float, places: float) -> None:
         """Somebody waits whose turn comes in `turn` seconds at the earliest: the next one's is after that."""
-        if self.mean is not None:
+        uses = self._uses
+        if uses is not None:
             # The share of one use in the time that many of them take together.
-            self._next = now + turn + self._least(REMEMBERED) / REMEMBERED / places
+            self._next = now + turn + uses.least(REMEMBERED) / REMEMBERED / places
 
-    def _least(self, uses: float) -> float:
+
+class _Uses:
+    """What is known of the last uses: how many they are, their average, and how much they differ.
+
+    `lowest` is the average that an optimist believes, `quick` what only one in ten stays below, once somebody asked.
+    """
+
+    __slots__ = ("deviation", "known", "lowest", "mean", "quick")
+
+    def __init__(self, known: int, mean: float, lowest: float, deviation: float) -> None:
+        self.known = known
+        self.mean = mean
+        self.lowest = lowest
+        self.deviation = deviation
+        self.quick: float | None = None
+
+    def least(self, uses: float) -> float:
         """Seconds that so many uses, one after the other, take at least."""
-        known = len(self._usual.seconds)
-        error = self._usual.deviation * math.sqrt(uses + uses * uses / known)
-        return max(0.0, uses * min(span.mean for span in self._spans) - CERTAINTY * error)
-
-
-class _Span:
-    """The last so many uses, with their sums."""
-
-    __slots__ = ("_squares", "_sum", "seconds")
-
-    def __init__(self, length: int) -> None:
-        self.seconds: deque[float] = deque(maxlen=length)
-        self._sum = 0.0
-        self._squares = 0.0
-
-    def add(self, seconds: float) -> None:
-        if len(self.seconds) == self.seconds.maxlen:
-            oldest = self.seconds[0]
-            self._sum -= oldest
-            self._squares -= oldest * oldest
-        self.seconds.append(seconds)
-        self._sum += seconds
-        self._squares += seconds * seconds
-
-    @property
-    def mean(self) -> float:
-        return max(0.0, self._sum / len(self.seconds))
-
-    @property
-    def deviation(self) -> float:
-        return math.sqrt(max(0.0, self._squares / len(self.seconds) - self.mean**2))
+        error = self.deviation * math.sqrt(uses + uses * uses / self.known)
+        return max(0.0, uses * self.lowest - CERTAINTY * error)

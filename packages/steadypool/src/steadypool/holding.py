@@ -13,24 +13,12 @@ from typing import Any
 
 from steadypool.connect.guards import milliseconds
 from steadypool.deadline import TimeLimit, nearest_end
-from steadypool.dedicated import (
-    AsyncpgDialogue,
-    Dedicated,
-    Dialogue,
-    PipelinedDialogue,
-    PsycopgDialogue,
-    Surroundings,
-)
+from steadypool.dedicated import Dedicated, Surroundings
+from steadypool.dialogues import DIALOGUES
 from steadypool.lease import Lease
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.record import Record
 from steadypool.sqlstate import Fate
-
-_DIALOGUES: dict[str, Callable[[Any], Dialogue]] = {
-    "asyncpg": AsyncpgDialogue,
-    "psycopg": PsycopgDialogue,
-    "steadypool": PipelinedDialogue,
-}
 
 _holding: ContextVar[bool] = ContextVar("steadypool_holding", default=False)
 
@@ -52,31 +40,16 @@ class HoldingAConnection:
         _holding.set(self._before)
 
 
-class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
-    """What `Database.connection()` returns.
+class Terms:
+    """What all uses of a pool by one workload, with the same limits, have in common.
 
     Args:
-        pool: where the connection comes from.
+        pool: where the connections come from.
         workload: the class of work.
         limit: seconds that its statements may run, where that is not what the session has anyway.
         default_limit: what the session has.
         lock_timeout: seconds that a statement may wait for a lock; then each is a transaction with both limits.
     """
-
-    __slots__ = (
-        "_begins",
-        "_default",
-        "_driver_limit",
-        "_entered",
-        "_lease",
-        "_limit",
-        "_lock_timeout",
-        "_mark",
-        "_pool",
-        "_told",
-        "_use",
-        "_workload",
-    )
 
     def __init__(
         self,
@@ -87,56 +60,84 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         default_limit: float | None,
         lock_timeout: float | None = None,
     ) -> None:
-        self._pool = pool
-        self._workload = workload
-        self._limit = limit
-        self._default = default_limit
+        self.pool = pool
+        self.workload = workload
+        self.limit = limit
+        self.dialect = dialect = pool.dialect
         self._lock_timeout = lock_timeout
-        self._mark = HoldingAConnection()
-        self._entered = False
+        self._pooler = dialect.pooler_watch
+        self.dialogue = DIALOGUES[dialect.driver]()
+        self.surroundings = Surroundings(
+            pool=pool.core.name,
+            clock=pool.core.clock,
+            statement_timeout=limit or default_limit,
+            lock_timeout=lock_timeout,
+            workload=workload,
+            snapshot=pool.core.snapshot,
+            events=pool.observers,
+            driver=dialect,
+            dialogue=self.dialogue,
+            judge=pool.judge,
+            begin=self._begin,
+            posts=self._posts,
+        )
+
+    @property
+    def per_transaction(self) -> bool:
+        """Whether the limits travel with each transaction, since no session keeps them; known once one was opened."""
+        return self._lock_timeout is not None or not self._pooler.keeps_statements
+
+    def _posts(self) -> bool:
+        return not self._pooler.one_at_a_time
+
+    def _begin(self) -> str:
+        return self._pooler.beginning(self.limit if self.per_transaction else None, self._lock_timeout)
+
+
+class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
+    """What `Database.connection()` returns: one use of a connection, on these terms."""
+
+    __slots__ = ("_before", "_begins", "_driver_limit", "_entered", "_lease", "_terms", "_told", "_use")
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self._use: Dedicated | None = None
+        self._lease: Lease[Record] | None = None
+        self._entered = self._told = False
 
     async def __aenter__(self) -> Dedicated:
         if self._entered:  # two blocks would end each other's use
             raise RuntimeError("connection() is for one block: call it anew for each")
         self._entered = True
-        pool, limit = self._pool, self._limit
-        dialect = pool.dialect
-        lease = self._lease = await pool.lease(self._workload)
+        terms = self._terms
+        dialect, limit = terms.dialect, terms.limit
+        lease = self._lease = await terms.pool.lease(terms.workload)
         connection: Any = lease.connection.driver_connection
-        pooler = dialect.pooler_watch
-        per_transaction = self._lock_timeout is not None or not pooler.keeps_statements
-        self._told = limit is not None and not per_transaction
-        self._use = Dedicated(
-            connection,
-            _DIALOGUES[dialect.driver](connection),
-            Surroundings(
-                pool=pool.core.name,
-                clock=pool.core.clock,
-                statement_timeout=limit or self._default,
-                lock_timeout=self._lock_timeout,
-                workload=self._workload,
-                snapshot=pool.core.snapshot,
-                events=pool.observers,
-                lease=lease,
-                driver=dialect,
-                judge=pool.judge,
-                begin=pooler.beginning(limit if per_transaction else None, self._lock_timeout),
-                wraps=limit is not None and per_transaction,
-            ),
-        )
+        wraps = False
+        if limit is not None:
+            wraps = terms.per_transaction
+            self._told = not wraps
+        use = self._use = Dedicated(connection, terms.surroundings, lease, wraps=wraps)
         self._begins = dialect.begins_by_itself and not connection.autocommit
-        self._driver_limit = dialect.driver_limit(connection, limit)
-        self._driver_limit.__enter__()
-        self._mark.__enter__()
+        self._driver_limit = None
+        if limit is not None:
+            self._driver_limit = dialect.driver_limit(connection, limit)
+            self._driver_limit.__enter__()
+        self._before = _holding.get()
+        _holding.set(True)
+        if self._begins or self._told:
+            await self._set_up(use, limit)
+        return use
+
+    async def _set_up(self, use: Dedicated, limit: float | None) -> None:
         try:
             if self._begins:
-                await dialect.set_autocommit(connection, True)
+                await self._terms.dialect.set_autocommit(use.driver_connection, True)
             if self._told and limit is not None:
-                await self._use.set_up(f"SET statement_timeout = {milliseconds(limit)}")
+                await use.set_up(f"SET statement_timeout = {milliseconds(limit)}")
         except BaseException as error:
-            await self._leave(error)
+            await self.__aexit__(None, error, None)
             raise
-        return self._use
 
     async def __aexit__(
         self,
@@ -144,45 +145,48 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._leave(exc)
-
-    def __del__(self) -> None:
-        lease: Lease[Record] | None = getattr(self, "_lease", None)
-        if lease is not None and lease.active:  # somebody entered the block, and forgot to leave it
-            self._pool.forget(lease)
-
-    async def _leave(self, error: BaseException | None) -> None:
-        use, lease, dialect = self._use, self._lease, self._pool.dialect
-        connection = use.driver_connection
+        use, lease, terms = self._use, self._lease, self._terms
+        assert use is not None, "a block that was not entered"
+        assert lease is not None, "a use without a lease"
+        pool, dialect, connection = terms.pool, terms.dialect, use.driver_connection
         use.end()
         if (
-            not self._pool.at_home
+            not pool.at_home
         ):  # the garbage collector ends a task that was forgotten, in whichever thread it runs
-            self._pool.forget(lease)
+            pool.forget(lease)
             return
-        self._mark.__exit__()
-        self._driver_limit.__exit__(None, None, None)
+        # No token: a web framework may leave the block in another context than it entered it.
+        _holding.set(self._before)
+        if self._driver_limit is not None:
+            self._driver_limit.__exit__(None, None, None)
         fate = Fate.EVICT
         try:
-            if use.busy or (error is not None and not isinstance(error, Exception)):
+            if use.busy or (exc is not None and not isinstance(exc, Exception)):
                 dialect.cut(connection)  # given up half-way: nobody knows what it would answer next
             elif dialect.is_open(connection):
                 if self._told or self._begins or dialect.in_transaction(connection):
                     await self._clean(connection)
                 fate = Fate.KEEP
         finally:
-            self._pool.end(lease, fate if dialect.is_open(connection) else Fate.EVICT)
+            pool.end(lease, fate)  # which keeps none that was cut off meanwhile
+
+    def __del__(self) -> None:
+        lease = self._lease
+        if (
+            lease is not None and lease.slot.lease is lease
+        ):  # somebody entered the block, and forgot to leave it
+            self._terms.pool.forget(lease)
 
     async def _clean(self, connection: Any) -> None:
         """Undo what the block may have left, within the time for leaving; what can't be cleaned is cut off."""
-        pool, dialect = self._pool, self._pool.dialect
+        pool, dialect = self._terms.pool, self._terms.dialect
         seconds, _ = nearest_end(pool.options.leave_timeout, pool.core.clock.monotonic())
         try:
             with TimeLimit(seconds):
                 if dialect.in_transaction(connection):
                     await dialect.roll_back(connection)
                 if self._told:
-                    await _DIALOGUES[dialect.driver](connection).execute("RESET statement_timeout", ())
+                    await self._terms.dialogue.execute(connection, "RESET statement_timeout", ())
                 if self._begins:
                     await dialect.set_autocommit(connection, False)
         except BaseException as error:

@@ -38,21 +38,22 @@ class LeakWatch:
         self._events = observers
         self._name = name
         self._clock = clock
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        """None while nothing is watched."""
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """A lease has begun."""
-        if self._timer is None and self._limit is not None:
-            self._timer = loop.call_later(self._limit, self._look, loop, self._limit)
+        if self.timer is None and self._limit is not None:
+            self.timer = loop.call_later(self._limit, self._look, loop, self._limit)
 
     def stop(self) -> None:
         """There will be no more leases."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def _look(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
-        self._timer = None
+        self.timer = None
         now = self._clock.monotonic()
         held = [slot.lease for slot in self._slots if slot.lease is not None and not slot.lease.reported]
         for lease in held:
@@ -60,7 +61,7 @@ class LeakWatch:
                 self._report(lease, now)
         begins = [lease.acquired_at for lease in held if not lease.reported]
         if begins:
-            self._timer = loop.call_later(max(0.0, min(begins) + limit - now), self._look, loop, limit)
+            self.timer = loop.call_later(max(0.0, min(begins) + limit - now), self._look, loop, limit)
 
     def forgotten(self, lease: Lease[Any]) -> None:
         """The garbage collector found a lease that its holder never ended; where the watch is off, nobody is told."""

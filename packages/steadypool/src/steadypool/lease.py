@@ -215,9 +215,10 @@ class Lease(Generic[T]):
     @property
     def connection(self) -> T:
         """The connection. Raises RuntimeError once the lease has ended."""
-        if not self.active or self.slot.connection is None:
+        slot = self.slot
+        if slot.lease is not self or slot.connection is None:
             raise RuntimeError("this lease has ended; its connection may be somebody else's by now")
-        return self.slot.connection
+        return slot.connection
 
     @property
     def active(self) -> bool:
@@ -236,21 +237,25 @@ class Lease(Generic[T]):
         if self.told:
             return 0.0, 0.0
         self.told = True
-        return self.waited - self.connecting, self.connecting
+        if self.waited <= 0.0:  # the usual case, without sums
+            return 0.0, 0.0
+        connecting = self.connecting
+        return self.waited - connecting, connecting
 
     def touch(self, now: float) -> None:
         """The server answered on this connection at `now`: it need not be asked again soon.
 
         An answer from before the connection came under suspicion says nothing against that.
         """
-        self.slot.proven_at = now
-        if self.slot.suspect and now >= self.slot.suspected_at:
-            self.slot.suspect = False
+        slot = self.slot
+        slot.proven_at = now
+        if slot.suspect and now >= slot.suspected_at:
+            slot.suspect = False
             self._trusted()
 
     def release(self, fate: Fate = Fate.KEEP) -> None:
         """Give the connection back. Never waits, and a second call does nothing."""
-        if self.active:
+        if self.slot.lease is self:
             self._release(self, fate)
 
     def __enter__(self) -> T:

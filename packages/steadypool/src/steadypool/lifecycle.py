@@ -27,6 +27,18 @@ PATIENCE = 0.25
 """Seconds (or the time of the last connect, if that was longer) after which callers do not count on a ping any more."""
 
 
+_this_process = os.getpid()
+"""Noted, since asking the system at every use of a connection is dear."""
+
+
+def _note_process() -> None:
+    global _this_process
+    _this_process = os.getpid()
+
+
+os.register_at_fork(after_in_child=_note_process)
+
+
 class Lifecycle(ABC, Generic[T]):
     """What `Pool` is built on; the arguments are those of the pool."""
 
@@ -357,21 +369,21 @@ class Lifecycle(ABC, Generic[T]):
     def at_home(self) -> bool:
         """Whether this is the event loop and the process that it belongs to; false where it belongs to none yet."""
         try:
-            return self._home == (asyncio.get_running_loop(), os.getpid())
+            return self._home == (asyncio.get_running_loop(), _this_process)
         except RuntimeError:  # no event loop runs
             return False
 
     def _at_home(self) -> asyncio.AbstractEventLoop:
-        here = (asyncio.get_running_loop(), os.getpid())
-        if self._home is None:
-            self._home = here
-        elif self._home != here:
-            where = "process" if self._home[1] != here[1] else "event loop"
+        home, loop = self._home, asyncio.get_running_loop()
+        if home is None:
+            self._home = (loop, _this_process)
+        elif home[0] is not loop or home[1] != _this_process:
+            where = "process" if home[1] != _this_process else "event loop"
             raise errors.WrongEventLoop(
                 f"the pool {self.name!r} belongs to another {where}; make one for each {where}, "
                 "or dispose of it there before you use it here"
             )
-        return here[0]
+        return loop
 
 
 def _being_cancelled() -> bool:

@@ -28,6 +28,9 @@ from steadypool.whereabouts import Place
 
 T = TypeVar("T")
 
+_KEPT = (Fate.KEEP, Fate.BACK_OFF, Fate.FORGET_STATEMENT)
+"""What becomes of a connection that stays in the pool."""
+
 
 class Pool(Operating[T]):
     """A pool of connections of any kind.
@@ -113,13 +116,13 @@ class Pool(Operating[T]):
         if lease is not None:
             return lease
         loop, now = self._loop(), self.clock.monotonic()
-        waiter = Waiter[T](
+        waiter: Waiter[T] = Waiter(
             loop.create_future(),
             since=now,
             pool_timeout=self.options.pool_timeout if timeout is None else timeout,
             connect_wait=self.options.acquire_limit,
             deadline=current_deadline(),
-            name=name or _task_name(),
+            name=name or _task_name(loop),
             workload=workload,
             places=places,
             for_others=for_others,
@@ -149,18 +152,23 @@ class Pool(Operating[T]):
             errors.PoolClosed: the pool is closed.
             errors.WrongEventLoop: the pool belongs to another event loop or process.
         """
-        self._at_home()
+        loop = self._at_home()
         if self._closed:
             raise refusal.closed(self.name)
-        if self._waiters or not self._idle or self._suspended or self._at_ceiling(workload):
+        idle = self._idle
+        if self._waiters or not idle or self._suspended:
             return None
-        now, slot = self.clock.monotonic(), self._idle[-1 if self.options.use_lifo else 0]
-        if self._needs_proof(slot, now) or self._is_old(slot, now):
+        if workload is not None and self._at_ceiling(workload):
             return None
-        if not self.driver.is_open(self._connection(slot)):
+        lifo = self.options.use_lifo
+        now, slot = self.clock.monotonic(), idle[-1 if lifo else 0]
+        connection = slot.connection
+        if connection is None or self._needs_proof(slot, now) or self._is_old(slot, now):
             return None
-        self._idle.pop() if self.options.use_lifo else self._idle.popleft()
-        return self._lease(slot, now, 0.0, name or _task_name(), workload, places)
+        if not self.driver.is_open(connection):
+            return None
+        idle.pop() if lifo else idle.popleft()
+        return self._lease(slot, now, 0.0, name or _task_name(loop), workload, places)
 
     def _leave(self, waiter: Waiter[T]) -> None:
         """The caller was cancelled; a lease that was handed over in the same moment goes to the next."""
@@ -196,7 +204,8 @@ class Pool(Operating[T]):
         if workload is not None:
             self._held[workload] += 1
         self.events.emit(events.Acquired(self.name, now, slot.number, waited, workload))
-        self._leaks.watch(self._loop())
+        if self._leaks.timer is None:
+            self._leaks.watch(self._loop())
         return lease
 
     def forgotten(self, lease: Lease[T]) -> None:
@@ -207,12 +216,12 @@ class Pool(Operating[T]):
         slot, now = lease.slot, self.clock.monotonic()
         if fate is Fate.EVICT_AND_PROVE:
             self.suspect_all()
-        kept = fate in (Fate.KEEP, Fate.BACK_OFF, Fate.FORGET_STATEMENT)
-        kept = kept and self.driver.is_open(self._connection(slot))
+        connection = self._connection(slot)
+        kept = fate in _KEPT and self.driver.is_open(connection)
         self._end_lease(lease, now, kept=kept)
         if not kept:
             self._retire(slot, "evicted", abrupt=True)
-        elif not self._outdated(slot) and self.driver.needs_reset(self._connection(slot)):
+        elif not self._outdated(slot) and self.driver.needs_reset(connection):
             self._slots.move(slot, SlotState.RESETTING)
             self._start(slot, self._reset(slot))
         else:
@@ -241,7 +250,9 @@ class Pool(Operating[T]):
             slot.idle_since = now
             self._idle.append(slot)
             self.driver.rest(self._connection(slot), self.sweep)
-            self._look_at(self._leaves_at(slot))
+            leaves_at = self._leaves_at(slot)
+            if leaves_at < self._recycle_at:
+                self._look_at(leaves_at)
 
     # -- where callers and connections meet --------------------------------------------------------------------
 
@@ -254,14 +265,19 @@ class Pool(Operating[T]):
             now = self.clock.monotonic() if now is None else now
             self._hand_out(now)
             self._open_more(now)
-        self._ask_idle()
+        if self._proves_idle:
+            self._ask_idle()
         if self._closed:
             self._tell_changed()
 
     def _hand_out(self, now: float) -> None:
         """Give idle connections to those who wait, in the order in which they came."""
-        proofs = self.count(SlotState.PROVING)
-        for waiter in tuple(self._waiters) if self._idle and not self._suspended else ():
+        if not self._idle or self._suspended:
+            return
+        proofs = self._slots.counts[SlotState.PROVING]
+        for waiter in self._in_line():
+            if not self._idle:
+                return
             if waiter.future.done():  # cancelled, and about to say so itself
                 self._forget(waiter)
             elif not self._at_ceiling(waiter.workload):
@@ -310,13 +326,16 @@ class Pool(Operating[T]):
         """Open as many connections as callers lack, as far as the limit and the breaker allow."""
         if self._closed or self._suspended:
             return
-        spare = min(self._wanted_idle, self.options.size - self.count(*LIVE, *CONNECTING))
-        self._wanted_idle = max(0, spare)
+        if self._wanted_idle:
+            spare = min(self._wanted_idle, self.options.size - self.count(*LIVE, *CONNECTING))
+            self._wanted_idle = max(0, spare)
         room = self.options.limit - len(self._slots)
         if room <= 0:  # looked at first: a full pool is when there are many to count
             return
-        lacking = self._takers() - self.count(*SUPPLY)
-        wanted = max(lacking, self._wanted_idle if not self._waiters else 0)
+        wanted = self._wanted_idle
+        if self._waiters:
+            supply = self.count(*SUPPLY)
+            wanted = max(0, self._takers(supply + room) - supply)
         opening, stuck = self.count(SlotState.OPENING), self.count(SlotState.STUCK)
         allowance = self.breaker.allowance(
             now=now, opening=opening, stuck=stuck, live=self._slots.trusted() if wanted > 0 else 0
@@ -331,7 +350,7 @@ class Pool(Operating[T]):
     def _someone_takes(self, slot: Slot[T], now: float) -> bool:
         """Whether this one, on top of the idle ones, would be handed out at once."""
         ready = sum(not self._needs_proof(other, now) for other in self._idle)
-        return not self._needs_proof(slot, now) and self._takers() > ready
+        return not self._needs_proof(slot, now) and self._takers(ready + 1) > ready
 
     def _needs_proof(self, slot: Slot[T], now: float) -> bool:
         if slot.suspect:
@@ -359,6 +378,6 @@ class Pool(Operating[T]):
         self._leaks.stop()
 
 
-def _task_name() -> str:
-    task = asyncio.current_task()
+def _task_name(loop: asyncio.AbstractEventLoop) -> str:
+    task = asyncio.current_task(loop)
     return task.get_name() if task is not None else "no task"

@@ -31,7 +31,8 @@ class Roster(Generic[T]):
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._slots: dict[int, Slot[T]] = {}
-        self._counts = dict.fromkeys(SlotState, 0)
+        self.counts = dict.fromkeys(SlotState, 0)
+        """How many slots are in each state, for a look that has to be quick; nobody else changes it."""
         self._numbers = 0
 
     def __len__(self) -> int:
@@ -44,12 +45,12 @@ class Roster(Generic[T]):
         """How many slots are in one of these states."""
         total = 0
         for state in states:
-            total += self._counts[state]
+            total += self.counts[state]
         return total
 
     def by_state(self) -> dict[SlotState, int]:
         """How many slots are in each state; may be called from another thread, since copying cannot be interrupted."""
-        return self._counts.copy()
+        return self.counts.copy()
 
     def trusted(self) -> int:
         """How many connections are live and not under suspicion."""
@@ -60,18 +61,19 @@ class Roster(Generic[T]):
         self._numbers += 1
         slot = Slot[T](self._numbers, generation, self._clock.monotonic())
         self._slots[slot.number] = slot
-        self._counts[slot.state] += 1
+        self.counts[slot.state] += 1
         return slot
 
     def move(self, slot: Slot[T], state: SlotState) -> None:
         """Change a slot's state; GONE takes it off the list."""
-        self._counts[slot.state] -= 1
+        counts = self.counts
+        counts[slot.state] -= 1
         slot.state = state
         slot.since = self._clock.monotonic()
         if state is SlotState.GONE:
             del self._slots[slot.number]
         else:
-            self._counts[state] += 1
+            counts[state] += 1
 
     def snapshot(
         self,

@@ -99,17 +99,32 @@ class Waiting(Lifecycle[T]):
     # -- who could use a connection -------------------------------------------------------------------------------
 
     def _at_ceiling(self, workload: str | None) -> bool:
-        ceiling = self.ceilings.get(workload) if workload is not None else None
-        return ceiling is not None and self._held[workload or ""] >= ceiling
+        if workload is None:
+            return False
+        ceiling = self.ceilings.get(workload)
+        return ceiling is not None and self._held[workload] >= ceiling
 
     def _remaining(self) -> int:
         """How many waiting callers were not cancelled in this very moment."""
         return sum(not waiter.future.done() for waiter in self._waiters)
 
-    def _takers(self) -> int:
-        """How many waiting callers could use a connection now; those at their workload's ceiling could not."""
-        if not self.ceilings:
-            return self._remaining()
+    def _in_line(self) -> Iterator[Waiter[T]]:
+        """Those who wait, in the order in which they came; some may leave meanwhile.
+
+        A few at first: there may be a thousand, and whoever asks has mostly something for one.
+        """
+        few = tuple(islice(self._waiters, 2))
+        yield from few
+        for waiter in tuple(self._waiters):
+            if waiter not in few:
+                yield waiter
+
+    def _takers(self, enough: float = math.inf) -> int:
+        """How many waiting callers could use a connection now; those at their workload's ceiling could not.
+
+        Args:
+            enough: more are not counted.
+        """
         left = {workload: top - self._held[workload] for workload, top in self.ceilings.items()}
         takers = 0
         for waiter in self._waiters:
@@ -120,6 +135,8 @@ class Waiting(Lifecycle[T]):
                     continue
                 left[waiter.workload] -= 1
             takers += 1
+            if takers >= enough:
+                break
         return takers
 
     # -- how long a caller waits ----------------------------------------------------------------------------------
@@ -129,10 +146,11 @@ class Waiting(Lifecycle[T]):
 
         Where it has refused for good, or there is room for nobody, they wait for those who hold connections.
         """
-        if self._refused_for_good():
-            return False
-        room = self.count(SlotState.LEASED) < self.options.limit
-        return self.count(*CONNECTING) > 0 or (self.breaker.state is BreakerState.OPEN and room)
+        counts = self._slots.counts
+        pending = counts[SlotState.OPENING] or counts[SlotState.STUCK]
+        if not pending and self.breaker.state is BreakerState.OPEN:
+            pending = counts[SlotState.LEASED] < self.options.limit
+        return bool(pending) and not self._refused_for_good()
 
     def _refused_for_good(self) -> bool:
         failure = self.last_connect_failure
@@ -142,8 +160,9 @@ class Waiting(Lifecycle[T]):
         """Whether it is the server that keeps this caller waiting, and not those who hold the connections."""
         if self._at_ceiling(waiter.workload):
             return False
-        asked = self.count(SlotState.PROVING, SlotState.SILENT)
-        return self._connect_pending() or waiter in islice(self._waiters, asked)
+        counts = self._slots.counts
+        asked = counts[SlotState.PROVING] + counts[SlotState.SILENT]
+        return self._connect_pending() or (asked > 0 and waiter in islice(self._waiters, asked))
 
     def _latest(self, waiter: Waiter[T]) -> float:
         """Until when it waits if nothing changes."""
@@ -180,6 +199,8 @@ class Waiting(Lifecycle[T]):
 
     def _refuse_hopeless(self, waiter: Waiter[T], now: float) -> None:
         """Turn a caller away at once where the server is known not to let us in, and waiting would not help."""
+        if self.breaker.state is BreakerState.CLOSED:  # by far the most common case: nothing is hopeless
+            return
         if self.count(*LIVE, *CONNECTING, SlotState.SILENT) or self._suspended:
             return
         until = max(waiter.busy_until, waiter.connect_until)
@@ -192,10 +213,14 @@ class Waiting(Lifecycle[T]):
 
     def _join(self, waiter: Waiter[T], now: float) -> None:
         """Let a caller wait; or turn it away at once, where its turn would come too late even if all went well."""
-        forecast, ahead, places = self._line_of(waiter.workload)
+        forecast, ahead, places = self._line_of(waiter.workload, len(self._waiters))
         turn = forecast.earliest(now, ahead, places)
         left = self._latest(waiter) - now
-        if turn > 0 and self.options.shed and not self._suspended and turn + self._least(waiter) > left:
+        if turn > 0 and self._is_too_late(turn, waiter, left):
+            # Who was cancelled in this very moment still stands in line; they are counted only where it matters.
+            forecast, ahead, places = self._line_of(waiter.workload, self._remaining())
+            turn = forecast.earliest(now, ahead, places)
+        if turn > 0 and self._is_too_late(turn, waiter, left):
             expected = forecast.expected(ahead, places)
             error = self._too_late(waiter, now, expected)
             self._tell_without(waiter, error, now)
@@ -205,16 +230,23 @@ class Waiting(Lifecycle[T]):
         self._queued[waiter.workload] += 1
         self._arm(waiter, waiter.busy_until - now)
 
-    def _line_of(self, workload: str | None) -> tuple[Forecast, int, float]:
+    def _is_too_late(self, turn: float, waiter: Waiter[T], left: float) -> bool:
+        """Whether a turn that comes in so many seconds is no use to a caller who has `left` seconds."""
+        return self.options.shed and not self._suspended and turn + self._least(waiter) > left
+
+    def _line_of(self, workload: str | None, waiting: int) -> tuple[Forecast, int, float]:
         """What a caller waits for: how long that is held, how many come first, and how many places there are.
 
-        Those who wait below the ceiling of their workload stand in nobody else's way.
+        Of the `waiting` those who are kept by the ceiling of their workload stand in nobody else's way.
         """
         if workload is not None and self._at_ceiling(workload):
             forecast = self._forecasts.setdefault(workload, Forecast(self._forecast.enough))
             return forecast, self._waiting_now(workload), self.ceilings[workload]
-        apart = sum(self._waiting_now(other) for other in self.ceilings if self._at_ceiling(other))
-        return self._forecast, self._remaining() - apart, self.options.limit
+        apart = 0
+        for other in self.ceilings:
+            if self._at_ceiling(other):
+                apart += self._waiting_now(other)
+        return self._forecast, waiting - apart, self.options.limit
 
     def _waiting_now(self, workload: str) -> int:
         if not self._queued[workload]:

@@ -98,7 +98,7 @@ _parts: dict[str, _Part] = {}
 
 def _part_of(frame: FrameType) -> _Part:
     name = frame.f_globals.get("__name__", "")
-    if name == "asyncio.events":
+    if name in ("asyncio.events", "asyncio.runners"):  # the latter where the loop is not written in Python
         part = _Part.EVENT_LOOP
     else:
         part = _Part.LIBRARY if name.startswith(_LIBRARIES) else _Part.PROGRAM

@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
@@ -204,12 +204,16 @@ class SteadyPool(pool.Pool):
         """
         places = whereabouts() if self.options.leak_after is not None else ()
         try:
-            lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
+            lease = None
+            if not self.core.waiting:
+                lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
             if lease is None:
                 lease = await self._acquire(workload, places)
-            unproven_after, now = self.unproven_after, self.core.clock.monotonic()
-            if unproven_after is not None and now - lease.slot.proven_at >= unproven_after:
-                lease = await self._proven(lease)
+            unproven_after = self.unproven_after
+            if unproven_after is not None:
+                age = self.core.clock.monotonic() - lease.slot.proven_at
+                if age >= unproven_after:
+                    lease = await self._proven(lease)
         except errors.SteadypoolError as error:
             raise as_sqlalchemy(error) from error.__cause__
         if self._home_loop is None:
@@ -233,9 +237,10 @@ class SteadyPool(pool.Pool):
 
     def end(self, lease: Lease[Record], fate: Fate) -> None:
         """Give back what `lease` gave."""
-        if fate is Fate.KEEP and lease.active:
+        if fate is Fate.KEEP and lease.slot.lease is lease:
             record = lease.connection
-            self._look_at_role(record)
+            if record.read_only:
+                self._look_at_role(record)
             proven_at = self.dialect.proven_at(record.driver_connection)
             if proven_at is not None:
                 lease.touch(proven_at)
@@ -255,11 +260,15 @@ class SteadyPool(pool.Pool):
         ):
             self.before_waiting()
 
-    async def _acquire(self, workload: str | None, places: tuple[Place, ...]) -> Lease[Record]:
+    def _acquire(self, workload: str | None, places: tuple[Place, ...]) -> Coroutine[Any, Any, Lease[Record]]:
+        """Wait for a connection; whoever wants to know of waits is told of this one."""
         self._make_room()
         acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
-        if not self.observers.wanted(WaitEnded):
-            return await acquiring
+        return self._told_wait(acquiring, workload) if self.observers.wanted(WaitEnded) else acquiring
+
+    async def _told_wait(
+        self, acquiring: Coroutine[Any, Any, Lease[Record]], workload: str | None
+    ) -> Lease[Record]:
         began = self.core.clock.monotonic()
         try:
             lease = await acquiring

@@ -1,0 +1,160 @@
+"""How a dedicated connection talks to each driver; one object serves all connections of a pool."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from steadypool.rows import Row, named_rows, row_type
+
+
+class GaveUp(TimeoutError):
+    """A driver that bounds its statements by itself gave one up."""
+
+
+class Dialogue(Protocol):
+    """How to talk to one driver: what `Dedicated` needs of it.
+
+    `bounds` is whether it keeps to a limit by itself; then it gets one, in seconds, and raises `GaveUp`.
+    """
+
+    bounds: bool
+
+    def fetch(
+        self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
+    ) -> Awaitable[Sequence[Row]]:
+        """Run one statement and return its rows."""
+        ...
+
+    def execute(
+        self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
+    ) -> Awaitable[str]:
+        """Run one statement and return its command tag."""
+        ...
+
+    def post(self, connection: Any, sql: str, limit: float | None) -> asyncio.Future[Any] | None:
+        """Send, without waiting for the answer, what comes before all that follows; None where the driver cannot.
+
+        Where it fails the connection ends, and with it what follows.
+        """
+        ...
+
+
+class AsyncpgDialogue:
+    """Over an `asyncpg.Connection`."""
+
+    bounds = False
+
+    def fetch(
+        self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
+    ) -> Awaitable[Sequence[Row]]:
+        """Run one statement and return its rows."""
+        return connection.fetch(sql, *args)
+
+    def execute(
+        self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
+    ) -> Awaitable[str]:
+        """Run one statement and return its command tag."""
+        return connection.execute(sql, *args)
+
+    def post(self, connection: Any, sql: str, limit: float | None) -> None:
+        """It waits for each answer."""
+
+
+class PsycopgDialogue:
+    """Over a `psycopg.AsyncConnection`, with the server's own placeholders."""
+
+    bounds = False
+
+    def __init__(self) -> None:
+        import psycopg
+
+        self._cursor = psycopg.AsyncRawCursor
+
+    async def _run(self, connection: Any, sql: str, args: tuple[Any, ...]) -> Any:
+        cursor: Any = self._cursor(connection)
+        await cursor.execute(sql.encode(), args or None)
+        return cursor
+
+    async def fetch(
+        self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
+    ) -> Sequence[Row]:
+        """Run one statement and return its rows."""
+        cursor = await self._run(connection, sql, args)
+        if cursor.description is None:
+            return []
+        names = [column.name for column in cursor.description]
+        return named_rows(names, await cursor.fetchall())
+
+    async def execute(
+        self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
+    ) -> str:
+        """Run one statement and return its command tag."""
+        return (await self._run(connection, sql, args)).statusmessage or ""
+
+    def post(self, connection: Any, sql: str, limit: float | None) -> None:
+        """It waits for each answer."""
+
+
+class PipelinedDialogue:
+    """Over a `pipeline.PipelinedConnection`: one flight a statement."""
+
+    bounds = True
+
+    def __init__(self) -> None:
+        from steadypool import pipeline
+
+        self._pipeline = pipeline
+
+    async def fetch(
+        self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
+    ) -> Sequence[Row]:
+        """Run one statement and return its rows."""
+        try:
+            results = await connection.send(self._segment(sql, args, limit))
+        except self._pipeline.ConnectionGone as error:
+            if not self._is_overdue(error):
+                raise
+            raise GaveUp(str(error)) from error
+        result = results[-1]
+        return result.rows(row_type(result.names))
+
+    async def execute(
+        self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
+    ) -> str:
+        """Run one statement and return its command tag."""
+        try:
+            results = await connection.send(self._segment(sql, args, limit))
+        except self._pipeline.ConnectionGone as error:
+            if not self._is_overdue(error):
+                raise
+            raise GaveUp(str(error)) from error
+        return results[-1].tag
+
+    def post(self, connection: Any, sql: str, limit: float | None) -> asyncio.Future[Any]:
+        """Send it with the first statement that follows, if that comes soon."""
+        segment = self._segment(sql, (), limit)
+        connection.post(segment, lingers=True)
+        return segment.future
+
+    def _is_overdue(self, gone: Exception) -> bool:
+        """Whether the connection ended because this statement, or what was posted before it, took too long."""
+        overdue = self._pipeline.Overdue
+        return isinstance(gone, overdue) or isinstance(gone.__cause__, overdue)
+
+    def _segment(self, sql: str, args: tuple[Any, ...], limit: float | None) -> Any:
+        made = self._pipeline.Statement
+        # What begins a transaction may bring along its limits: a segment of several statements.
+        statements = (
+            [made(part, args) for part in sql.split("; ")] if sql.startswith("BEGIN; ") else [made(sql, args)]
+        )
+        return self._pipeline.Segment(statements, limit=limit)
+
+
+DIALOGUES: Mapping[str, Callable[[], Dialogue]] = {
+    "asyncpg": AsyncpgDialogue,
+    "psycopg": PsycopgDialogue,
+    "steadypool": PipelinedDialogue,
+}
+"""By the names of drivers. Making one imports the driver."""
