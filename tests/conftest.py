@@ -5,11 +5,20 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 pytest_plugins = ["steadypool.testing"]
+
+# The tests start some two hundred Python processes, which inherit this. Compiling all modules anew, where the machine
+# forbids to keep the result, takes each of them seconds; so does Logfire, which is installed for its own tests and
+# which pydantic would bring along (tests/telemetry/test_destinations.py starts it without these variables).
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["PYDANTIC_DISABLE_PLUGINS"] = "logfire-plugin"
 
 
 @pytest.fixture
