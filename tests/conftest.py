@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import os
@@ -35,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             item.fixturenames.insert(0, "no_leaked_tasks")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end. The collector would look through all of it each time, during
+    which the event loop stands still and the clocks of the tests go on."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
