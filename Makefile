@@ -54,7 +54,7 @@ test-sqlalchemy20:
 
 # Other seeds than the ones that `make test` has run already.
 test-long: setup
-	cd tests && ../$(python) -m simulation $(LONG_N) --first 1000000
+	cd tests && exec ../$(python) -m simulation $(LONG_N) --first 1000000
 
 simulate: setup
 	cd tests && ../$(python) -m simulation $(if $(SEED),--seed $(SEED),$(N))
