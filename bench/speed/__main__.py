@@ -38,6 +38,9 @@ from .work import SET_UP, Contestant, Kind, Request
 
 BENCH = Path(__file__).parent.parent
 
+ENOUGH = 10_000
+"""Samples of which it makes sense to say what one in a thousand exceeds."""
+
 
 @dataclass
 class Cell:
@@ -51,7 +54,7 @@ class Cell:
     samples: int = 0
     p50: float = 0.0
     p99: float = 0.0
-    p999: float = 0.0
+    p999: float | None = None
     cpu_per_1000: float = 0.0
     jain: float = 0.0
     errors: int = 0
@@ -123,7 +126,7 @@ def summed_up(one: Contestant, kind: Kind, callers: int, distance: float, rounds
         samples=len(ordered),
         p50=round(percentile(ordered, 0.5) * 1000, 3),
         p99=round(percentile(ordered, 0.99) * 1000, 3),
-        p999=round(percentile(ordered, 0.999) * 1000, 3),
+        p999=round(percentile(ordered, 0.999) * 1000, 3) if len(ordered) >= ENOUGH else None,
         cpu_per_1000=round(sum(each.cpu for each in rounds) / max(1, sum(counts)) * 1000, 3),
         jain=round(jain(counts), 3),
         errors=sum(each.errors for each in rounds),
@@ -175,7 +178,9 @@ async def crossing(one: Contestant, work: Kind, request: Request, relay: Relay) 
     return Crossing(work.value, one.name, trips, statements)
 
 
-async def all_rows(kinds: list[type[Contestant]], url: str, args: argparse.Namespace) -> list[Cell]:
+async def all_rows(
+    kinds: list[type[Contestant]], url: str, args: argparse.Namespace, done: list[dict[str, Any]]
+) -> None:
     cells: list[Cell] = []
     rows = [(d, k, c) for d in args.distance for k in args.kind for c in args.callers]
     for number, (distance, kind, callers) in enumerate(rows, 1):
@@ -183,16 +188,29 @@ async def all_rows(kinds: list[type[Contestant]], url: str, args: argparse.Names
         with Relay(url, distance / 2000) as relay:
             async with AsyncExitStack() as stack:
                 ready = await opened(kinds, relay.url if distance else url, stack)
-                cells += await compare(ready, kind, callers, distance, args)
+                cells = await compare(ready, kind, callers, distance, args)
+        done += [asdict(cell) for cell in cells]
         print(
             f"[{number}/{len(rows)}] {kind.value}, {callers} callers, {distance:g} ms: {time.monotonic() - began:.0f} s"
         )
         print(report.row(cells, kind.value, callers, distance), flush=True)
-    return cells
 
 
-async def compare_all(args: argparse.Namespace) -> dict[str, Any]:
+async def compare_all(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Fill the results, part by part: whoever interrupts it keeps those that there are."""
     kinds = [one for one in (*OURS, *PEERS) if not args.contestant or one.name in args.contestant]
+    results |= {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}",
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "crossings": [],
+        "backends at 100 callers": {},
+        "cells": [],
+        "http": [],
+        "node": [],
+    }
     with TemporaryDirectory() as directory:
         async with EmbeddedPostgres(Path(directory), settings={"max_connections": "400"}) as server:
             url = await server.create_database("bench")
@@ -200,21 +218,15 @@ async def compare_all(args: argparse.Namespace) -> dict[str, Any]:
             for statement in SET_UP.split(";"):
                 await connection.execute(statement)
             await connection.close()
-            costs = [] if args.no_crossings else await crossings(kinds, url)
-            print(report.costs([asdict(cost) for cost in costs]), flush=True)
-            used = {} if args.no_crossings else await backends_used(kinds, url, 100)
-            return {
-                "made": datetime.now(UTC).isoformat(timespec="seconds"),
-                "commit": commit(),
-                "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.machine()}",
-                "rounds": args.rounds,
-                "seconds": args.seconds,
-                "crossings": [asdict(cost) for cost in costs],
-                "backends at 100 callers": used,
-                "cells": [asdict(cell) for cell in await all_rows(kinds, url, args)],
-                "http": [] if args.no_http else await http.compare(url, args),
-                "node": [] if args.no_node else await node.measure(url, args),
-            }
+            if not args.no_crossings:
+                results["crossings"] = [asdict(cost) for cost in await crossings(kinds, url)]
+                print(report.costs(results["crossings"]), flush=True)
+                results["backends at 100 callers"] = await backends_used(kinds, url, 100)
+            if not args.no_node:
+                results["node"] = await node.measure(url, args)
+            if not args.no_http:
+                results["http"] = await http.compare(url, args)
+            await all_rows(kinds, url, args, results["cells"])
 
 
 def commit() -> str:
@@ -244,6 +256,9 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    chosen = arguments()
-    results = uvloop.run(compare_all(chosen))
-    report.write(results, chosen.output or BENCH / "results")
+    chosen, measured = arguments(), dict[str, Any]()
+    try:
+        uvloop.run(compare_all(chosen, measured))
+    finally:
+        if measured.get("cells"):
+            report.write(measured, chosen.output or BENCH / "results")

@@ -74,6 +74,7 @@ def table(results: dict[str, Any]) -> Iterator[str]:
                         what, str(callers), distance, f"≥ {least:g} ×", f"{ratio:.1f} ×", ratio >= least
                     )
     yield from _mixed(cells)
+    yield from _backends(results, cells)
     yield from _node(results, cells)
     yield from _http(results)
 
@@ -86,6 +87,19 @@ def _mixed(cells: dict[tuple[Any, ...], dict[str, Any]]) -> Iterator[str]:
             ratio = ours["p99"] / theirs["p99"]
             what = "mixed load, p99 of the fast statements, steadypool shared : asyncpg.Pool"
             yield _row(what, "15", distance, "≤ 1.2 ×", f"{ratio:.1f} ×", ratio <= 1.2)
+
+
+def _backends(results: dict[str, Any], cells: dict[tuple[Any, ...], dict[str, Any]]) -> Iterator[str]:
+    """The shared way's own number, where its p99 is no worse than asyncpg.Pool's, which has 15 connections."""
+    needed = results["backends at 100 callers"].get("steadypool shared")
+    for distance in (0.0, 1.0):
+        place = (READ, 100, distance)
+        ours, theirs = cells.get(("steadypool shared", *place)), cells.get(("asyncpg.Pool", *place))
+        if ours is not None and theirs is not None and needed is not None:
+            reached = ours["p99"] <= theirs["p99"]
+            measured = f"{needed}: {ours['p99']:.1f} ms against {theirs['p99']:.1f} ms"
+            what = "backends of steadypool shared for the p99 of asyncpg.Pool with 15"
+            yield _row(what, "100", distance, "≤ 4", measured, reached and needed <= 4)
 
 
 def _node(results: dict[str, Any], cells: dict[tuple[Any, ...], dict[str, Any]]) -> Iterator[str]:

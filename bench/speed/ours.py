@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from steadypool import Database, DatabaseSettings
 
 from . import work
@@ -11,10 +13,13 @@ from .work import Contestant
 
 class Ours(Contestant):
     driver = "steadypool"
+    window: int | None = None
+    """Statements on their way on a shared connection, where that is not what the settings say by themselves."""
 
     async def open(self) -> None:
+        more: dict[str, Any] = {} if self.window is None else {"shared_window": self.window}
         self.db = Database(
-            DatabaseSettings(url=self.url.replace("postgresql://", f"postgresql+{self.driver}://"))
+            DatabaseSettings(url=self.url.replace("postgresql://", f"postgresql+{self.driver}://"), **more)
         )
         await self.db.open()
 
@@ -40,6 +45,17 @@ class Shared(Ours):
 
     async def large(self, _row: int) -> object:
         return await self.db.fetchval(work.LARGE)
+
+
+class SharedWide(Ours):
+    """With a window that fits a distance of some milliseconds: more may wait behind a slow one."""
+
+    name = "steadypool shared, window 64"
+    size = 2
+    window = 64
+
+    async def read(self, row: int) -> object:
+        return await self.db.fetchrow(NUMBERED["READ"], row)
 
 
 class Dedicated(Ours):
@@ -94,4 +110,4 @@ class SessionPsycopg(Session):
     driver = "psycopg"
 
 
-OURS: tuple[type[Contestant], ...] = (Shared, Dedicated, Session, SessionAsyncpg, SessionPsycopg)
+OURS: tuple[type[Contestant], ...] = (Shared, SharedWide, Dedicated, Session, SessionAsyncpg, SessionPsycopg)

@@ -28,8 +28,9 @@ def row(cells: Iterable[Any], kind: str, callers: int, distance: float) -> str:
         trouble = f"  {cell.errors} errors: {cell.error}" if cell.errors else ""
         middle = statistics.median(cell.rates)
         spread = (max(cell.rates) - min(cell.rates)) / middle if middle else 0.0
+        rare = f"{cell.p999:9.2f}" if cell.p999 is not None else f"{'':9}"
         lines.append(
-            f"  {cell.contestant:30}{middle:12,.0f}{spread:9.0%}{cell.p50:9.2f}{cell.p99:9.2f}{cell.p999:9.2f}"
+            f"  {cell.contestant:30}{middle:12,.0f}{spread:9.0%}{cell.p50:9.2f}{cell.p99:9.2f}{rare}"
             f"{cell.cpu_per_1000:13.1f}{cell.jain:7.2f}{trouble}"
         )
     return "\n".join(lines)
