@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 pytest_plugins = ["steadypool.testing"]
+
+# The tests start some two hundred Python processes, which inherit this. Compiling all modules anew, where the machine
+# forbids to keep the result, takes each of them seconds; so does Logfire, which is installed for its own tests and
+# which pydantic would bring along (tests/telemetry/test_destinations.py starts it without these variables).
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ["PYDANTIC_DISABLE_PLUGINS"] = "logfire-plugin"
 
 
 @pytest.fixture
@@ -26,6 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             item.fixturenames.insert(0, "no_leaked_tasks")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end. The collector would look through all of it each time, during
+    which the event loop stands still and the clocks of the tests go on."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -136,6 +136,22 @@ def test_the_table_of_layers_is_the_one_that_is_checked() -> None:
         assert max(written[name] for name in above) < min(written[name] for name in below), (above, below)
 
 
+def test_what_is_not_repeated_on_the_other_series_does_not_meet_sqlalchemy() -> None:
+    listed = re.search(r"^below_sqlalchemy :=((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.M)
+    assert listed is not None
+    files = [
+        ROOT / f"{prefix}{name}.py"
+        for prefix, names in re.findall(r"addprefix ([\w/]+),([^)]+)", listed[1])
+        for name in names.replace("\\\n", " ").split()
+    ]
+    assert len(files) > 30
+    meets = re.compile(
+        r"\bsqlalchemy\b|\bDatabase\b|\bmake_db\b|\bcreate_async_engine\b|\b(?:from|import) backend\b|\bplyr:"
+    )
+    found = [f"{name_of(path)}: {match[0]}" for path in files if (match := meets.search(path.read_text()))]
+    assert not found, found
+
+
 # -- packaging ---------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString
@@ -124,7 +125,8 @@ def server() -> Iterator[EmbeddedPostgres]:
 
 
 class Databases:
-    """Empty databases. One in which nothing was left is handed out again: making one takes longer than most tests."""
+    """Empty databases. One in which no more than tables was left is handed out again: making one takes longer than most
+    tests."""
 
     def __init__(self, server: EmbeddedPostgres) -> None:
         self._server = server
@@ -139,7 +141,7 @@ class Databases:
         return name
 
     def give_back(self, name: str) -> None:
-        """Whoever is still connected is cut off; what is not as it was made is dropped."""
+        """Whoever is still connected is cut off, and tables are dropped; what then is not as it was made is dropped."""
         if self._is_as_made(name):
             self._spare.append(name)
         else:
@@ -148,17 +150,39 @@ class Databases:
     def _is_as_made(self, name: str) -> bool:
         try:
             with psycopg.connect(_with_database(self._server.url, name), autocommit=True) as connection:
-                gone = connection.execute(_CUT_OFF).fetchall()
+                if not _cut_off(connection):
+                    return False
+                connection.execute("set lock_timeout = '1s'")  # nobody is there but prepared transactions
+                connection.execute(_DROP_TABLES)
                 empty = connection.execute(_IS_EMPTY.encode()).fetchone()
                 connection.execute("select pg_stat_reset()")  # what was counted there was another test's
         except psycopg.Error:
             return False  # the test let nobody in any more
-        return all(done for (done,) in gone) and empty == (True,)
+        return empty == (True,)
 
 
-_CUT_OFF = """
-    select pg_terminate_backend(pid, 5000) from pg_stat_activity
+def _cut_off(connection: psycopg.Connection[tuple[Any, ...]], patience: float = 5.0) -> bool:
+    """End all others in the database; whether they are gone. The server itself would wait in steps of 0.1 s."""
+    end = time.monotonic() + patience
+    while connection.execute(_TERMINATE).fetchall():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+_TERMINATE = """
+    select pg_terminate_backend(pid) from pg_stat_activity
     where datname = current_database() and pid <> pg_backend_pid()
+"""
+_DROP_TABLES = """
+    do $$ declare name text; begin
+        for name in select oid::regclass from pg_class
+            where relnamespace = 'public'::regnamespace and relkind in ('p', 'r')
+        loop
+            execute 'drop table if exists ' || name || ' cascade';
+        end loop;
+    end $$
 """
 _IS_EMPTY = f"""
     select {
