@@ -381,31 +381,29 @@ class Connection(AdaptedConnection):
 
     def rollback(self) -> None:
         """Roll back what has begun; waited for only where something had failed."""
-        if not self.roll_back_at_once():
-            self._local.clear()
-            await_only(self._end(_ROLLBACK))
-
-    def roll_back_at_once(self) -> bool:
-        """Roll back where that waits for nothing: there is no transaction, or everything in it has succeeded.
-
-        Returns whether it did.
-        """
-        connection = self._connection
-        if self._begun or connection.in_transaction:
-            if (
-                self._failed
-                or connection.pending
-                or connection.transaction_status is not TransactionStatus.INTRANS
-                or self._surroundings.one_at_a_time()
-            ):
-                return False
-            self._begun = False
-            if self._changes_schema:
-                self._schema_changed()
-            roll_back_soon(connection, self._surroundings.leave_timeout)
         if self._local:
             self._local.clear()
-        return True
+        if not self._is_open():
+            return
+        if not self.rolls_back_at_once():
+            await_only(self._end(_ROLLBACK))
+            return
+        self._begun = False
+        if self._changes_schema:
+            self._schema_changed()
+        roll_back_soon(self._connection, self._surroundings.leave_timeout)
+
+    def rolls_back_at_once(self) -> bool:
+        """Whether `rollback` waits for nothing: there is no transaction, or everything in it has succeeded."""
+        if not self._is_open():
+            return True
+        connection = self._connection
+        return (
+            not self._failed
+            and not connection.pending
+            and connection.transaction_status is TransactionStatus.INTRANS
+            and not self._surroundings.one_at_a_time()
+        )
 
     def _is_open(self) -> bool:
         """Whether there is a transaction to end: one of ours, or one that was begun by hand."""

@@ -113,9 +113,9 @@ class SteadypoolDialect(PsycopgDialect):
     def do_rollback(self, dbapi_connection: Any) -> None:
         """As every dialect of ours; where everything has succeeded, ROLLBACK is sent and not waited for."""
         adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
-        if adapter is not None and adapter.autocommit and not adapter.driver_connection.in_transaction:
-            cast(Any, PGDialect.do_rollback)(self, dbapi_connection)  # whose options may leave it out
-        elif adapter is None or adapter.autocommit or not adapter.roll_back_at_once():
+        if adapter is not None and adapter.rolls_back_at_once():
+            cast(Any, PGDialect.do_rollback)(self, dbapi_connection)
+        else:
             super().do_rollback(dbapi_connection)
 
     def commit_bounded(self, dbapi_connection: Any, started: float) -> None:
