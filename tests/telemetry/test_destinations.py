@@ -85,11 +85,16 @@ async def test_logfire_gets_what_the_seed_says(make_db: MakeDatabase, database_u
         "db.client.operation.duration",
         "db.client.connection.timeouts",
     } <= names
-    spans = {span.name: dict(span.attributes or {}) for span in exporter.get_finished_spans()}
-    assert spans["SELECT pg_class"]["steadypool.way"] == "session"  # Logfire takes the word for a secret
-    assert spans["steadypool waiting"]["error.type"] == "PoolTimeout"
-    assert spans["SELECT"]["error.type"] == "StatementTimeout"
-    assert spans["steadypool connecting"]["error.type"] == "ConnectFailed"
+    spans = [(span.name, dict(span.attributes or {})) for span in exporter.get_finished_spans()]
+    # Logfire takes the word `session` for a secret, elsewhere.
+    assert any(name == "SELECT pg_class" and its["steadypool.way"] == "session" for name, its in spans)
+    # On a busy machine there are others of these names, of those who waited for a moment.
+    failed = {(name, its["error.type"]) for name, its in spans if "error.type" in its}
+    assert failed >= {
+        ("steadypool waiting", "PoolTimeout"),
+        ("SELECT", "StatementTimeout"),
+        ("steadypool connecting", "ConnectFailed"),
+    }
     reporting.stop()
     broken_reporting.stop()
     assert "SELECT pg_class" in screen.getvalue()
