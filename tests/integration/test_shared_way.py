@@ -544,6 +544,15 @@ async def test_quick_statements_are_told_together_and_slow_or_failed_ones_by_the
     assert all(one.rows == 3 and one.seconds > 0 and one.waiting >= 0 for one in quick)
 
 
+async def test_a_statement_that_was_given_up_is_told_once(house: House) -> None:
+    told: list[Any] = []
+    house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=60)
+    with pytest.raises(errors.DeadlineExceeded), deadline(0.1):
+        await house.ask("select pg_sleep(0.3)")
+    await until(lambda: house.way.stats().in_flight == 0)
+    assert [getattr(event, "error_type", event) for event in told] == ["DeadlineExceeded"]
+
+
 async def test_a_deadline_that_lies_beyond_every_limit_starts_no_timer(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,12 @@ class Call(Segment):
         self.deadline = deadline
         self.prepare(options)
 
+    @property
+    def given_up(self) -> bool:
+        """Whether its caller has not waited for the answer, and told of it by itself."""
+        future = self.future
+        return future is None or future.cancelled()
+
     def prepare(self, options: SharedOptions, *, alone: bool = False) -> Call:
         """Make it ready for its next attempt."""
         statements = [Statement(self.sql, self.args)]

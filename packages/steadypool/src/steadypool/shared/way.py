@@ -320,7 +320,7 @@ class SharedWay:
         assert seat is not None, "a call that was never sent"
         if error is not None:
             self._failed(seat, error)
-        elif error is None and call.took < self._events.quick:
+        elif call.took < self._events.quick and not call.given_up:
             call.told = True
             seat.fresh.append(call)
         if seat.connection.closed:
