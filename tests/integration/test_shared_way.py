@@ -573,6 +573,18 @@ async def test_a_deadline_that_lies_beyond_every_limit_starts_no_timer(
     assert len(limits) == 1
 
 
+async def test_a_statement_whose_caller_leaves_as_the_answer_comes_is_told_once(house: House) -> None:
+    told: list[Any] = []
+    house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=60)
+    asking = asyncio.create_task(house.ask("select 1"))
+    unsubscribe = house.pool.events.subscribe(lambda _: asking.cancel(), QuickStatements, slower_than=60)
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    unsubscribe()
+    assert [type(event) for event in told] == [QuickStatements]
+    assert await house.ask("select 2") == [(2,)]
+
+
 async def test_every_statement_is_told_once(house: House) -> None:
     told: list[Any] = []
     house.pool.events.subscribe(told.append, StatementFinished)

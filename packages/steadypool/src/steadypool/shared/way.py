@@ -149,7 +149,8 @@ class SharedWay:
         try:
             result = await self._attempts(call, pace)
         except BaseException as error:
-            if events.wanted(StatementFinished):
+            # Its answer may have come, and was told, in the very moment in which its caller left.
+            if not call.told and events.wanted(StatementFinished):
                 tell(self.pool, call, None, error)
             raise
         if not call.told and events.wanted(StatementFinished):
