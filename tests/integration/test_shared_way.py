@@ -573,6 +573,33 @@ async def test_a_deadline_that_lies_beyond_every_limit_starts_no_timer(
     assert len(limits) == 1
 
 
+async def test_a_statement_that_has_to_be_sent_again_keeps_to_its_deadline(make: MakeHouse) -> None:
+    """It comes behind those then that were sent after it, and whose limits nobody had added up."""
+    house = make(connections=1, statement_timeout=0.6, slow_after=5.0)
+    await house.ask("create table t (n int)")
+    for _ in range(3):
+        await house.ask("select * from t")  # prepared by now
+    await house.ask("alter table t add column more int")
+
+    async def ask() -> Any:
+        with deadline(1.3):  # the limit of one statement is 1.1 s
+            return await house.ask("select * from t")
+
+    told: list[Any] = []
+    house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=60)
+    sleeps = [house.ask("select pg_sleep(0.4)") for _ in range(4)]
+    first, *others = await ends(ask(), *sleeps)
+    assert isinstance(first, errors.DeadlineExceeded), first
+    assert others == [[("",)]] * 4
+    await until(lambda: house.way.stats().in_flight == 0)
+    assert house.way.stats().collateral == 0
+    fingerprints = [event.fingerprint for event in told if isinstance(event, StatementFinished)]
+    quick = [
+        one.fingerprint for event in told if isinstance(event, QuickStatements) for one in event.statements
+    ]
+    assert (len(fingerprints), len(quick)) == (1, 4)
+
+
 async def test_a_statement_whose_caller_leaves_as_the_answer_comes_is_told_once(house: House) -> None:
     told: list[Any] = []
     house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=60)

@@ -381,6 +381,8 @@ class PipelinedConnection(Wire):
         segment.repeated, segment.error, segment.failed_at = True, None, None
         segment.results = []
         self._put(segment, roll_back=in_error)
+        if segment.on_repeated is not None:
+            segment.on_repeated(segment)
         return True
 
     def _settle(self, segment: Segment, error: BaseException | None) -> None:

@@ -112,6 +112,8 @@ class Segment:
     """Made by `send`, unless somebody waits for it already."""
     on_settled: Callable[[Any], None] | None = None
     """Called with it when its future was settled."""
+    on_repeated: Callable[[Any], None] | None = None
+    """Called with it when it was sent once more, behind all that had been sent after it."""
 
     def __init__(
         self,

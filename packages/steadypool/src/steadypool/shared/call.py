@@ -69,7 +69,7 @@ class Call(Segment):
     def given_up(self) -> bool:
         """Whether its caller has not waited for the answer, and told of it by itself."""
         future = self.future
-        return future is None or future.cancelled()
+        return future is None or future.cancelled() or future.exception() is not None
 
     def prepare(self, options: SharedOptions, *, alone: bool = False) -> Call:
         """Make it ready for its next attempt."""
@@ -90,5 +90,5 @@ class Call(Segment):
         """Make it ready for another attempt: nothing of the last one is left."""
         self.prepare(options)
         self.sent = self.answered = self.repeated = False
-        self.error = self.failed_at = self.future = self.on_settled = None
+        self.error = self.failed_at = self.future = self.on_settled = self.on_repeated = None
         self.took = 0.0

@@ -272,7 +272,7 @@ class SharedWay:
         call.connection, call.seat = lease.slot.number, seat
         if call.since < lease.acquired_at:
             call.connecting = min(lease.connecting, lease.acquired_at - call.since)
-        call.on_settled = self._answered
+        call.on_settled, call.on_repeated = self._answered, self._sent_again
         return seat.connection.send(call)
 
     def _enqueue(self, call: Call) -> asyncio.Future[list[Result]]:
@@ -330,6 +330,18 @@ class SharedWay:
             seat.leaving = True
         if self._queue:
             self._pump(seat)
+
+    def _sent_again(self, segment: Segment) -> None:
+        """It comes behind others now, whose limits were not counted when its deadline seemed to need no timer."""
+        assert isinstance(segment, Call)
+        call, deadline, future = segment, segment.deadline, segment.future
+        if deadline is not None and future is not None:
+            left = deadline.remaining(self._now())
+            asyncio.get_running_loop().call_later(left, self._deadline_passed, call, future)
+
+    def _deadline_passed(self, call: Call, future: asyncio.Future[list[Result]]) -> None:
+        if not future.done():
+            future.set_exception(naming.deadline_passed(call, self._now(), self.pool.snapshot()))
 
     def _failed(self, seat: Seat, error: psycopg.Error) -> None:
         """What an error says about the connection."""
