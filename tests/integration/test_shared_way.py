@@ -17,7 +17,7 @@ from steadypool import deadline, errors
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.psycopg_driver import open_psycopg
 from steadypool.deadline import TimeLimit
-from steadypool.events import QuickStatements, StatementFinished
+from steadypool.events import ConnectionLost, QuickStatements, StatementFinished
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lease import PoolOptions, SlotState
 from steadypool.pipeline import PipelinedConnection, Result, Segment
@@ -628,3 +628,25 @@ async def test_every_statement_is_told_once(house: House) -> None:
     assert all(event.seconds > 0 and event.waiting >= 0 for event in told)
     assert told[-1].seconds + told[-1].waiting >= 0.1
     assert "anna" not in repr(told)
+
+
+async def test_a_statement_whose_connection_was_lost_is_told_once_and_as_lost(
+    make: MakeHouse, pg: Observer
+) -> None:
+    house = make(connections=1)
+    told: list[Any] = []
+    lost: list[Any] = []
+    house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=60)
+    house.pool.events.subscribe(lost.append, ConnectionLost)
+    await house.ask("select 1")
+    told.clear()
+    asking = [asyncio.create_task(house.ask("select pg_sleep(1)")) for _ in range(2)]
+    await until(lambda: house.way.stats().in_flight == 2)
+    await pg.terminate()
+    for task in asking:
+        with pytest.raises(errors.ConnectionLost):
+            await task
+    assert [getattr(event, "error_type", event) for event in told] == ["ConnectionLost"] * 2
+    assert [event.cause for event in lost] == ["57P01"]
+    assert await house.ask("select 2") == [(2,)]
+    await until(lambda: house.pool.count() == 1)

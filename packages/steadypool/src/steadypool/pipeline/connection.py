@@ -387,6 +387,8 @@ class PipelinedConnection(Wire):
 
     def _settle(self, segment: Segment, error: BaseException | None) -> None:
         future = segment.future
+        if isinstance(error, psycopg.Error):
+            segment.error = error
         if future is not None and not future.done():
             try:
                 if error is None:

@@ -67,7 +67,7 @@ class Call(Segment):
 
     @property
     def given_up(self) -> bool:
-        """Whether its caller has not waited for the answer, and told of it by itself."""
+        """Whether its caller has not waited until it was settled well, and told of it by itself."""
         future = self.future
         return future is None or future.cancelled() or future.exception() is not None
 
