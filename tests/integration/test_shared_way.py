@@ -17,7 +17,7 @@ from steadypool import deadline, errors
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.psycopg_driver import open_psycopg
 from steadypool.deadline import TimeLimit
-from steadypool.events import ConnectionLost, QuickStatements, StatementFinished
+from steadypool.events import AcquireFailed, ConnectionLost, QuickStatements, StatementFinished
 from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.lease import PoolOptions, SlotState
 from steadypool.pipeline import PipelinedConnection, Result, Segment
@@ -546,6 +546,7 @@ async def test_quick_statements_are_told_together_and_slow_or_failed_ones_by_the
 
 async def test_a_statement_that_was_given_up_is_told_once(house: House) -> None:
     told: list[Any] = []
+    await house.ask("select 1")  # to connect may take longer than the deadline leaves
     house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=60)
     with pytest.raises(errors.DeadlineExceeded), deadline(0.1):
         await house.ask("select pg_sleep(0.3)")
@@ -650,3 +651,34 @@ async def test_a_statement_whose_connection_was_lost_is_told_once_and_as_lost(
     assert [event.cause for event in lost] == ["57P01"]
     assert await house.ask("select 2") == [(2,)]
     await until(lambda: house.pool.count() == 1)
+
+
+async def test_who_goes_without_a_connection_of_its_own_is_told_once(
+    make: MakeHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool and the shared way look at the same deadline: here both find in one turn of the loop that it is over."""
+    house = make(size=1)
+    lease = await house.pool.acquire()
+    house.holds = True
+    limits: list[TimeLimit] = []
+    entered = TimeLimit.__enter__
+
+    def enter(limit: TimeLimit) -> TimeLimit:
+        limits.append(limit)
+        limit.seconds = 10.0  # the pool comes first
+        return entered(limit)
+
+    turned_away = house.pool._turn_away
+
+    def turn_away(waiter: Any, now: float) -> None:
+        turned_away(waiter, now)
+        limits[0]._expire()
+
+    without: list[Any] = []
+    house.pool.events.subscribe(without.append, AcquireFailed)
+    monkeypatch.setattr(TimeLimit, "__enter__", enter)
+    monkeypatch.setattr(house.pool, "_turn_away", turn_away)
+    with pytest.raises(errors.DeadlineExceeded), deadline(0.1):
+        await house.ask("select 1")
+    assert len(without) == 1
+    lease.release()

@@ -518,7 +518,11 @@ class SharedWay:
     async def _run_alone(self, call: Call) -> list[Result]:
         """On a connection that nobody else uses meanwhile."""
         self._alone += 1
-        lease: Lease[Any] = await self.pool.acquire()
+        try:
+            lease: Lease[Any] = await self.pool.acquire(for_others=True)
+        except errors.SteadypoolError as error:
+            went_without(self.pool, call, error)
+            raise
         connection = self._pipelined(lease.connection)
         call.connection, call.connecting = lease.slot.number, lease.connecting
         fate = Fate.EVICT
