@@ -77,7 +77,7 @@ async def test_an_outage_replayed(tmp_path: Path) -> None:
         ["2025-12-02"],
         ["steadypool"],
         ["steadypool"],
-        speed=50.0,
+        speed=20.0,
         on_note=lambda _moment, text: notes.append(text),
     )
     figures = replay.figures

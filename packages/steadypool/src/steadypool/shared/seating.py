@@ -1,0 +1,204 @@
+"""Which connections are shared: how they come from the pool, how many there are, and when they go back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+
+from steadypool.census import SHARED
+from steadypool.clock import Clock
+from steadypool.events import ConnectionLost
+from steadypool.lease import SlotState
+from steadypool.pipeline import PipelinedConnection, Segment, Statement
+from steadypool.pool import Pool
+from steadypool.sharable import ATTEMPTS
+from steadypool.shared.call import Call
+from steadypool.shared.options import SharedOptions
+from steadypool.shared.seat import Seat
+from steadypool.sqlstate import Fate, cause_of_loss
+
+CANARY_LIMIT = 1.0
+"""Seconds in which a pooler has to answer two statements that were sent at once."""
+
+
+class Seating(ABC):
+    """What `SharedWay` is built on; the arguments are its own."""
+
+    def __init__(
+        self,
+        pool: Pool[Any],
+        *,
+        pipelined: Callable[[Any], PipelinedConnection],
+        options: SharedOptions,
+        pooled: Callable[[], bool],
+        carries_two: Callable[[], None],
+    ) -> None:
+        self.pool = pool
+        self.options = options
+        self._pipelined = pipelined
+        self._pooled = pooled
+        self._carries_two = carries_two
+        self._tried_pooler = False
+        self._clock: Clock = pool.clock
+        self._now = pool.clock.monotonic
+        self._events = pool.events
+        self._seats: list[Seat] = []
+        self._queue: deque[Call] = deque()
+        self._queue_timer: asyncio.TimerHandle | None = None
+        self._growing: asyncio.Task[None] | None = None
+        self._asking = False
+        self._empty: asyncio.Future[None] | None = None
+        self._closed = False
+
+    # -- what the shared way adds ------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _pump(self, freed: Seat | None = None) -> None:
+        """Send what waits, as far as there is room."""
+
+    @abstractmethod
+    def _fail_queue(self, failure: BaseException) -> None:
+        """There is no connection for those who wait."""
+
+    @abstractmethod
+    def _after_answers(self, seat: Seat) -> None:
+        """All answers of one turn were taken."""
+
+    @abstractmethod
+    def _tell(self, seat: Seat) -> None:
+        """Tell of what was answered."""
+
+    # -- connections -------------------------------------------------------------------------------------------
+
+    def _grow(self) -> None:
+        """Get one more connection, if that helps: as long as those that are there are all busy."""
+        if self._growing is None and not self._closed and self._wants_more():
+            loop = asyncio.get_running_loop()
+            # A context of its own: the deadline of whoever happens to ask is not for those who come after.
+            self._growing = loop.create_task(self._add_seat(), context=contextvars.Context())
+            self._growing.add_done_callback(self._grown)
+
+    def _wants_more(self) -> bool:
+        seats = sum(not seat.leaving for seat in self._seats)
+        if seats == 0:
+            return True
+        # A connection more takes one from the sessions: only where there is one to spare.
+        pool = self.pool
+        spare = pool.count() < pool.options.limit or pool.count(SlotState.IDLE) > 0
+        return seats < self.options.connections and spare and not pool.waiting
+
+    def _pool_is_short(self) -> bool:
+        """Whether somebody waits there for a connection that others have, besides ourselves."""
+        waiting = self.pool.waiting - (self._growing is not None)
+        return waiting > 0 and self.pool.count() >= self.pool.options.limit
+
+    async def _add_seat(self) -> None:
+        for attempt in range(ATTEMPTS):
+            self._asking, pool = True, self.pool
+            try:
+                lease = await pool.acquire(name=SHARED, for_others=True)
+            finally:
+                self._asking = False
+            if pool is not self.pool:  # it was replaced meanwhile
+                lease.release(Fate.EVICT)
+                continue
+            try:
+                if not self._tried_pooler and self._pooled():
+                    await self._behind_pooler(self._pipelined(lease.connection))
+                seat = Seat(lease, self._pipelined(lease.connection), self.options)
+                await seat.begin(self.pool.options.connect_timeout)
+            except psycopg.Error:
+                lease.release(Fate.EVICT)
+                if attempt == ATTEMPTS - 1:
+                    raise
+                continue
+            except BaseException:  # cancelled: nobody else knows the lease
+                lease.release(Fate.EVICT)
+                raise
+            self._seats.append(seat)
+            seat.connection.after_answers = functools.partial(self._after_answers, seat)
+            seat.connection.when_ended(functools.partial(self._let_go, seat))
+            seat.until(self._rotate_after, functools.partial(self._leave_soon, seat))
+            return
+
+    async def _behind_pooler(self, connection: PipelinedConnection) -> None:
+        """One statement at a time from now on, unless two at once are answered; nothing for a session that is not kept.
+
+        Raises:
+            psycopg.Error: they were not: the connection is lost, and the next one gets one at a time.
+        """
+        self._tried_pooler = True
+        window, local = self.options.window, not connection.statements.keeps
+        self.options = replace(self.options, local=local, window=1)
+        for call in self._queue:
+            future = call.future
+            call.prepare(self.options).future = future
+        canaries = [Segment([Statement("select 1", prepare=False)], limit=CANARY_LIMIT) for _ in range(2)]
+        ends = await asyncio.gather(*map(connection.send, canaries), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+        self.options = replace(self.options, window=window)
+        self._carries_two()
+
+    def _grown(self, task: asyncio.Task[None]) -> None:
+        self._growing = None
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None and not self._seats:
+            self._fail_queue(failure)
+        elif self._queue:
+            self._pump()
+        if self._pool_is_short():
+            self.make_room()
+
+    def _let_go(self, seat: Seat) -> None:
+        """The connection is not shared any more."""
+        if seat.fresh:
+            self._tell(seat)
+        if seat in self._seats:
+            self._seats.remove(seat)
+            if seat.connection.closed and not self._closed:
+                self._tell_lost(seat.lease.slot.number, seat.last_words)
+        seat.leave(self._clock.monotonic())
+        if self._empty is not None and not self._seats and not self._empty.done():
+            self._empty.set_result(None)
+        if self._queue and not self._seats and not self._closed:
+            self._grow()
+
+    def _tell_lost(self, connection: int, sqlstate: str | None) -> None:
+        """A connection died; told once, however many statements were on it."""
+        now, cause = self._clock.monotonic(), cause_of_loss(sqlstate)
+        self.pool.events.emit(ConnectionLost(self.pool.name, now, connection, cause, None))
+
+    def make_room(self) -> None:
+        """Somebody is about to wait in the pool: what is idle goes back at once, the rest when it has answered."""
+        for seat in tuple(self._seats):
+            self._leave_soon(seat)
+
+    def move_to(self, pool: Pool[Any]) -> None:
+        """Another pool has taken the place of the one where the connections came from: they go back, in time."""
+        at_home, self.pool = self.pool.at_home, pool
+        self._clock, self._now, self._events = pool.clock, pool.clock.monotonic, pool.events
+        if at_home:
+            self.make_room()
+        else:  # they are another event loop's, or another process's: not to be touched here
+            self._seats, self._queue, self._growing, self._queue_timer = [], deque(), None, None
+
+    def _leave_soon(self, seat: Seat) -> None:
+        seat.leaving = True
+        if not seat.load:
+            self._let_go(seat)
+
+    @property
+    def _rotate_after(self) -> float:
+        """Well before somebody would take it for a leak."""
+        return min(self.options.rotate_after, (self.pool.options.leak_after or math.inf) / 2)
