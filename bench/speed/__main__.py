@@ -106,6 +106,8 @@ async def compare(
     rounds: dict[str, list[Round]] = {one.name: [] for one in able}
     for one in able:
         await run_round(one, kind, callers, args.seconds / 4, seed=0)
+    gc.collect()
+    gc.freeze()  # what is there by now need not be looked through before each round
     for number in range(args.rounds):
         turn = number % max(1, len(able))
         for one in able[turn:] + able[:turn]:
@@ -182,7 +184,7 @@ async def all_rows(
     kinds: list[type[Contestant]], url: str, args: argparse.Namespace, done: list[dict[str, Any]]
 ) -> None:
     cells: list[Cell] = []
-    rows = [(d, k, c) for d in args.distance for k in args.kind for c in args.callers]
+    rows = [(d, k, c) for k in args.kind for d in args.distance for c in args.callers]
     for number, (distance, kind, callers) in enumerate(rows, 1):
         began = time.monotonic()
         with Relay(url, distance / 2000) as relay:
