@@ -395,6 +395,19 @@ async def test_an_idle_connection_is_asked_before_what_must_not_run_twice(
     assert await house.ask("select count(*) from t") == [(2,)]
 
 
+async def test_nobody_waits_for_a_silent_connection_beside_one_that_answers(
+    make: MakeHouse, proxied_url: str, proxy: FaultProxy
+) -> None:
+    house = make(proxied_url, connections=2, prove_after=0.0)
+    house.pool.options = replace(house.pool.options, leave_timeout=30.0)  # nobody waits for that long below
+    await ends(*(house.ask("select pg_sleep(0.1)") for _ in range(3)))
+    assert house.way.stats().connections == 2
+    proxy.links[0].lose_server()  # nobody tells us
+    assert await ends(*(house.ask("select $1::int", number) for number in range(20))) == [
+        [(number,)] for number in range(20)
+    ]
+
+
 async def test_what_does_no_harm_is_sent_again(make: MakeHouse, pg: Observer) -> None:
     house = make(connections=1)
     safe = asyncio.create_task(house.ask("select 'safe' from pg_sleep(0.3)", harmless=True))

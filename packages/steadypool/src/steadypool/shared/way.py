@@ -228,20 +228,16 @@ class SharedWay(Seating):
         for seat in self._seats:
             staying += not seat.leaving
             load = seat.connection.pending
-            if load < least and seat.takes_new:
+            if load < least and seat.takes_new and (call.harmless or not seat.proving):
                 chosen, least = seat, load
                 if not load:
                     break
         if least and staying < self.options.connections:
             self._grow()
-        if chosen is None or call.harmless or self.options.prove_after is None:
+        if chosen is None or least or call.harmless or chosen.proven or not self._is_silent(chosen.connection):
             return chosen
-        if chosen.proving:
-            return None
-        if not least and not chosen.proven and self._is_silent(chosen.connection):
-            chosen.prove(self.pool.options.leave_timeout, self._pump)
-            return None
-        return chosen
+        chosen.prove(self.pool.options.leave_timeout, self._pump)
+        return self._choose(call)  # while this one is asked, another may be known to live
 
     def _send(self, seat: Seat, call: Call) -> asyncio.Future[list[Result]]:
         lease = seat.lease
