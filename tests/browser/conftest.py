@@ -58,8 +58,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def visit(service: Service, browser: Browser) -> Iterator[OpenVisit]:
-    """Opens visits; whatever their consoles complained about fails the test."""
+def visit(service: Service, browser: Browser, uploaded: Callable[..., int]) -> Iterator[OpenVisit]:
+    """Opens visits; whatever their consoles complained about fails the test.
+
+    They are over before what was `uploaded` for the test is deleted, lest a player meets that.
+    """
     with kept_visits() as visits:
 
         def start(**options: Any) -> Visit:
