@@ -640,7 +640,7 @@ async def test_every_statement_is_told_once(house: House) -> None:
         ("shared", None, None, "DeadlineExceeded"),
     ]
     assert all(event.seconds > 0 and event.waiting >= 0 for event in told)
-    assert told[-1].seconds + told[-1].waiting >= 0.1
+    assert told[-1].seconds + told[-1].waiting >= 0.05  # the deadline began a moment before the call
     assert "anna" not in repr(told)
 
 
