@@ -234,7 +234,13 @@ class SharedWay(Seating):
                     break
         if least and staying < self.options.connections:
             self._grow()
-        if chosen is None or least or call.harmless or chosen.proven or not self._is_silent(chosen.connection):
+        if (
+            chosen is None
+            or least
+            or call.harmless
+            or chosen.proven
+            or not self._is_silent(chosen.connection)
+        ):
             return chosen
         chosen.prove(self.pool.options.leave_timeout, self._pump)
         return self._choose(call)  # while this one is asked, another may be known to live
