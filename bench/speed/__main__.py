@@ -183,7 +183,6 @@ async def crossing(one: Contestant, work: Kind, request: Request, relay: Relay) 
 async def all_rows(
     kinds: list[type[Contestant]], url: str, args: argparse.Namespace, done: list[dict[str, Any]]
 ) -> None:
-    cells: list[Cell] = []
     rows = [(d, k, c) for k in args.kind for d in args.distance for c in args.callers]
     for number, (distance, kind, callers) in enumerate(rows, 1):
         began = time.monotonic()

@@ -107,30 +107,27 @@ class PipelinedDialogue:
 
         self._pipeline = pipeline
 
-    async def fetch(
-        self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
-    ) -> Sequence[Row]:
-        """Run one statement and return its rows."""
+    async def _run(self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None) -> Any:
         try:
             results = await connection.send(self._segment(sql, args, limit))
         except self._pipeline.ConnectionGone as error:
             if not self._is_overdue(error):
                 raise
             raise GaveUp(str(error)) from error
-        result = results[-1]
+        return results[-1]
+
+    async def fetch(
+        self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
+    ) -> Sequence[Row]:
+        """Run one statement and return its rows."""
+        result = await self._run(connection, sql, args, limit)
         return result.rows(row_type(result.names))
 
     async def execute(
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
     ) -> str:
         """Run one statement and return its command tag."""
-        try:
-            results = await connection.send(self._segment(sql, args, limit))
-        except self._pipeline.ConnectionGone as error:
-            if not self._is_overdue(error):
-                raise
-            raise GaveUp(str(error)) from error
-        return results[-1].tag
+        return (await self._run(connection, sql, args, limit)).tag
 
     def post(self, connection: Any, sql: str, limit: float | None) -> asyncio.Future[Any]:
         """Send it with the first statement that follows, if that comes soon."""

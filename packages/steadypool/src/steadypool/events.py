@@ -274,6 +274,18 @@ class _Entry(NamedTuple):
     slower_than: float
 
 
+class _Wanting(dict[type[Event], tuple[Observer, ...]]):
+    """Who wants events of a class, found out when somebody first asks."""
+
+    def __init__(self, observers: list[_Entry]) -> None:
+        super().__init__()
+        self._observers = observers
+
+    def __missing__(self, kind: type[Event]) -> tuple[Observer, ...]:
+        found = self[kind] = tuple(x.observer for x in self._observers if issubclass(kind, x.kinds))
+        return found
+
+
 def _takes(kinds: tuple[type[Event], ...], some: tuple[type[Event], ...]) -> bool:
     return any(issubclass(kind, kinds) for kind in some)
 
@@ -292,7 +304,7 @@ class Events:
 
     def __init__(self) -> None:
         self._observers: list[_Entry] = []
-        self._by_kind: dict[type[Event], tuple[Observer, ...]] = {}
+        self._wanting = _Wanting(self._observers)
         self.quick = math.inf
         """Statements that take longer, in seconds, are to be told one by one: somebody wants each of them."""
 
@@ -320,27 +332,18 @@ class Events:
         return unsubscribe
 
     def _look_anew(self) -> None:
-        self._by_kind.clear()
+        self._wanting.clear()
         each = (StatementFinished, WaitEnded)
         self.quick = min((x.slower_than for x in self._observers if _takes(x.kinds, each)), default=math.inf)
 
     def wanted(self, kind: type[Event]) -> bool:
         """Whether anybody wants to know of such events; ask before making one that costs something."""
-        found = self._by_kind.get(kind)
-        return bool(self._wanting(kind) if found is None else found)
+        return bool(self._wanting[kind])
 
     def emit(self, event: Event) -> None:
         """Tell every observer that wants it."""
-        kind = type(event)
-        for observer in self._by_kind.get(kind) or self._wanting(kind):
+        for observer in self._wanting[type(event)]:
             try:
                 observer(event)
             except Exception:  # noqa: BLE001 - an observer's bug must not become the pool's
                 _log.exception("an observer of pool events raised on %r", event)
-
-    def _wanting(self, kind: type[Event]) -> tuple[Observer, ...]:
-        found = self._by_kind.get(kind)
-        if found is None:
-            found = tuple(entry.observer for entry in self._observers if issubclass(kind, entry.kinds))
-            self._by_kind[kind] = found
-        return found

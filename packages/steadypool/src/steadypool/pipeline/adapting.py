@@ -15,8 +15,6 @@ from steadypool.pipeline.statements import Known, Statements
 Adapted: TypeAlias = tuple[bytes, Known | None, Any, tuple[int, ...] | None, list[Format] | None]
 """A statement with its parameters as the server takes them: SQL, what is known of it, values, types, formats."""
 
-NOTHING: Adapted = (b"", None, None, None, None)
-
 _MOST_PARAMETERS = 65_535
 """The protocol counts them in 16 bits; libpq would take the whole connection for broken."""
 _AUTOMATIC = [PyFormat.AUTO] * _MOST_PARAMETERS

@@ -21,7 +21,7 @@ from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus, abc
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.errors import ConfigurationError
-from steadypool.pipeline.adapting import NOTHING, Adapted, adapt
+from steadypool.pipeline.adapting import Adapted, adapt
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
 from steadypool.pipeline.library import OLDEST, libpq_function
 from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
@@ -206,15 +206,14 @@ class PipelinedConnection(Wire):
         self.send(segment).add_done_callback(_look_at)
 
     def _put(self, segment: Segment, *, roll_back: bool = False) -> None:
-        statements, transformer, known = segment.statements, self._transformer, self.statements
-        if len(statements) == 1:
-            adapted = [adapt(statements[0], transformer, known)]
-        else:
-            adapted = [adapt(statement, transformer, known) for statement in statements]
+        transformer, known = self._transformer, self.statements
+        adapted = [adapt(statement, transformer, known) for statement in segment.statements]
         segment.sent = True
         flights = self._flights
         try:
-            flight = None if roll_back else self._put_prepared(segment, adapted)
+            flight = None
+            if len(adapted) == 1 and not roll_back:
+                flight = self._put_prepared(segment, adapted[0])
             if flight is None:
                 flight = self._put_commands(segment, adapted, roll_back=roll_back)
         except psycopg.Error as error:
@@ -238,9 +237,9 @@ class PipelinedConnection(Wire):
         else:
             self._flush_soon()
 
-    def _put_prepared(self, segment: Segment, adapted: list[Adapted]) -> Flight | None:
+    def _put_prepared(self, segment: Segment, adapted: Adapted) -> Flight | None:
         """By far the most common case, which has to be quick: one statement, and the server knows it; None if not."""
-        _sql, known, values, _types, formats = adapted[0] if len(adapted) == 1 else NOTHING
+        _sql, known, values, _types, formats = adapted
         if known is None or known.state is not State.READY or self.statements.stale_names or segment.ping:
             return None
         pgconn = self.pgconn

@@ -140,8 +140,7 @@ class Seating(ABC):
         window, local = self.options.window, not connection.statements.keeps
         self.options = replace(self.options, local=local, window=1)
         for call in self._queue:
-            future = call.future
-            call.prepare(self.options).future = future
+            call.prepare(self.options)
         canaries = [Segment([Statement("select 1", prepare=False)], limit=CANARY_LIMIT) for _ in range(2)]
         ends = await asyncio.gather(*map(connection.send, canaries), return_exceptions=True)
         for end in ends:

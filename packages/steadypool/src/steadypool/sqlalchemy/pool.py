@@ -204,9 +204,7 @@ class SteadyPool(pool.Pool):
         """
         places = whereabouts() if self.options.leak_after is not None else ()
         try:
-            lease = None
-            if not self.core.waiting:
-                lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
+            lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
             if lease is None:
                 lease = await self._acquire(workload, places)
             unproven_after = self.unproven_after
@@ -291,7 +289,7 @@ class SteadyPool(pool.Pool):
         home = self._home_loop
         if home is None or home.is_closed():
             return  # the pool has ended with its loop
-        if entry.collected or threading.get_ident() != self._home_thread:
+        if entry.collected or not self.at_home:
             # The garbage collector runs in whichever thread happens to allocate, and in the middle of anything.
             if entry.collected:
                 home.call_soon_threadsafe(self.core.forgotten, lease)
@@ -364,8 +362,8 @@ class SteadyPool(pool.Pool):
         )
 
     def _look_at_role(self, record: Record) -> None:
-        """A standby may have been promoted meanwhile; that is told unasked, with the answer to any statement."""
-        if record.read_only and not self.dialect.takes_no_writes(record.driver_connection):
+        """It was a standby's, which may have been promoted; that is told unasked, with the answer to any statement."""
+        if not self.dialect.takes_no_writes(record.driver_connection):
             record.read_only = False
             place = self.dialect.guards.network.place_of(record.driver_connection)
             if place is not None:

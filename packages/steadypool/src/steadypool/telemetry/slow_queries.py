@@ -32,6 +32,7 @@ def log_slow_queries(events: Events, after: float | None) -> Callable[[], None]:
         if event.seconds > after:
             _write(event)
 
+    # It is told no others.
     return events.subscribe(observe, StatementFinished, slower_than=after)  # pyright: ignore[reportArgumentType]
 
 
