@@ -24,7 +24,15 @@ from steadypool.errors import ConfigurationError
 from steadypool.pipeline.adapting import Adapted, adapt
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
 from steadypool.pipeline.library import OLDEST, libpq_function
-from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
+from steadypool.pipeline.segment import (
+    ConnectionGone,
+    Overdue,
+    PingTimeout,
+    Result,
+    Segment,
+    Statement,
+    Unclean,
+)
 from steadypool.pipeline.statements import State, Statements, Step, is_stale
 from steadypool.pipeline.wire import Wire
 
@@ -196,14 +204,20 @@ class PipelinedConnection(Wire):
         return future
 
     def post(self, segment: Segment, *, lingers: bool = False) -> None:
-        """Send it without anybody waiting for it; where it fails the connection is aborted.
+        """Send a segment whose answer has no reader; where it fails the connection is aborted.
+
+        It is written to the socket before `post` returns, so that it reaches the server also where the event loop
+        is blocked or stopped next.
 
         Args:
             segment: what to send.
-            lingers: whether it may travel with what comes next, if that comes soon (`LINGER`).
+            lingers: leave it unwritten for a moment (`LINGER`), to travel with what comes next. Only for what the
+                server may as well receive later, such as a BEGIN.
         """
         segment.must_succeed, segment.lingers = True, lingers
         self.send(segment).add_done_callback(_look_at)
+        if not lingers and self._unsent and self._descriptor != -1:
+            self._flush()
 
     def _put(self, segment: Segment, *, roll_back: bool = False) -> None:
         transformer, known = self._transformer, self.statements
@@ -413,7 +427,7 @@ class PipelinedConnection(Wire):
     def _new_head(self) -> float:
         """The clock of the next segment to be answered starts, if there is one; returns the time."""
         now = self._head_at = self._clock.monotonic()
-        limit = self._flights[0].segment.limit if self._flights else None
+        limit = self._flights[0].segment.due_within if self._flights else None
         if limit is not None and (self._timer is None or now + limit < self._timer_at):
             self._watch(now + limit, limit)
         return now
@@ -426,13 +440,15 @@ class PipelinedConnection(Wire):
 
     def _look_at_head(self) -> None:
         self._timer = None
-        if self._flights and (limit := self._flights[0].segment.limit) is not None:
+        self.read_now()
+        if self._flights and (limit := self._flights[0].segment.due_within) is not None:
             left = self._head_at + limit - self._clock.monotonic()
             if left > 0:
                 self._watch(self._head_at + limit, left)
             else:
                 head = self._flights.popleft().segment
-                error = Overdue(
+                pinged = not head.answered and limit == head.ping_limit
+                error = (PingTimeout if pinged else Overdue)(
                     f"no answer within {limit:.2f}s; the connection was dropped",
                     sent=True,
                     answered=head.answered,

@@ -125,6 +125,14 @@ class Wire:
         if not waiting:
             self._turn_over()
 
+    def read_now(self) -> None:
+        """Take the answers that have arrived, before a limit is judged by their absence.
+
+        An event loop that was busy may run a timer before it looks at the socket (libuv always does).
+        """
+        if self._descriptor != -1:
+            self._readable()
+
     def _read_all(self) -> None:
         """What the TLS library holds already, the loop does not see: read until the socket was empty twice in a row.
 

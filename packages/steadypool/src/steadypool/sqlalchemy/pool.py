@@ -191,7 +191,9 @@ class SteadyPool(pool.Pool):
         if self.unproven_after is not None:
             age = core.clock.monotonic() - lease.slot.proven_at
             adapter: Any = record.dbapi_connection
-            adapter.lease_begins(record.renew, unproven=age >= self.unproven_after)
+            adapter.lease_begins(
+                record.renew, ping_limit=self.ping_limit if age >= self.unproven_after else None
+            )
         return record
 
     async def lease(self, workload: str | None = None) -> Lease[Record]:
@@ -220,12 +222,14 @@ class SteadyPool(pool.Pool):
 
     async def _proven(self, lease: Lease[Record]) -> Lease[Record]:
         """The same lease, or, where its connection turns out to be dead or silent, another."""
-        seconds, _ = nearest_end(self.options.leave_timeout, self.core.clock.monotonic())
+        began = self.core.clock.monotonic()
+        seconds, _ = nearest_end(self.ping_limit, began)
+        timer = TimeLimit(seconds)
         try:
-            with TimeLimit(seconds):
+            with timer:
                 await self.dialect.prove(lease.connection.driver_connection, select=self.ping_by_select)
         except Exception:  # noqa: BLE001 - whatever the driver raises, it is not fit for use
-            self.core.suspect_all()
+            self.suspect(began if timer.expired else None)
             lease.release(Fate.EVICT)
             return await self.acquire_again(lease)
         except BaseException:  # cancelled
@@ -248,6 +252,26 @@ class SteadyPool(pool.Pool):
         """Another lease for whoever had this one, whose connection was dead."""
         self._make_room()
         return await self.core.acquire(name=ended.name, workload=ended.workload, places=ended.places)
+
+    @property
+    def ping_limit(self) -> float:
+        """Seconds in which a connection that was idle for long has to answer its first use.
+
+        A pooler answers when it has a server to spare, which is no sign of silence.
+        """
+        pooled = self.dialect.pooler_watch.behind_pooler
+        return self.options.connect_timeout / 2 if pooled else self.core.ping_patience
+
+    def suspect(self, silent_since: float | None) -> None:
+        """A connection turned out to be dead at its first use: let its siblings prove that they live.
+
+        Args:
+            silent_since: the moment since which it did not answer; None where it has ended.
+        """
+        if silent_since is None:
+            self.core.suspect_all()
+        else:
+            self.core.doubt_idle(silent_since)
 
     def _make_room(self) -> None:
         """Whoever is about to wait comes before the shared connections."""

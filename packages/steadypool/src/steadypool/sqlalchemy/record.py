@@ -67,9 +67,9 @@ class Record(_ConnectionRecord):
             self.collected = True
         self._fairy_ref = value
 
-    async def renew(self, adapter: Any) -> bool:
+    async def renew(self, adapter: Any, silent_since: float | None) -> bool:
         """Put a live connection under its adapter, whose connection is dead; False where that cannot be done."""
-        return await renew(self._owner, self, adapter)
+        return await renew(self._owner, self, adapter, silent_since)
 
     def cut(self) -> None:
         """Cut the connection off, and keep what tells when the server has let go of it."""

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from steadypool.sqlalchemy.record import Record
 
 
-async def renew(pool: SteadyPool, record: Record, adapter: Any) -> bool:
+async def renew(pool: SteadyPool, record: Record, adapter: Any, silent_since: float | None) -> bool:
     """Put a live connection under the adapter; False where that cannot be done.
+
+    Args:
+        pool: where the connections come from.
+        record: the record of the dead one.
+        adapter: its adapter, which the caller goes on using.
+        silent_since: the moment since which it has not answered; None where it has ended.
 
     The dead one leaves its place in the pool first, with a record of its own: when all connections have died, those
     who hold them must not wait for each other.
@@ -29,7 +35,7 @@ async def renew(pool: SteadyPool, record: Record, adapter: Any) -> bool:
     corpse.dbapi_connection = adapter.twin()
     lease.slot.connection = corpse
     record.lease = None
-    pool.core.suspect_all()
+    pool.suspect(silent_since)
     lease.release(Fate.EVICT)
     try:
         fresh = await pool.acquire_again(lease)
