@@ -15,6 +15,7 @@ from backend.config import Settings, get_settings
 from backend.services.live_queues import LiveQueues
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.local import LocalStorage
+from backend.storage.probe import AudioProbe
 from backend.utilities.database import build_database, get_database, use_database
 from backend.utilities.observability import make_observable, observed
 from steadypool.fastapi import install
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.storage = storage
+    app.state.probe = AudioProbe()
     make_observable(app, settings)
     # CORS last: what is added later stands outside, and its headers belong on error answers as well.
     install(app, get_database)
