@@ -48,7 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         database = build_database(settings)
         with use_database(database):
             live_queues = LiveQueues(database)
-            async with observed(app, database), database, UploadJobs(database) as jobs, live_queues:
+            async with observed(app, database), database, UploadJobs(database, storage) as jobs, live_queues:
                 app.state.jobs = jobs
                 app.state.live_queues = live_queues
                 yield
