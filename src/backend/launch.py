@@ -20,6 +20,7 @@ from urllib.parse import quote
 from sqlalchemy.exc import DBAPIError
 
 from backend.config import ConfigError, ServerSettings, Settings, load_settings
+from backend.process_limits import raise_descriptor_limit
 from backend.start_error import StartError, one_line
 from steadypool.errors import SteadypoolError
 from steadypool.settings import Dashboard
@@ -36,6 +37,7 @@ def main() -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         settings = load_settings()
+        raise_descriptor_limit()
         with closing(_bind(settings.server)) as listener:
             asyncio.run(_run(settings, listener))
     except asyncio.CancelledError:
