@@ -108,6 +108,29 @@ class ServerSettings(BaseSettings):
         "without any, every origin may call with a bearer token.",
     )
 
+    max_connections: Annotated[
+        int | None, BeforeValidator(check_numeric(4, 1_000_000, "", whole=True, off=True, hint=""))
+    ] = Field(
+        default=None,
+        description="Connections that are open at once; off: as many as the limit of open files allows, at most 4096.",
+        validation_alias="SERVER_MAX_CONNECTIONS",
+    )
+    max_head_bytes: Annotated[int, _whole(1024, MIB, "bytes")] = Field(
+        default=32 * 1024,
+        description="Largest head of a request (request line and headers), and largest trailers.",
+        validation_alias="SERVER_MAX_HEAD_BYTES",
+    )
+    head_timeout: Annotated[float, _seconds(0.001, 3600)] = Field(
+        default=10.0,
+        description="Seconds for a head to arrive completely.",
+        validation_alias="SERVER_HEAD_TIMEOUT",
+    )
+    min_body_rate: Annotated[int, _whole(0, 1024 * MIB, "bytes/s")] = Field(
+        default=1024,
+        description="Bytes per second that the body of a request brings at least, over ten seconds.",
+        validation_alias="SERVER_MIN_BODY_RATE",
+    )
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

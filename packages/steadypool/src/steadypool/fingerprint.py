@@ -15,6 +15,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from steadypool.printable import printable
+
 LONGEST = 120
 """Characters of a statement that are shown; the hash tells longer ones apart."""
 
@@ -106,7 +108,7 @@ class Name(NamedTuple):
 
 
 def _name(statement: str) -> Name:
-    text = re.sub(r"\s+", " ", _without_values(statement)).strip()
+    text = printable(re.sub(r"\s+", " ", _without_values(statement)).strip())
     text = _FOLDED_ROWS.sub("(?)", _FOLDED.sub("?", text))
     if len(statement) == LONGEST_READ:
         text = _CUT_ROW.sub(r"\1", text)  # where it was cut depends on how long the values were

@@ -13,6 +13,7 @@ import ssl
 from dataclasses import dataclass
 
 from steadypool.errors import ConfigurationError, causes
+from steadypool.printable import printable
 from steadypool.sqlstate import THE_DRIVERS_OWN, is_final_at_connect
 
 INVALID_PASSWORD = "28P01"
@@ -136,5 +137,5 @@ def _summary(error: BaseException) -> str:
     )
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
         text = os.strerror(error.errno) if error.errno > 0 else text
-    line = " ".join(str(text).split())
+    line = printable(" ".join(str(text).split()))
     return line or type(error).__name__

@@ -29,6 +29,7 @@ from steadypool.pipeline import (
     Unclean,
 )
 from steadypool.pool import Pool
+from steadypool.printable import printable
 from steadypool.sharable import ATTEMPTS, check_timeout
 from steadypool.shared import naming
 from steadypool.shared.call import Call
@@ -335,7 +336,11 @@ class SharedWay(Seating):
         if isinstance(failure, Overdue | Unclean):
             self._offences += 1
             seat.offence = str(failure)
-            _log.warning("a shared connection was dropped because of %s: %s", fingerprint(call.sql), failure)
+            _log.warning(
+                "a shared connection was dropped because of %s: %s",
+                fingerprint(call.sql),
+                printable(str(failure)),
+            )
         elif seat.offence is not None:
             self._collateral += 1
 

@@ -31,7 +31,7 @@ from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
 from steadypool.sqlalchemy.record import Record, RecordDriver
 from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
-from steadypool.whereabouts import Place, current_request, whereabouts
+from steadypool.whereabouts import Place, request_name, whereabouts
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -173,7 +173,7 @@ class SteadyPool(pool.Pool):
             workload = current_workload.get()
             lease = None
             if in_greenlet():  # without a switch of greenlets, if there is one to be had at once
-                lease = core.acquire_now(name=current_request.get(), workload=workload, places=places)
+                lease = core.acquire_now(name=request_name(), workload=workload, places=places)
             if lease is None:
                 lease = await_only(self._acquire(workload, places))
         except errors.SteadypoolError as error:
@@ -206,7 +206,7 @@ class SteadyPool(pool.Pool):
         """
         places = whereabouts() if self.options.leak_after is not None else ()
         try:
-            lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
+            lease = self.core.acquire_now(name=request_name(), workload=workload, places=places)
             if lease is None:
                 lease = await self._acquire(workload, places)
             unproven_after = self.unproven_after
@@ -285,7 +285,7 @@ class SteadyPool(pool.Pool):
     def _acquire(self, workload: str | None, places: tuple[Place, ...]) -> Coroutine[Any, Any, Lease[Record]]:
         """Wait for a connection; whoever wants to know of waits is told of this one."""
         self._make_room()
-        acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
+        acquiring = self.core.acquire(name=request_name(), workload=workload, places=places)
         return self._told_wait(acquiring, workload) if self.observers.wanted(WaitEnded) else acquiring
 
     async def _told_wait(

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from steadypool.printable import printable
+
 _log = logging.getLogger("steadypool.alerts")
 
 TIMEOUT = 5.0
@@ -87,7 +89,7 @@ class Webhook:
                 if status < 500:
                     attempt = ATTEMPTS
             if attempt == ATTEMPTS:
-                _log.warning("an alert could not be sent to %s: %s", self._host, outcome)
+                _log.warning("an alert could not be sent to %s: %s", self._host, printable(outcome))
                 return
 
     async def _post(self, body: bytes) -> int:
