@@ -56,6 +56,9 @@ class Adopted(Protocol):
     def pgconn(self) -> abc.PGconn: ...  # noqa: D102
     @property
     def adapters(self) -> AdaptersMap: ...  # noqa: D102
+
+    interrupted: bool
+
     def abort(self) -> None: ...  # noqa: D102
     async def cancel_safe(self, *, timeout: float = 30.0) -> None: ...  # noqa: D102
 
@@ -526,7 +529,10 @@ class PipelinedConnection(Wire):
             return
         pgconn = self.pgconn
         if self._descriptor == -1:
-            if pgconn.status != ConnStatus.OK or pgconn.transaction_status == TransactionStatus.ACTIVE:
+            given_up = (
+                self.psycopg_connection.interrupted or pgconn.transaction_status == TransactionStatus.ACTIVE
+            )
+            if given_up or pgconn.status != ConnStatus.OK:
                 self._end(None)
                 return
             self._enter()
