@@ -42,13 +42,12 @@ _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
 
 
 class Adopted(Protocol):
-    """The psycopg connection underneath (`SteadyAsyncConnection`): open, and in nobody's hands."""
+    """The psycopg connection underneath: open, and in nobody's hands."""
 
     @property
     def pgconn(self) -> abc.PGconn: ...  # noqa: D102
     @property
     def adapters(self) -> AdaptersMap: ...  # noqa: D102
-    def abort(self) -> None: ...  # noqa: D102
     async def cancel_safe(self, *, timeout: float = 30.0) -> None: ...  # noqa: D102
 
 
@@ -216,7 +215,7 @@ class PipelinedConnection(Wire):
                 flight = self._put_prepared(segment, adapted[0])
             if flight is None:
                 flight = self._put_commands(segment, adapted, roll_back=roll_back)
-        except psycopg.Error as error:
+        except Exception as error:  # noqa: BLE001 - what libpq has of it already, no answer would fit
             flights.append(Flight(segment, [], {}))
             self._end(error)
             return
@@ -302,12 +301,12 @@ class PipelinedConnection(Wire):
             self._take_answers()
         except Deadly as deadly:
             self._end(deadly.error)
-        except (OutOfStep, psycopg.Error) as error:
+        except Exception as error:  # noqa: BLE001 - out of step, or a bug: no later answer could be trusted
             self._end(error)
         if not self._flights and self._drained is not None:
             self._at_rest()
         if self.after_answers is not None:
-            self.after_answers()
+            self._call(self.after_answers)
 
     def _take_answers(self) -> None:
         pgconn, flights = self.pgconn, self._flights
@@ -357,7 +356,11 @@ class PipelinedConnection(Wire):
             self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         error = segment.error
         if error is not None:
-            if self._repeat(flight, error):
+            try:
+                if self._repeat(flight, error):
+                    return
+            except Exception as failure:  # noqa: BLE001 - it cannot be sent again: its caller has to know
+                self._settle(segment, failure)
                 return
             if segment.must_succeed:
                 self._end(error)
@@ -399,7 +402,16 @@ class PipelinedConnection(Wire):
                 if not self._loop.is_closed():
                     raise
         if segment.on_settled is not None:
-            segment.on_settled(segment)
+            self._call(segment.on_settled, segment)
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        """Call what others left here. What it raises is reported, and keeps nothing else from being settled."""
+        try:
+            function(*args)
+        except Exception as error:  # noqa: BLE001 - theirs, and the other callers' answers must not wait for it
+            self._loop.call_exception_handler(
+                {"message": f"{function!r} raised, called by a connection", "exception": error}
+            )
 
     def _offend(self, flight: Flight, result: abc.PGresult) -> None:
         """It did what strangers would feel: it, and nobody else, gets to hear that."""
@@ -513,9 +525,13 @@ class PipelinedConnection(Wire):
             if pgconn.status != ConnStatus.OK or pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self._end(None)
                 return
-            self._enter()
-            self._transformer = Transformer(self.psycopg_connection)  # type: ignore[arg-type]
-            self.statements.look_anew()
+            try:
+                self._enter()
+                self._transformer = Transformer(self.psycopg_connection)  # type: ignore[arg-type]
+                self.statements.look_anew()
+            except Exception as error:  # noqa: BLE001 - it cannot go on: what was held back has to know
+                self._end(error)
+                return
         held, self._held = self._held or (), None
         for segment in held:
             if self._closed:
@@ -549,8 +565,8 @@ class PipelinedConnection(Wire):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._leave_loop()
-        self.psycopg_connection.abort()
+        self._call(self._leave_loop)
+        self._call(_cut, self.psycopg_connection)
         flights, held = list(self._flights), self._held or ()
         self._flights.clear()
         self._held = None
@@ -560,14 +576,23 @@ class PipelinedConnection(Wire):
             self._settle(flight.segment, _gone(reason, flight.segment))
         for segment in held:
             self._settle(segment, _gone(reason, segment))
-        self._at_rest()
+        self._call(self._at_rest)
         listeners, self._listeners = self._listeners, []
         for tell in listeners:
-            tell()
+            self._call(tell)
 
     def _at_rest(self) -> None:
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
+
+
+def _cut(connection: Any) -> None:
+    """Close libpq's socket. A connection that a caller's own creator made is psycopg's plain one."""
+    if hasattr(connection, "abort"):
+        connection.abort()
+    else:
+        connection._closed = True  # what psycopg's own close() sets: no warning when the object goes
+        connection.pgconn.finish()
 
 
 def _gone(reason: BaseException | None, segment: Segment) -> ConnectionGone:

@@ -110,15 +110,13 @@ class Wire:
                 self._loop.remove_writer(self._descriptor)
 
     def _readable(self) -> None:
-        waiting, self._flushing = (
-            self._flushing,
-            True,
-        )  # whoever is answered may send more: all of it goes at once
+        # Whoever is answered may send more: all of it goes at once.
+        waiting, self._flushing = self._flushing, True
         try:
             self.pgconn.consume_input()
             if self._encrypted:
                 self._read_all()
-        except psycopg.Error as error:
+        except (psycopg.Error, OSError) as error:
             self._collect_and_end(error)
             return
         self._collect()
