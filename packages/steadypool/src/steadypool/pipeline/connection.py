@@ -24,9 +24,17 @@ from steadypool.errors import ConfigurationError
 from steadypool.pipeline.adapting import Adapted, adapt
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
 from steadypool.pipeline.library import OLDEST, libpq_function
-from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
+from steadypool.pipeline.segment import (
+    ConnectionGone,
+    Overdue,
+    Result,
+    Segment,
+    Statement,
+    Unclean,
+    gone_with,
+)
 from steadypool.pipeline.statements import State, Statements, Step, is_stale
-from steadypool.pipeline.wire import Wire
+from steadypool.pipeline.wire import Wire, cut_off
 
 _TEXT, _BINARY = Format.TEXT, Format.BINARY
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
@@ -404,15 +412,6 @@ class PipelinedConnection(Wire):
         if segment.on_settled is not None:
             self._call(segment.on_settled, segment)
 
-    def _call(self, function: Callable[..., object], *args: object) -> None:
-        """Call what others left here. What it raises is reported, and keeps nothing else from being settled."""
-        try:
-            function(*args)
-        except Exception as error:  # noqa: BLE001 - theirs, and the other callers' answers must not wait for it
-            self._loop.call_exception_handler(
-                {"message": f"{function!r} raised, called by a connection", "exception": error}
-            )
-
     def _offend(self, flight: Flight, result: abc.PGresult) -> None:
         """It did what strangers would feel: it, and nobody else, gets to hear that."""
         self._flights.popleft()
@@ -535,7 +534,7 @@ class PipelinedConnection(Wire):
         held, self._held = self._held or (), None
         for segment in held:
             if self._closed:
-                self._settle(segment, _gone(None, segment))
+                self._settle(segment, gone_with(None, segment))
                 continue
             try:
                 self._put(segment)
@@ -566,16 +565,16 @@ class PipelinedConnection(Wire):
             self._timer.cancel()
             self._timer = None
         self._call(self._leave_loop)
-        self._call(_cut, self.psycopg_connection)
+        self._call(cut_off, self.psycopg_connection)
         flights, held = list(self._flights), self._held or ()
         self._flights.clear()
         self._held = None
         if because_of is not None:
             self._settle(because_of, reason)
         for flight in flights:
-            self._settle(flight.segment, _gone(reason, flight.segment))
+            self._settle(flight.segment, gone_with(reason, flight.segment))
         for segment in held:
-            self._settle(segment, _gone(reason, segment))
+            self._settle(segment, gone_with(reason, segment))
         self._call(self._at_rest)
         listeners, self._listeners = self._listeners, []
         for tell in listeners:
@@ -584,27 +583,6 @@ class PipelinedConnection(Wire):
     def _at_rest(self) -> None:
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-
-
-def _cut(connection: Any) -> None:
-    """Close libpq's socket. A connection that a caller's own creator made is psycopg's plain one."""
-    if hasattr(connection, "abort"):
-        connection.abort()
-    else:
-        connection._closed = True  # what psycopg's own close() sets: no warning when the object goes
-        connection.pgconn.finish()
-
-
-def _gone(reason: BaseException | None, segment: Segment) -> ConnectionGone:
-    said = "it was aborted" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
-    error = ConnectionGone(
-        f"the connection ended: {said}",
-        sent=segment.sent,
-        answered=segment.answered,
-        sqlstate=getattr(reason, "sqlstate", None),
-    )
-    error.__cause__ = reason
-    return error
 
 
 def _look_at(future: asyncio.Future[list[Result]]) -> None:
