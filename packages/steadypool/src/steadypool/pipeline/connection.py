@@ -32,9 +32,10 @@ from steadypool.pipeline.segment import (
     Segment,
     Statement,
     Unclean,
+    gone_with,
 )
 from steadypool.pipeline.statements import State, Statements, Step, is_stale
-from steadypool.pipeline.wire import Wire
+from steadypool.pipeline.wire import Wire, cut_off
 
 _TEXT, _BINARY = Format.TEXT, Format.BINARY
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
@@ -50,7 +51,7 @@ _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
 
 
 class Adopted(Protocol):
-    """The psycopg connection underneath (`SteadyAsyncConnection`): open, and in nobody's hands."""
+    """The psycopg connection underneath: open, and in nobody's hands."""
 
     @property
     def pgconn(self) -> abc.PGconn: ...  # noqa: D102
@@ -59,7 +60,6 @@ class Adopted(Protocol):
 
     interrupted: bool
 
-    def abort(self) -> None: ...  # noqa: D102
     async def cancel_safe(self, *, timeout: float = 30.0) -> None: ...  # noqa: D102
 
 
@@ -233,7 +233,7 @@ class PipelinedConnection(Wire):
                 flight = self._put_prepared(segment, adapted[0])
             if flight is None:
                 flight = self._put_commands(segment, adapted, roll_back=roll_back)
-        except psycopg.Error as error:
+        except Exception as error:  # noqa: BLE001 - what libpq has of it already, no answer would fit
             flights.append(Flight(segment, [], {}))
             self._end(error)
             return
@@ -319,12 +319,12 @@ class PipelinedConnection(Wire):
             self._take_answers()
         except Deadly as deadly:
             self._end(deadly.error)
-        except (OutOfStep, psycopg.Error) as error:
+        except Exception as error:  # noqa: BLE001 - out of step, or a bug: no later answer could be trusted
             self._end(error)
         if not self._flights and self._drained is not None:
             self._at_rest()
         if self.after_answers is not None:
-            self.after_answers()
+            self._call(self.after_answers)
 
     def _take_answers(self) -> None:
         pgconn, flights = self.pgconn, self._flights
@@ -374,7 +374,11 @@ class PipelinedConnection(Wire):
             self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         error = segment.error
         if error is not None:
-            if self._repeat(flight, error):
+            try:
+                if self._repeat(flight, error):
+                    return
+            except Exception as failure:  # noqa: BLE001 - it cannot be sent again: its caller has to know
+                self._settle(segment, failure)
                 return
             if segment.must_succeed:
                 self._end(error)
@@ -416,7 +420,7 @@ class PipelinedConnection(Wire):
                 if not self._loop.is_closed():
                     raise
         if segment.on_settled is not None:
-            segment.on_settled(segment)
+            self._call(segment.on_settled, segment)
 
     def _offend(self, flight: Flight, result: abc.PGresult) -> None:
         """It did what strangers would feel: it, and nobody else, gets to hear that."""
@@ -535,13 +539,17 @@ class PipelinedConnection(Wire):
             if given_up or pgconn.status != ConnStatus.OK:
                 self._end(None)
                 return
-            self._enter()
-            self._transformer = Transformer(self.psycopg_connection)  # type: ignore[arg-type]
-            self.statements.look_anew()
+            try:
+                self._enter()
+                self._transformer = Transformer(self.psycopg_connection)  # type: ignore[arg-type]
+                self.statements.look_anew()
+            except Exception as error:  # noqa: BLE001 - it cannot go on: what was held back has to know
+                self._end(error)
+                return
         held, self._held = self._held or (), None
         for segment in held:
             if self._closed:
-                self._settle(segment, _gone(None, segment))
+                self._settle(segment, gone_with(None, segment))
                 continue
             try:
                 self._put(segment)
@@ -571,37 +579,25 @@ class PipelinedConnection(Wire):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._leave_loop()
-        self.psycopg_connection.abort()
+        self._call(self._leave_loop)
+        self._call(cut_off, self.psycopg_connection)
         flights, held = list(self._flights), self._held or ()
         self._flights.clear()
         self._held = None
         if because_of is not None:
             self._settle(because_of, reason)
         for flight in flights:
-            self._settle(flight.segment, _gone(reason, flight.segment))
+            self._settle(flight.segment, gone_with(reason, flight.segment))
         for segment in held:
-            self._settle(segment, _gone(reason, segment))
-        self._at_rest()
+            self._settle(segment, gone_with(reason, segment))
+        self._call(self._at_rest)
         listeners, self._listeners = self._listeners, []
         for tell in listeners:
-            tell()
+            self._call(tell)
 
     def _at_rest(self) -> None:
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-
-
-def _gone(reason: BaseException | None, segment: Segment) -> ConnectionGone:
-    said = "it was aborted" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
-    error = ConnectionGone(
-        f"the connection ended: {said}",
-        sent=segment.sent,
-        answered=segment.answered,
-        sqlstate=getattr(reason, "sqlstate", None),
-    )
-    error.__cause__ = reason
-    return error
 
 
 def _look_at(future: asyncio.Future[list[Result]]) -> None:

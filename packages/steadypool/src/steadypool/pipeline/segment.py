@@ -147,6 +147,19 @@ class Segment:
         return min(ping, self.limit)
 
 
+def gone_with(reason: BaseException | None, segment: Segment) -> ConnectionGone:
+    """The error for a segment whose connection ended for `reason`; None where it was aborted."""
+    said = "it was aborted" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
+    error = ConnectionGone(
+        f"the connection ended: {said}",
+        sent=segment.sent,
+        answered=segment.answered,
+        sqlstate=getattr(reason, "sqlstate", None),
+    )
+    error.__cause__ = reason
+    return error
+
+
 class Names(tuple[str, ...]):
     """The names of a result's columns, and what else was made of its columns once.
 
