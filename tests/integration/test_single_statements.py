@@ -397,3 +397,15 @@ async def test_what_only_a_session_can_run_is_refused(things: Database) -> None:
         await things.fetch(select(THINGS.c.id), 7)
     with pytest.raises(InvalidRequestError, match="bind parameter 'id'"):
         await things.fetch(select(THINGS.c.id).where(THINGS.c.id == bindparam("id")))
+
+
+async def test_a_network_of_2_to_the_64_addresses_is_one_value(db: Database) -> None:
+    assert str(await db.fetchval("select '2001:db8::/64'::cidr")) == "2001:db8::/64"
+
+
+async def test_a_dashed_line_above_a_statement_is_a_comment(db: Database) -> None:
+    sql = "-" * 60 + "\nselect 1"
+    for _ in range(3):
+        assert await db.fetchval(sql) == 1
+        async with db.session() as session:
+            assert await session.scalar(sa.text(sql)) == 1

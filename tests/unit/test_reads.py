@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from steadypool.reads import LONGEST, only_reads
+from steadypool.reads import only_reads
 
 READS = [
     "select 1",
@@ -18,6 +18,8 @@ READS = [
     'select "order"."key" from "order" where note = \'pg_advisory_lock(1)\'',
     "select lower(title) from tracks where exists (select from likes)",
     "select $tag$ for update $tag$",
+    r"select title from tracks where title ~ '\d' ;",
+    "select 1; select 2",
     "select coalesce(a, b) from (select 1 as a, 2 as b) as both_of_them",
 ]
 
@@ -49,7 +51,7 @@ IN_DOUBT = [
     "call p()",
     "declare c cursor for select 1",
     "select é(1)",
-    "select 1 where " + "a = 1 and " * LONGEST + "true",
+    r"select '\'' , pg_advisory_xact_lock(1), '\''",
 ]
 
 

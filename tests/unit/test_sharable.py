@@ -1,4 +1,4 @@
-"""What is refused on a connection that strangers share, and what only looks like it."""
+"""What is refused on a connection that callers share, and what only looks like it."""
 
 from __future__ import annotations
 
@@ -40,6 +40,42 @@ from steadypool.sharable import refusal
         "select 1 as n into temp t",
         "select currval('s')",
         r"select E'\'', set_config('a', 'b', false)",
+        # Names that are not what they look like.
+        r"""select U&"set\005fconfig"('role', 'mallory', false)""",
+        """select u&"set!005fconfig" uescape '!' ('role', 'mallory', false)""",
+        "select 1 as a😀$$, set_config('role', 'mallory', false) as \"$$\"",
+        "select 1 as a\u00a0$$, set_config('role', 'mallory', false) as \"$$\"",
+        "select $😀$ /* $😀$, set_config('role', 'mallory', false)",
+        "select $😀$ ' $😀$, set_config('role', 'mallory', false) as \"'\"",
+        "select 1 as a$b$, set_config('role', 'mallory', false) as \"$b$\"",
+        "select E'a'\n-- b\n'\\'', set_config('role', 'mallory', false) --'",
+        "select 'a\\', set_config('role', 'mallory', false) --'",
+        r"select '\'' || set_config('role', 'mallory', false) || ''",
+        "select 1/**/--*/\n, set_config('role', 'mallory', false)",
+        "select 1 +/* /* */ */ 1, set_config('role', 'mallory', false)",
+        "select 1from pg_advisory_lock(1)",
+        "select 0 into temp x",
+        # Ways to the session that no command has.
+        "update pg_settings set setting = 'evil' where name = 'search_path'",
+        'update only pg_catalog."pg_settings" set setting = 1',
+        "with x as (update pg_settings s set setting = 'off' where name = 'row_security' returning 1) select * from x",
+        "create table pg_temp.victims (secret text)",
+        "create view pg_temp.victims as select 'FAKE' as secret",
+        "create sequence pg_temp.s",
+        "select 'FAKE' as secret into pg_temp.victims",
+        "select 1 as n into temporary table t",
+        "select 1 as n into local temp t",
+        "create or replace temporary recursive view v (n) as select 1",
+        "create or replace local temporary view v as select 1",
+        "create temporary sequence s",
+        "explain analyze create temp table t as select 1",
+        "explain (analyze, costs off) execute p",
+        "select * from ts_stat('select pg_advisory_lock(99)::text::tsvector')",
+        "select query_to_xml('select set_config(''role'', ''mallory'', false)', true, false, '')",
+        "select set_limit(0.1)",
+        "; set role mallory",
+        "select 1; set role mallory",
+        "create function f() returns int begin atomic select case when true then 1 end; end; set role mallory",
     ],
 )
 def test_refused(sql: str) -> None:
@@ -60,6 +96,15 @@ def test_refused(sql: str) -> None:
         "notify channel",
         "select 'it''s' , 'lock table t'",
         "create table t (n int)",
+        "create table temp (n int)",
+        "insert into temp select 1",
+        "create function f() returns int begin atomic select case when true then 1 end; select 2; end",
+        "select * from pg_settings where name = 'work_mem'",
+        "update my_settings set a = 1",
+        "explain select 1",
+        "explain (costs off) select 'set_config('",
+        "select $é$ set_config( $é$",
+        "select 1 as é$$, 2 as b$$",
         "",
     ],
 )

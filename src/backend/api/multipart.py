@@ -11,6 +11,8 @@ from starlette.requests import Request
 
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 4 * 1024
+"""Of one header line: what takes a header apart takes longer than in proportion to its length."""
 
 Sink = Callable[[bytes], Awaitable[None]]
 
@@ -52,9 +54,15 @@ class _Collector:
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
+        self._check_header()
 
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
         self._header_value += data[start:end]
+        self._check_header()
+
+    def _check_header(self) -> None:
+        if len(self._header_name) + len(self._header_value) > MAX_HEADER_BYTES:
+            raise MalformedForm(f"a header in the form is longer than {MAX_HEADER_BYTES:,} bytes")
 
     def on_header_end(self) -> None:
         if bytes(self._header_name).lower() != b"content-disposition":
@@ -99,7 +107,10 @@ def _text(raw: bytes, what: str) -> str:
 
 
 def _boundary(request: Request) -> bytes:
-    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    header = request.headers.get("content-type", "")
+    if len(header) > MAX_HEADER_BYTES:
+        raise MalformedForm(f"the content type is longer than {MAX_HEADER_BYTES:,} bytes")
+    content_type, options = parse_options_header(header)
     boundary = options.get(b"boundary")
     if content_type != b"multipart/form-data" or not boundary:
         raise MalformedForm("send a multipart/form-data body")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from steadypool._sql_text import split
 from steadypool.rows import Row, named_rows, row_type
 
 
@@ -144,7 +145,7 @@ class PipelinedDialogue:
         made = self._pipeline.Statement
         # What begins a transaction may bring along its limits: a segment of several statements.
         statements = (
-            [made(part, args) for part in sql.split("; ")] if sql.startswith("BEGIN; ") else [made(sql, args)]
+            [made(part, args) for part in split(sql)] if sql.startswith("BEGIN; ") else [made(sql, args)]
         )
         return self._pipeline.Segment(statements, limit=limit)
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from functools import lru_cache
 from typing import NamedTuple
 
+from steadypool import _sql_text
+from steadypool._sql_text import TextCache
 from steadypool.printable import printable
 
 LONGEST = 120
@@ -23,25 +24,12 @@ LONGEST = 120
 LONGEST_READ = 16_384
 """Characters of a statement that are looked at; what follows is not part of its name."""
 
-_LETTER = r"A-Za-z_\x80-\U0010ffff"
-_TOKEN = re.compile(
-    rf"""
-      (?P<comment> --[^\n\r]* )
-    | (?P<block>   /\* )
-    | (?P<escapes> [eE]'(?:[^'\\]|''|\\.)*+(?:'|\Z) )
-    | (?P<string>  (?:[bBxXnN]|[uU]&)?'(?:[^'\\]|''|\\\\|\\[^'\\])*+' )
-    | (?P<dollar>  (?P<tag>\$(?:[{_LETTER}][{_LETTER}0-9]*)?\$).*?(?:(?P=tag)|\Z) )
-    | (?P<quoted>  (?:[uU]&)?"(?:[^"]|"")*+" )
-    | (?P<unclear> ['"].* )
-    | (?P<marker>  (?:\$\d+ | %\([^)]*\)[sbt] | %[sbt]) (?:::[\w ]+?(?:\[\])?(?=[\s,)]|\Z))?
-                 | \.?\d(?:[eE][+-]\d|[\w.])* )
-    | (?P<name>    [{_LETTER}][{_LETTER}0-9$]* )
-    | (?P<space>   \s+ )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_COMMENT_EDGE = re.compile(r"/\*|\*/")
+_CERTAIN = re.compile(r"[nN]?'(?:[^'\\]|''|\\\\|\\[^'\\])*+'")
+"""A plain string whose end is the same with and without `standard_conforming_strings`."""
 _PLAIN_NAME = re.compile(r'(?:[uU]&)?"[\w $]+"')
+_PARAMETER = "\0"
+_MARKER = re.compile(r"%(?:\([^()%]*\))?[sbt](?!\w)")
+_CAST = re.compile(rf"{_PARAMETER}(?:::[\w ]+?(?:\[\])?(?=[\s,)]|\Z))?")
 _FOLDED = re.compile(r"\?(?:\s*,\s*\?)+")
 _FOLDED_ROWS = re.compile(r"\(\?\)(?:\s*,\s*\(\?\))+")
 _CUT_ROW = re.compile(r"(\(\?\)),? ?\(?[^()]*$")
@@ -70,34 +58,27 @@ _SETTING = re.compile(r"((?:^|; ?)set (?:local |session )?[\w.]+ ?(?:=|\bto\b))[
 
 def _without_values(statement: str) -> str:
     parts: list[str] = []
-    position = 0
-    while (match := _TOKEN.search(statement, position)) is not None:
-        parts.append(statement[position : match.start()])
-        position = match.end()
-        kind = match.lastgroup
-        if kind == "block":
-            position = _end_of_comment(statement, position)
+    before = _sql_text.SPACE
+    for kind, start, end in _sql_text.tokens(statement):
+        text = statement[start:end]
+        if kind in (_sql_text.SPACE, _sql_text.COMMENT):
             parts.append(" ")
-        elif kind in ("comment", "space"):
-            parts.append(" ")
-        elif kind == "name":
-            parts.append(match[0])
-        elif kind == "quoted":
+        elif kind == _sql_text.NAME:
+            if before not in (_sql_text.NUMBER, _sql_text.PARAMETER):  # what touches a number belongs to it
+                parts.append(text)
+        elif kind == _sql_text.OTHER:
+            parts.append(text)
+        elif kind in (_sql_text.QUOTED, _sql_text.ESCAPED_NAME):
             # What is quoted is a name; one that looks unlike one is a value in the wrong quotes.
-            parts.append(match[0] if _PLAIN_NAME.fullmatch(match[0]) else '"?"')
+            parts.append(text if _PLAIN_NAME.fullmatch(text) else '"?"')
+        elif kind == _sql_text.PARAMETER:
+            parts.append(_PARAMETER)
         else:
             parts.append("?")
-    parts.append(statement[position:])
-    return "".join(parts)
-
-
-def _end_of_comment(statement: str, position: int) -> int:
-    """Comments in /* */ may contain others."""
-    depth = 1
-    while depth and (edge := _COMMENT_EDGE.search(statement, position)) is not None:
-        depth += 1 if edge[0] == "/*" else -1
-        position = edge.end()
-    return len(statement) if depth else position
+            if kind == _sql_text.PLAIN and not _CERTAIN.fullmatch(text):
+                break
+        before = kind
+    return _CAST.sub("?", _MARKER.sub(_PARAMETER, "".join(parts)))
 
 
 class Name(NamedTuple):
@@ -130,7 +111,7 @@ def _summary(text: str) -> str:
     return operation if target is None else f"{operation} {target[1]}"[:LONGEST]
 
 
-_known = lru_cache(maxsize=1024)(_name)
+_known = TextCache(lambda statement: _name(statement[:LONGEST_READ]), entries=1024, characters=1_000_000)
 
 
 def name_of(statement: str) -> Name:
@@ -140,8 +121,7 @@ def name_of(statement: str) -> Name:
         >>> name_of("select * from tracks where id = 7").summary
         'SELECT tracks'
     """
-    # Long ones are rare, and a thousand of them would be much to remember.
-    return _known(statement) if len(statement) <= 4096 else _name(statement[:LONGEST_READ])
+    return _known(statement)
 
 
 def fingerprint(statement: str) -> str:

@@ -6,13 +6,11 @@ of ALTER TABLE; row locks and advisory locks are what others meet (PostgreSQL ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Sequence
+from itertools import pairwise
 
-from steadypool import sharable
-
-LONGEST = 8_192
-"""Characters of a statement that are looked at; a longer one is in doubt."""
+from steadypool._sql_text import TextCache, is_name
+from steadypool.session_state import readings
 
 _FIRST = frozenset(("select", "show", "table", "values", "with"))
 _WRITES = frozenset(("delete", "insert", "into", "lock", "merge", "share", "update"))
@@ -49,48 +47,26 @@ _FUNCTIONS = frozenset(
 _MAY_BE_CALLED = _BEFORE_PARENTHESIS | _FUNCTIONS
 
 
-def only_reads(sql: str) -> bool:
-    """Whether a statement takes no lock that another could meet, as far as its text says; in doubt False.
-
-    Example:
-        >>> only_reads("select title from tracks where id = $1"), only_reads("select id from jobs for update")
-        (True, False)
-    """
-    return len(sql) <= LONGEST and _only_reads(sql)
-
-
-@lru_cache(maxsize=1024)
 def _only_reads(sql: str) -> bool:
-    before, qualified, first = "", False, True
-    for word in _words(sql):
-        if first and word != "(":
-            if word not in _FIRST:
-                return False
-            first = False
-        if word in _WRITES or word == ";":
-            return False
-        if word == "(" and _is_name(before) and (qualified or before not in _MAY_BE_CALLED):
-            return False
-        qualified = before == "." and _is_name(word)
-        before = word
-    return not first
+    found = list(readings(sql))
+    return bool(found) and all(map(_locks_nothing, found))
 
 
-def _is_name(word: str) -> bool:
-    return word not in ("", "(", ".", ")", "?")
+def _locks_nothing(words: Sequence[str]) -> bool:
+    first = next((word for word in words if word != "("), "")
+    if first not in _FIRST or not _WRITES.isdisjoint(words):
+        return False
+    return all(
+        before in _MAY_BE_CALLED and words[at - 1 : at] != ["."]
+        for at, (before, word) in enumerate(pairwise(words))
+        if word == "(" and is_name(before)
+    )
 
 
-def _words(sql: str) -> Iterator[str]:
-    """Names in lower case, parentheses, dots and semicolons; `?` for anything else but white space and comments."""
-    at = 0
-    while (match := sharable._TOKEN.match(sql, at)) is not None:  # pyright: ignore[reportPrivateUsage]
-        at = match.end()
-        kind = match.lastgroup
-        if kind == "comment":
-            at = sharable._end_of_comment(sql, at)  # pyright: ignore[reportPrivateUsage]
-        elif kind == "name":
-            yield match[0].lower()
-        elif kind == "quoted":
-            yield match[0]
-        elif kind != "space":
-            yield match[0] if match[0] in "().;" else "?"
+only_reads = TextCache(_only_reads)
+"""Whether a statement takes no lock that another could meet, as far as its text says; in doubt False.
+
+Example:
+    >>> only_reads("select title from tracks where id = $1"), only_reads("select id from jobs for update")
+    (True, False)
+"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol, cast
 
@@ -41,20 +41,34 @@ def row_type(names: tuple[str, ...]) -> type[NamedRow]:
     return type("NamedRow", (NamedRow,), {"__slots__": (), "_names": names})
 
 
-def size_of(value: Any) -> int:
-    """About how many bytes a value, a row or a whole result has on the network.
+OTHER_SIZE = 8
+"""Bytes that a value counts whose type does not say how large it is."""
+
+
+def size_of(rows: Iterable[Iterable[Any]]) -> int:
+    """About how many bytes the values of a result have on the network.
+
+    Only exactly `str`, `bytes`, `list`, `tuple` and `dict` are looked into. Any other value counts `OTHER_SIZE`,
+    also where it can be iterated: a network or a range may have more elements than a program can count.
 
     Example:
         >>> size_of([("abc", 1), (b"de", None)])
         21
     """
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(size_of, cast("Mapping[Any, Any]", value).values()))
-    if isinstance(value, Iterable):
-        return sum(map(size_of, cast("Iterable[Any]", value)))
-    return 8
+    size = 0
+    pending: list[Any] = [value for row in rows for value in row]
+    while pending:
+        value = pending.pop()
+        kind = cast(type[Any], type(value))  # exactly: a subclass may iterate as it likes
+        if kind is str or kind is bytes:
+            size += len(value)
+        elif kind is list or kind is tuple:
+            pending += value
+        elif kind is dict:
+            pending += cast("dict[Any, Any]", value).values()
+        else:
+            size += OTHER_SIZE
+    return size
 
 
 def named_rows(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[NamedRow]:

@@ -1,14 +1,16 @@
-"""What must not travel over a connection that strangers share: whatever outlives its statement there.
+"""What must not travel over a connection that callers share: whatever outlives its statement there.
 
-Shared SQL is trusted SQL: this looks at the text, so that nobody does by accident what others would feel. What a
-function does inside, the text does not tell; of that the server's tags and parameters show a part.
+Multiplexed SQL is trusted SQL: this reads the text, so that a caller does not do by accident what others would feel.
+What a function does inside, the text does not show; of that the server's tags and parameters show a part.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-from functools import lru_cache
+from collections.abc import Sequence
+
+from steadypool import session_state
+from steadypool._sql_text import TextCache
 
 ATTEMPTS = 3
 """How often a single statement is sent at most, where nothing of it can have taken effect, or that does no harm."""
@@ -29,26 +31,14 @@ _LASTING = (
 )
 _COMMANDS = {
     **dict.fromkeys(_TRANSACTIONS, "it belongs to a transaction, and here every statement is one of its own"),
-    **dict.fromkeys(_SETTINGS, "what it changes in the session would reach strangers"),
-    **dict.fromkeys(_LASTING, "it works on the session, which is shared with strangers"),
+    **dict.fromkeys(_SETTINGS, "what it changes in the session would reach other callers"),
+    **dict.fromkeys(_LASTING, "it works on the session, which other callers share"),
 }
 _FUNCTIONS = re.compile(
-    r"set_config|setseed|currval|lastval|pg_(try_)?advisory_\w+|pg_listening_channels|dblink_connect\w*"
+    r"set_config|setseed|currval|lastval|pg_(try_)?advisory_\w+|pg_listening_channels"
+    rf"|{session_state.RUNS_TEXT}"
 )
-
-_TOKEN = re.compile(
-    r"""
-      (?P<space>   \s+ | --[^\n\r]* )
-    | (?P<comment> /\* )
-    | (?P<escaped> [eE]'(?:[^'\\]|''|\\.)*(?:'|\Z) )
-    | (?P<string>  '(?:[^']|'')*(?:'|\Z) | (?P<tag>\$(?:[^\W\d]\w*)?\$).*?(?:(?P=tag)|\Z) )
-    | (?P<quoted>  "(?:[^"]|"")*(?:"|\Z) )
-    | (?P<name>    [^\W\d][\w$]* )
-    | (?P<other>   . )
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_COMMENT_EDGE = re.compile(r"/\*|\*/")
+_EXPLAIN_WORDS = frozenset({"analyze", "analyse", "verbose"})
 
 REFUSED_TAGS = frozenset(
     tag.encode()
@@ -67,63 +57,52 @@ def check_timeout(seconds: float | None) -> None:
         raise ValueError(f"timeout={seconds!r}: allowed: seconds above 0")
 
 
-@lru_cache(maxsize=2048)
-def refusal(sql: str) -> str | None:
-    """Why a statement does not belong on a shared connection; None where it does.
+def _refusal(sql: str) -> str | None:
+    return next(filter(None, map(_reason, session_state.readings(sql))), None)
 
-    Example:
-        >>> refusal("/* hello */ BEGIN")
-        'BEGIN: it belongs to a transaction, and here every statement is one of its own'
-        >>> refusal("select 'begin'") is None
-        True
-    """
-    words = _words(sql)
-    first = next((word for word in words if word != "("), "")
+
+refusal = TextCache(_refusal)
+"""Why a statement does not belong on a shared connection; None where it does.
+
+Example:
+    >>> refusal("/* hello */ BEGIN")
+    'BEGIN: it belongs to a transaction, and here every statement is one of its own'
+    >>> refusal("select 'begin'") is None
+    True
+"""
+
+
+def _reason(words: Sequence[str]) -> str | None:
+    first = _command(words)
     if first in _COMMANDS:
         return f"{first.upper()}: {_COMMANDS[first]}"
-    for word, after in itertools.pairwise([*words, ""]):
-        if after == "(" and _FUNCTIONS.fullmatch(word):
-            return (
-                f"{word}(): what it does outlives the statement, in a session that is shared with strangers"
-            )
-    if _makes_temporary_table(words):
-        return "a temporary table would stay in a session that is shared with strangers"
+    if session_state.has_hidden_name(words):
+        return 'a name is written with Unicode escapes (U&"…"), and may be one that is refused here: write it out'
+    function = session_state.calls(words, _FUNCTIONS)
+    if function is not None:
+        return f"{function}(): what it does outlives the statement, in a session that other callers share"
+    if session_state.makes_temporary(words):
+        return "a temporary object would stay in a session that other callers share"
+    if session_state.writes_settings(words):
+        return "an update of pg_settings changes the session, which other callers share"
     return None
 
 
-def _makes_temporary_table(words: list[str]) -> bool:
-    if words[:1] == ["create"] and {"temp", "temporary"} & set(words[1:4]):
-        return True
-    return any(
-        word == "into" and {"temp", "temporary"} & set(words[at + 1 : at + 3])
-        for at, word in enumerate(words)
-    )
+def _command(words: Sequence[str]) -> str:
+    """The word that says what a statement is; under EXPLAIN, what is explained, which ANALYZE runs."""
+    at = _behind_parentheses(words, 0)
+    if words[at : at + 1] != ["explain"]:
+        return "".join(words[at : at + 1])
+    at += 1
+    if words[at : at + 1] == ["("] and ")" in words[at:]:
+        at = words.index(")", at) + 1
+    while words[at : at + 1] and words[at] in _EXPLAIN_WORDS:
+        at += 1
+    at = _behind_parentheses(words, at)
+    return "".join(words[at : at + 1])
 
 
-def _words(sql: str) -> list[str]:
-    """Names and parentheses, in lower case; without comments, which may be nested, and without literals."""
-    words: list[str] = []
-    at = 0
-    while (match := _TOKEN.match(sql, at)) is not None:
-        at = match.end()
-        kind = match.lastgroup
-        if kind == "comment":
-            at = _end_of_comment(sql, at)
-        elif kind == "name":
-            words.append(match[0].lower())
-        elif kind == "quoted":
-            words.append(match[0][1:-1].replace('""', '"'))
-        elif match[0] == "(":
-            words.append("(")
-    return words
-
-
-def _end_of_comment(sql: str, at: int) -> int:
-    depth = 1
-    while depth:
-        edge = _COMMENT_EDGE.search(sql, at)
-        if edge is None:
-            return len(sql)
-        depth += 1 if edge[0] == "/*" else -1
-        at = edge.end()
+def _behind_parentheses(words: Sequence[str], at: int) -> int:
+    while at < len(words) and words[at] == "(":
+        at += 1
     return at

@@ -145,9 +145,10 @@ def _query(query: str, refuse: _Refuse) -> dict[str, str]:
     except ValueError:
         refuse("its options are not written name=value&name=value")
     parameters: dict[str, str] = {}
+    hosts = [value for name, value in pairs if name == "host"]
     for name, value in pairs:
-        if name == "host" and name in parameters:
-            parameters[name] += f",{value}"
+        if name == "host":
+            parameters.setdefault(name, ",".join(hosts))
         elif name in parameters:
             refuse(f"the option {name} is given twice")
         else:

@@ -7,7 +7,6 @@ server has confirmed it; until then others send theirs in full.
 from __future__ import annotations
 
 import itertools
-import re
 from collections import OrderedDict
 from enum import Enum
 
@@ -16,6 +15,7 @@ from psycopg import postgres
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import Format, abc
 
+from steadypool._sql_text import first_word
 from steadypool.pipeline.segment import Names
 
 _STALE = frozenset({"26000", "0A000", "42P05"})
@@ -27,9 +27,12 @@ _NOT_THE_SAME = frozenset({18, 700, 2249})
 were never written), record (in text its fields are strings)."""
 
 
-_NAMES_ANOTHER = re.compile(r"(?:\s|--[^\n\r]*|/\*.*?\*/)*(?:fetch|execute)\b", re.IGNORECASE | re.DOTALL)
+_NAMES_ANOTHER = frozenset({"fetch", "execute"})
 """What fetches from a cursor, or executes what was prepared by hand, has the columns of whatever has that name now;
 where those change, the server gives others without a word."""
+
+_LONGEST = 65_536
+"""Characters of a statement that is remembered: a longer one is sent in full each time."""
 
 
 class State(Enum):
@@ -123,7 +126,7 @@ class Statements:
         key = (sql, types)
         known = self._known.get(key)
         if known is None:
-            if _NAMES_ANOTHER.match(sql):
+            if len(sql) > _LONGEST or first_word(sql) in _NAMES_ANOTHER:
                 return None
             known = self._known[key] = Known(key)
             if len(self._known) > self._size:

@@ -5,6 +5,7 @@ Slow are those of which more than one in twenty took too long of late.
 
 from __future__ import annotations
 
+from steadypool._sql_text import TextCache
 from steadypool.fingerprint import name_of
 from steadypool.refusal import not_for_sharing
 from steadypool.sharable import refusal
@@ -50,7 +51,7 @@ class Paces:
     """
 
     def __init__(self) -> None:
-        self._paces: dict[str, Pace] = {}
+        self._paces = TextCache(_pace_of, entries=REMEMBERED)
 
     def of(self, sql: str) -> Pace:
         """The pace of a statement.
@@ -58,12 +59,11 @@ class Paces:
         Raises:
             errors.NotForSharing: it does not belong on a shared connection.
         """
-        pace = self._paces.get(sql)
-        if pace is None:
-            why = refusal(sql)
-            if why is not None:
-                raise not_for_sharing(sql, why)
-            pace = self._paces[sql] = Pace(sql)
-            if len(self._paces) > REMEMBERED:
-                del self._paces[next(iter(self._paces))]
-        return pace
+        return self._paces(sql)
+
+
+def _pace_of(sql: str) -> Pace:
+    why = refusal(sql)
+    if why is not None:
+        raise not_for_sharing(sql, why)
+    return Pace(sql)

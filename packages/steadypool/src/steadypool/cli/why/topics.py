@@ -123,7 +123,8 @@ _FRAMES = re.compile(
     r"^(?:[ \t]+.*|Traceback .*|The above exception .*|During handling .*)$\n?", re.MULTILINE
 )
 _SQL = re.compile(
-    r"\[(?:SQL|parameters): .*?\]\s*$|\(Background on this error at: .*?\)", re.DOTALL | re.MULTILINE
+    r"\[(?:SQL|parameters): (?:[^\]]|\](?![ \t]*$))*+(?:\]|\Z)|\(Background on this error at: [^)]*+(?:\)|\Z)",
+    re.MULTILINE,
 )
 
 

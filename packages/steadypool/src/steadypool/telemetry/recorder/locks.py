@@ -32,7 +32,7 @@ _EDGES = frozenset(("BEGIN", "COMMIT", "ROLLBACK"))
 _FIRST = re.compile(r"\w+")
 _TABLE = re.compile(
     r"""\b(?: from | into | update | truncate(?:\ table)? | lock(?:\ table)? | copy | vacuum
-          | (?:alter|drop)\ table(?:\ if\ exists)? | create\ (?:unique\ )?index\ .*?\ on )\ (?:only\ )?
+          | (?:alter|drop)\ table(?:\ if\ exists)? | create\ (?:unique\ )?index\ .{0,99}?\ on )\ (?:only\ )?
         ((?:"[^"]+"|[\w$]+)(?:\.(?:"[^"]+"|[\w$]+))?)""",
     re.IGNORECASE | re.VERBOSE,
 )
