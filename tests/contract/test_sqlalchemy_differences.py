@@ -55,7 +55,7 @@ async def test_connect_errors_have_a_name(make: Any) -> None:
             assert isinstance(caught.value, steadypool.ConnectFailed)
             assert caught.value.final
             assert caught.value.__cause__ is not None
-        elif make.driver == "psycopg":
+        elif make.driver in ("psycopg", "steadypool"):
             assert isinstance(caught.value, exc.OperationalError)
         else:
             assert not isinstance(caught.value, exc.OperationalError)

@@ -363,7 +363,7 @@ class SharedWay(Seating):
                 error = copy.copy(failure)
                 error.__cause__ = failure.__cause__ or failure
                 went_without(self.pool, call, error)
-                future.set_exception(error)
+                future.set_exception(refusal.said_by_server(error) or error)
 
     # -- alone -------------------------------------------------------------------------------------------------
 
@@ -374,6 +374,8 @@ class SharedWay(Seating):
             lease: Lease[Any] = await self.pool.acquire(for_others=True)
         except errors.SteadypoolError as error:
             went_without(self.pool, call, error)
+            if (said := refusal.said_by_server(error)) is not None:
+                raise said from said.__cause__
             raise
         connection = self._pipelined(lease.connection)
         call.connection, call.connecting = lease.slot.number, lease.connecting

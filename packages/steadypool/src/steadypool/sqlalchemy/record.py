@@ -130,7 +130,12 @@ class RecordDriver:
         """One round trip, or an exception."""
         driver_connection = connection.driver_connection
         assert driver_connection is not None, "an idle record without a connection"
-        await self._owner.dialect.prove(driver_connection, select=self._owner.ping_by_select)
+        dialect = self._owner.dialect
+        try:
+            await dialect.prove(driver_connection, select=self._owner.ping_by_select)
+        except Exception as error:
+            dialect.ping_failed(error, connection.dbapi_connection)
+            raise
 
     def needs_reset(self, connection: Record) -> bool:
         """Whether a transaction was left open behind SQLAlchemy's back; `pool_reset_on_return=None` allows it."""
