@@ -176,6 +176,7 @@ class Database(Sharing, Notifying):
             pool_pre_ping={"true": True, "false": False}.get(s.pool_pre_ping.value, s.pool_pre_ping.value),
             pool_use_lifo=True,
             connection_timeout=s.connection_timeout,
+            connect_retry=s.connect_retry,
             statement_timeout=s.statement_timeout,
             server_settings=session_guards(s),
             socket_options=socket_guards(s),

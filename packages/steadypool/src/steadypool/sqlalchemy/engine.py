@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from enum import StrEnum
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import sqlalchemy.ext.asyncio as stock
@@ -18,7 +19,7 @@ from steadypool.connect.guards import milliseconds
 from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
-from steadypool.settings import Password, Pooler
+from steadypool.settings import ConnectRetry, Password, Pooler
 from steadypool.sqlalchemy.dialects import OURS, PIPELINED
 from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_errors
@@ -30,6 +31,11 @@ _stock_create_async_engine = stock.create_async_engine
 DEFAULT_CONNECTION_TIMEOUT = 30.0
 """Seconds that connecting may take where nothing says otherwise: as long as SQLAlchemy's pool waits."""
 
+LEAST_CONNECT_WAIT = 1.0
+"""Seconds that a caller waits for a connect, however short its `pool_timeout` is."""
+
+Word = TypeVar("Word", bound=StrEnum)
+
 NOTICE_VANISHED_CLIENT = {"client_connection_check_interval": "1000"}
 """Milliseconds after which a backend notices in the middle of a statement that its client has gone. Without it an
 aborted statement runs on for its whole length."""
@@ -39,6 +45,7 @@ def create_async_engine(
     url: str | URL,
     *,
     connection_timeout: float | None = None,
+    connect_retry: ConnectRetry | Literal["wake", "never"] | None = None,
     statement_timeout: float | None = None,
     server_settings: Mapping[str, str] | None = None,
     socket_options: Mapping[str, str] | None = None,
@@ -51,7 +58,7 @@ def create_async_engine(
     breaker: bool = True,
     leave_timeout: float = 2.0,
     password: Password | None = None,
-    pooler: Pooler = Pooler.AUTO,
+    pooler: Pooler | Literal["auto", "none", "session", "transaction"] = Pooler.AUTO,
     pool_name: str = "main",
     events: Events | None = None,
     ceilings: dict[str, int] | None = None,
@@ -65,7 +72,11 @@ def create_async_engine(
     Args:
         url: `postgresql://…`, which is `postgresql+steadypool://…`: psycopg's types over pipelined connections; or
             `postgresql+asyncpg://…`, `postgresql+psycopg://…`.
-        connection_timeout: seconds for a whole connect; the driver's `connect_args` value, or 30, by default.
+        connection_timeout: seconds for a whole connect; the driver's `connect_args` value, or 30, by default. Where
+            neither is given, but `pool_timeout` is, a caller waits no longer than that, a second at least.
+        connect_retry: `wake` lets callers wait for a database that refuses connects, until their time is up;
+            `never` fails at once, as SQLAlchemy does. By default as `wake`, except that a connect which this
+            machine itself refuses fails at once until one has succeeded: the port is probably wrong.
         statement_timeout: seconds that a statement may run, enforced by the server and, half a second later, by
             the client; no limit by default.
         server_settings: Postgres settings for every session, as start-up options; what the URL says wins.
@@ -99,10 +110,14 @@ def create_async_engine(
     given = _without_word_for_none(sqlalchemy_url(url))
     dialect_name = _our_name(given)
     connect_args = dict(arguments.pop("connect_args", None) or {})
-    limit = connection_timeout or _driver_timeout(connect_args) or DEFAULT_CONNECTION_TIMEOUT
+    own_limit = connection_timeout or _driver_timeout(connect_args)
+    limit = own_limit or DEFAULT_CONNECTION_TIMEOUT
+    retry = None if connect_retry is None else _chosen(ConnectRetry, "connect_retry", connect_retry)
     if arguments.get("pool") is None and arguments.get("poolclass") is None:
         options = PoolOptions(
             connect_timeout=limit,
+            connect_wait=None if own_limit else _connect_wait(arguments.get("pool_timeout")),
+            retry_connects=retry is not ConnectRetry.NEVER,
             ping_after_idle=ping_after_idle,
             leave_timeout=leave_timeout,
             max_waiting=max_waiting,
@@ -111,19 +126,17 @@ def create_async_engine(
             leak_after=leak_after,
             idle_timeout=idle_timeout,
         )
-        arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), dialect_name) | {
-            "steady_name": pool_name,
-            "steady_events": events,
-            "steady_ceilings": ceilings,
-            "steady_breaker": breaker,
-        }
+        arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), dialect_name)
+        arguments |= {"steady_name": pool_name, "steady_events": events, "steady_breaker": breaker}
+        arguments["steady_ceilings"] = ceilings
     guards = Guards(
         statement_timeout=statement_timeout,
         connect_timeout=limit,
+        connect_retry=retry,
         leave_timeout=leave_timeout,
         password=password,
         socket_options=socket_options or {},
-        pooler=pooler,
+        pooler=_chosen(Pooler, "pooler", pooler),
         on_guards_lost=lambda reason: _tell(events, pool_name, reason),
         server_settings=_at_start(statement_timeout) | dict(server_settings or {}),
     )
@@ -170,7 +183,6 @@ def _coerced(name: str, value: str) -> Any:
         **dict.fromkeys(_COUNTS, int),
         "breaker": asbool,
         "pool_pre_ping": lambda text: text if text == "select1" else asbool(text),
-        "pooler": Pooler,
     }
     convert = kinds.get(name)
     try:
@@ -201,6 +213,18 @@ def _built(given: URL, arguments: dict[str, Any]) -> AsyncEngine:
     sync_engine.url = URL(*sync_engine.url)
     name_errors(sync_engine)
     return engine
+
+
+def _connect_wait(pool_timeout: float | None) -> float | None:
+    """Seconds a caller waits for a connect where `pool_timeout` is all that was said; a connect takes its time."""
+    return None if pool_timeout is None else max(pool_timeout, LEAST_CONNECT_WAIT)
+
+
+def _chosen(kind: type[Word], name: str, value: str) -> Word:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigurationError(f"{name}={value!r}: allowed: {', '.join(kind)}") from None
 
 
 def sqlalchemy_url(url: str | URL) -> URL:

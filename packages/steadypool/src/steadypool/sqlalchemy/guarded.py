@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,8 +22,9 @@ from steadypool.connect.dsn import DEFAULT_PORT, ConnectTarget, Host, parse_url
 from steadypool.connect.network import NETWORK, Network
 from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
+from steadypool.errors import causes
 from steadypool.refusal import hook_failed
-from steadypool.settings import Password, Pooler
+from steadypool.settings import ConnectRetry, Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor
 from steadypool.sqlalchemy.errors import raise_as_sqlalchemy
 from steadypool.sqlalchemy.pooler import PoolerWatch
@@ -48,6 +50,7 @@ class Guards:
 
     statement_timeout: float | None = None
     connect_timeout: float = 30.0
+    connect_retry: ConnectRetry | None = None
     leave_timeout: float = 2.0
     password: Password | None = None
     server_settings: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -82,6 +85,7 @@ class GuardedDialect:
         self.guards = steadypool_guards or Guards()
         self._proven: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
         self._limits: weakref.WeakKeyDictionary[Any, float | None] = weakref.WeakKeyDictionary()
+        self._has_connected = False
         self.pooler_watch = PoolerWatch(
             self.guards.pooler, self.guards.server_settings, self.guards.on_guards_lost
         )
@@ -336,7 +340,21 @@ class GuardedDialect:
             target = replace(target, user=changed.pop("user"))
         prepares = changed["prepare_threshold"] is not None if "prepare_threshold" in changed else None
         own = [target.options.get("options"), changed.get("options"), changed.get("server_settings")]
-        opened = await self.open_raw(target, password, changed)
+        try:
+            opened = await self.open_raw(target, password, changed)
+        except errors.ConnectFailed as error:
+            if (
+                self.guards.connect_retry is None
+                and not self._has_connected
+                and _refused_locally(target, error)
+            ):
+                error.final = True
+                error.message += (
+                    ". No server listens there: check host and port, or wait for one that starts later with "
+                    "connect_retry='wake'"
+                )
+            raise
+        self._has_connected = True
         try:
             await self.pooler_watch.look(self.library, opened, str(own))
             return self.adopted(opened, prepares=prepares)
@@ -411,6 +429,15 @@ class GuardedDialect:
 
     async def set_autocommit(self, driver_connection: Any, value: bool) -> None:
         """Let a driver that begins transactions by itself leave that."""
+
+
+def _refused_locally(target: ConnectTarget, error: BaseException) -> bool:
+    """Whether a connect failed because there is no server where it would be on this machine."""
+    if not any(isinstance(cause, ConnectionRefusedError | FileNotFoundError) for cause in causes(error)):
+        return False
+    if not target.hosts:
+        return "PGHOST" not in os.environ
+    return all(host.is_local for host in target.hosts)
 
 
 def _changed_hosts(target: ConnectTarget, changed: dict[str, Any]) -> tuple[Host, ...]:
