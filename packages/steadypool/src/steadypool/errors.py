@@ -289,7 +289,7 @@ class TransactionRolledBack(SteadypoolError):
     """COMMIT was answered by ROLLBACK: a statement had failed before, and nobody noticed."""
 
     @classmethod
-    def at_commit(cls) -> TransactionRolledBack:
+    def at_commit(cls) -> Self:
         """The error for whoever sent the COMMIT."""
         return cls(
             "COMMIT was answered by ROLLBACK: a statement in the transaction had failed, and its error "

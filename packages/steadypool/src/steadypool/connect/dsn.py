@@ -44,6 +44,16 @@ class Host:
         return self.name.startswith(("/", "@"))
 
     @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine: a Unix socket or a loopback address."""
+        if self.is_socket or (self.name == "localhost" and not self.address):
+            return True
+        try:
+            return ipaddress.ip_address(self.address or self.name).is_loopback
+        except ValueError:  # a name: where it leads is not asked
+            return False
+
+    @property
     def socket_path(self) -> str:
         """The file of the Unix socket."""
         return f"{self.name}/.s.PGSQL.{self.port}"

@@ -21,7 +21,6 @@ from sqlalchemy.util import await_only
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.deadline import TimeLimit
 from steadypool.dialect.cursor import Cursor, ServerSideCursor
-from steadypool.errors import TransactionRolledBack
 from steadypool.pipeline import (
     ConnectionGone,
     Overdue,
@@ -33,6 +32,7 @@ from steadypool.pipeline import (
     Unclean,
 )
 from steadypool.reads import only_reads
+from steadypool.sqlalchemy.errors import TransactionRolledBack
 
 _OBJECTS = (
     b"DOMAIN EXTENSION FOREIGN_TABLE FUNCTION MATERIALIZED_VIEW OPERATOR PROCEDURE ROUTINE RULE SCHEMA SEQUENCE TABLE"
@@ -526,6 +526,10 @@ class Connection(AdaptedConnection):
         return [name for (name,) in rows]
 
     # -- the end -----------------------------------------------------------------------------------------------
+
+    def terminate(self) -> None:
+        """Close the socket now. Never waits."""
+        self._connection.abort()
 
     def close(self) -> None:
         """Say goodbye."""

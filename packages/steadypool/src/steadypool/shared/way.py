@@ -369,7 +369,7 @@ class SharedWay(Seating):
                 error = copy.copy(failure)
                 error.__cause__ = failure.__cause__ or failure
                 went_without(self.pool, call, error)
-                future.set_exception(error)
+                future.set_exception(refusal.said_by_server(error) or error)
 
     # -- alone -------------------------------------------------------------------------------------------------
 
@@ -380,6 +380,8 @@ class SharedWay(Seating):
             lease = await self._lease_alive()
         except errors.SteadypoolError as error:
             went_without(self.pool, call, error)
+            if (said := refusal.said_by_server(error)) is not None:
+                raise said from said.__cause__
             raise
         connection = self._pipelined(lease.connection)
         call.connection, call.connecting = lease.slot.number, lease.connecting

@@ -16,7 +16,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import exc, pool
+from sqlalchemy import pool
 from sqlalchemy.pool.base import ResetStyle
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
@@ -27,7 +27,7 @@ from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.events import Events, WaitEnded
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
-from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
+from steadypool.sqlalchemy.errors import raise_as_sqlalchemy, sqlstate_of
 from steadypool.sqlalchemy.record import Record, RecordDriver
 from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
@@ -177,10 +177,7 @@ class SteadyPool(pool.Pool):
             if lease is None:
                 lease = await_only(self._acquire(workload, places))
         except errors.SteadypoolError as error:
-            mistake = _mistake_in(error)
-            if mistake is not None:
-                raise mistake from None
-            raise as_sqlalchemy(error) from error.__cause__
+            raise_as_sqlalchemy(error)
         if self._home_loop is None:
             self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
         record = lease.connection
@@ -215,7 +212,7 @@ class SteadyPool(pool.Pool):
                 if age >= unproven_after:
                     lease = await self._proven(lease)
         except errors.SteadypoolError as error:
-            raise as_sqlalchemy(error) from error.__cause__
+            raise_as_sqlalchemy(error)
         if self._home_loop is None:
             self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
         return lease
@@ -228,7 +225,8 @@ class SteadyPool(pool.Pool):
         try:
             with timer:
                 await self.dialect.prove(lease.connection.driver_connection, select=self.ping_by_select)
-        except Exception:  # noqa: BLE001 - whatever the driver raises, it is not fit for use
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises, it is not fit for use
+            self.dialect.ping_failed(error, lease.connection.dbapi_connection)
             self.suspect(began if timer.expired else None)
             lease.release(Fate.EVICT)
             return await self.acquire_again(lease)
@@ -492,11 +490,3 @@ class SteadyPool(pool.Pool):
     def overflow(self) -> int:
         """Open connections beyond `size`; negative while there are fewer."""
         return 0 if self.size() == 0 else self.checkedin() + self.checkedout() - self.size()
-
-
-def _mistake_in(error: BaseException) -> exc.ArgumentError | None:
-    """An argument of the engine that makes no sense fails each connect, but says nothing of the server."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, exc.ArgumentError):
-        seen = seen.__cause__
-    return seen

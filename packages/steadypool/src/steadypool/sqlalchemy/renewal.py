@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steadypool import errors
-from steadypool.sqlalchemy.errors import as_sqlalchemy
+from steadypool.sqlalchemy.errors import raise_as_sqlalchemy
 from steadypool.sqlstate import Fate
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def renew(pool: SteadyPool, record: Record, adapter: Any, silent_since: fl
     try:
         fresh = await pool.acquire_again(lease)
     except errors.SteadypoolError as error:
-        raise as_sqlalchemy(error) from error.__cause__
+        raise_as_sqlalchemy(error)
     other = fresh.connection
     adapter.adopt(other.dbapi_connection)
     record.starttime = other.starttime
