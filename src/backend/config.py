@@ -75,6 +75,9 @@ class QueueSettings(BaseSettings):
     max_state_bytes: Annotated[int, _whole(1024, 16 * MIB, "bytes")] = Field(
         default=MIB // 4, description="Largest queue that is kept, as JSON."
     )
+    max_tracks: Annotated[int, _whole(1, 100_000)] = Field(
+        default=2000, description="Most tracks that a queue may name, repetitions included."
+    )
 
 
 class StorageSettings(BaseSettings):
