@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
@@ -12,6 +13,7 @@ from sqlalchemy import URL, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from steadypool.clock import SYSTEM_CLOCK
+from steadypool.connect.dsn import parse_url
 from steadypool.connect.guards import milliseconds
 from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
@@ -21,6 +23,7 @@ from steadypool.sqlalchemy.dialects import OURS, PIPELINED
 from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
+from steadypool.values import HIDDEN, is_secret_option, redact_url
 
 DEFAULT_CONNECTION_TIMEOUT = 30.0
 """Seconds that connecting may take where nothing says otherwise: as long as SQLAlchemy's pool waits."""
@@ -131,7 +134,7 @@ def _built(guarded: URL, given: URL, arguments: dict[str, Any]) -> AsyncEngine:
         raise _missing(given, error) from error
     sync_engine = engine.sync_engine
     # The dialect was found by our name for it; everybody who looks at the URL sees what was asked for.
-    sync_engine.url = sync_engine.url.set(drivername=given.drivername)
+    sync_engine.url = _without_secrets(sync_engine.url.set(drivername=given.drivername))
     event.listen(sync_engine, "handle_error", name_error)
     return engine
 
@@ -150,11 +153,32 @@ def sqlalchemy_url(url: str | URL) -> URL:
     authority, slash, path = rest.partition("/")
     userinfo, at, hosts = authority.rpartition("@")
     if "," not in hosts:
-        return make_url(url)
-    parsed = make_url(f"{scheme}://{userinfo}{at}{slash}{path}{mark}{query}")
+        return _parsed(url, url)
+    parsed = _parsed(f"{scheme}://{userinfo}{at}{slash}{path}{mark}{query}", url)
     if "host" in parsed.query:  # which wins, as in libpq
         return parsed
     return parsed.update_query_pairs([("host", unquote(host)) for host in hosts.split(",")])
+
+
+def _parsed(url: str, given: str) -> URL:
+    """SQLAlchemy's object for `url`; its own error for a port that is none quotes it, and that may be the password.
+
+    Raises:
+        errors.ConfigurationError: it cannot be read; shows `given` without its passwords.
+    """
+    with suppress(ValueError):
+        return make_url(url)
+    parse_url(given)  # says what is wrong, where that is known
+    raise ConfigurationError(f"{redact_url(given)}: SQLAlchemy cannot read this URL")
+
+
+def _without_secrets(url: URL) -> URL:
+    """The URL of an engine: a password in the options goes where SQLAlchemy hides it, other secrets become `***`."""
+    password = url.query.get("password")
+    if isinstance(password, str):
+        url = url.difference_update_query(["password"]).set(password=password)
+    hidden = {name: HIDDEN for name in url.query if is_secret_option(name)}
+    return url.update_query_dict(hidden) if hidden else url
 
 
 def _at_start(statement_timeout: float | None) -> dict[str, str]:
