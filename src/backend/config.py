@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from steadypool import DatabaseSettings
-from steadypool.values import check_numeric, check_switch
+from steadypool.values import check_numeric, check_switch, shown
 
 MIB = 1024 * 1024
 DAY = 86_400.0
@@ -176,7 +176,10 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from None
+        problems = _explain(error)
+    raise ConfigError(
+        "\n".join(problems)
+    )  # out here: pydantic's own error quotes values, which may be secret
 
 
 @lru_cache(maxsize=1)
@@ -201,7 +204,8 @@ def _explain(error: ValidationError) -> list[str]:
     model = models.get(error.title)
     prefix = str(model.model_config.get("env_prefix", "")) if model is not None else ""
     return [
-        f"{_variable(prefix, detail['loc'])}={detail['input']!r}: {detail.get('ctx', {}).get('error') or detail['msg']}"
+        f"{_variable(prefix, detail['loc'])}={shown(detail['input'])}: "
+        f"{detail.get('ctx', {}).get('error') or detail['msg']}"
         for detail in error.errors(include_url=False)
     ]
 

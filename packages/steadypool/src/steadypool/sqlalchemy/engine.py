@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import asbool
 
 from steadypool.clock import SYSTEM_CLOCK
+from steadypool.connect.dsn import parse_url
 from steadypool.connect.guards import milliseconds
 from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
@@ -24,6 +26,7 @@ from steadypool.sqlalchemy.dialects import OURS, PIPELINED
 from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_errors
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
+from steadypool.values import HIDDEN, is_secret_option, redact_url
 
 _stock_create_async_engine = stock.create_async_engine
 """SQLAlchemy's own, whatever its module is made to say later."""
@@ -210,7 +213,7 @@ def _built(given: URL, arguments: dict[str, Any]) -> AsyncEngine:
     except ModuleNotFoundError as error:
         raise _missing(given, error) from error
     sync_engine = engine.sync_engine
-    sync_engine.url = URL(*sync_engine.url)
+    sync_engine.url = _without_secrets(URL(*sync_engine.url))
     name_errors(sync_engine)
     return engine
 
@@ -241,11 +244,32 @@ def sqlalchemy_url(url: str | URL) -> URL:
     authority, slash, path = rest.partition("/")
     userinfo, at, hosts = authority.rpartition("@")
     if "," not in hosts:
-        return make_url(url)
-    parsed = make_url(f"{scheme}://{userinfo}{at}{slash}{path}{mark}{query}")
+        return _parsed(url, url)
+    parsed = _parsed(f"{scheme}://{userinfo}{at}{slash}{path}{mark}{query}", url)
     if "host" in parsed.query:  # which wins, as in libpq
         return parsed
     return parsed.update_query_pairs([("host", unquote(host)) for host in hosts.split(",")])
+
+
+def _parsed(url: str, given: str) -> URL:
+    """SQLAlchemy's object for `url`; its own error for a port that is none quotes it, and that may be the password.
+
+    Raises:
+        errors.ConfigurationError: it cannot be read; shows `given` without its passwords.
+    """
+    with suppress(ValueError):
+        return make_url(url)
+    parse_url(given)  # says what is wrong, where that is known
+    raise ConfigurationError(f"{redact_url(given)}: SQLAlchemy cannot read this URL")
+
+
+def _without_secrets(url: URL) -> URL:
+    """The URL of an engine: a password in the options goes where SQLAlchemy hides it, other secrets become `***`."""
+    password = url.query.get("password")
+    if isinstance(password, str):
+        url = url.difference_update_query(["password"]).set(password=password)
+    hidden = {name: HIDDEN for name in url.query if is_secret_option(name)}
+    return url.update_query_dict(hidden) if hidden else url
 
 
 def _at_start(statement_timeout: float | None) -> dict[str, str]:
