@@ -95,6 +95,7 @@ class Connection(AdaptedConnection):
         "_local",
         "_renew",
         "_schema",
+        "_sends_as",
         "_surroundings",
         "_timer",
         "_timer_at",
@@ -140,6 +141,7 @@ class Connection(AdaptedConnection):
         self._begun = False
         self._failed = False
         self._xid: str | None = None
+        self._sends_as = connection.sends_as
 
     # -- what can be seen --------------------------------------------------------------------------------------
 
@@ -224,6 +226,7 @@ class Connection(AdaptedConnection):
         answer = self._connection.send(segment)  # raises where nothing can be sent; then nothing has begun
         if segment.prelude:
             self._begun, self._failed = True, False
+            self._sends_as = self._connection.sends_as
         if until is not None:
             self._give_up_at(until, answer)
         try:
@@ -401,6 +404,8 @@ class Connection(AdaptedConnection):
         return (
             not self._failed
             and not connection.pending
+            and connection.sends_as
+            is self._sends_as  # else what follows would be sent as inside the transaction
             and connection.transaction_status is TransactionStatus.INTRANS
             and not self._surroundings.one_at_a_time()
         )
