@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from steadypool._sql_text import split
 from steadypool.rows import Row, named_rows, row_type
+from steadypool.texts import check_nul, encoded, not_encodable
 
 
 class GaveUp(TimeoutError):
@@ -51,12 +52,14 @@ class AsyncpgDialogue:
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
     ) -> Awaitable[Sequence[Row]]:
         """Run one statement and return its rows."""
+        check_nul(sql)
         return connection.fetch(sql, *args)
 
     def execute(
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
     ) -> Awaitable[str]:
         """Run one statement and return its command tag."""
+        check_nul(sql)
         return connection.execute(sql, *args)
 
     def post(self, connection: Any, sql: str, limit: float | None) -> None:
@@ -75,7 +78,10 @@ class PsycopgDialogue:
 
     async def _run(self, connection: Any, sql: str, args: tuple[Any, ...]) -> Any:
         cursor: Any = self._cursor(connection)
-        await cursor.execute(sql.encode(), args or None)
+        try:
+            await cursor.execute(encoded(sql, connection.info.encoding), args or None)
+        except UnicodeEncodeError as error:
+            raise not_encodable(error, what="parameter") from None
         return cursor
 
     async def fetch(

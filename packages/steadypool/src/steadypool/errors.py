@@ -19,6 +19,7 @@ run, and what the pool looked like at that moment.
 | `TransactionRolledBack` | | COMMIT was answered by ROLLBACK | 500 |
 | `NotForSharing` | | a statement that strangers on the same connection would feel | 500 |
 | `ResultTooLarge` | | more than a shared connection carries | 500 |
+| `InvalidText` | `ValueError` | a text that cannot be sent: a NUL, or a character that the encoding lacks | 500 |
 | `HeartbeatMissed` | `ConnectionLost` | the listening connection gave no answer | |
 | `ListenerDeaf` | | a pooler swallows notifications | 500 |
 | `PoolClosed` | | the pool was closed | 503 |
@@ -308,6 +309,10 @@ class NotForSharing(SteadypoolError):
 
 class ResultTooLarge(SteadypoolError):
     """A result larger than a shared connection carries; it was thrown away as it came. What it changed is done."""
+
+
+class InvalidText(SteadypoolError, ValueError):
+    """A text that was not sent: it has a NUL, or a character that the connection's encoding lacks."""
 
 
 class PoolClosed(SteadypoolError):

@@ -23,12 +23,14 @@ from psycopg import (
     OperationalError,
     errors,
 )
-from psycopg.abc import PQGen
+from psycopg._queries import PostgresQuery
+from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import Row
 from psycopg.waiting import Ready, Wait
 
 from steadypool.connect.leaving import current_cancellation
+from steadypool.texts import check_nul
 
 Result = TypeVar("Result")
 Block = TypeVar("Block")
@@ -39,7 +41,17 @@ _BUSY = 0.005
 _EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
 
 
-class _ServerCursor(AsyncServerCursor[Any]):
+class _Cursor(AsyncCursor[Any]):
+    """psycopg's; a text that would be cut off is refused."""
+
+    def _convert_query(self, query: Query, params: Params | None = None) -> PostgresQuery:
+        converted = super()._convert_query(query, params)
+        if b"\0" in converted.query:
+            check_nul(converted.query.decode("latin1"))
+        return converted
+
+
+class _ServerCursor(AsyncServerCursor[Any], _Cursor):
     """psycopg's; it ends with a connection that was given up, without an error or a warning."""
 
     async def close(self) -> None:
@@ -50,9 +62,8 @@ class _ServerCursor(AsyncServerCursor[Any]):
             await super().close()
 
     def __del__(self, *_warn: Any) -> None:
-        if (
-            not self.connection.closed
-        ):  # else it has ended with its connection, and there is nothing to warn of
+        # Otherwise it has ended with its connection, and there is nothing to warn of.
+        if not self.connection.closed:
             super().__del__()
 
 
@@ -68,6 +79,7 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
 
     def __init__(self, *args: Any, **kw: Any) -> None:
         super().__init__(*args, **kw)
+        self.cursor_factory = _Cursor
         self.server_cursor_factory = _ServerCursor
 
     def abort(self) -> None:

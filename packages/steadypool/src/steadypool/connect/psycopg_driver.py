@@ -83,6 +83,7 @@ async def open_psycopg(
             own["options"] = merged_options(str(parameters["options"]), guards)
         for name in ("host", "hostaddr", "port", "connect_timeout"):
             own.pop(name, None)  # ours to do
+        own = _encoding(own) | own
         secrets = {} if secret is None else {"password": secret}
         return make_conninfo("", **{**own, **_where(candidate), _ROLE: role} | secrets)
 
@@ -115,6 +116,13 @@ async def open_psycopg(
         connection.abort()
         raise
     return connection
+
+
+def _encoding(parameters: Mapping[str, str]) -> dict[str, str]:
+    """UTF-8, unless the caller or the environment chose: the server's own may be none, and then texts are bytes."""
+    options = parameters.get("options", os.environ.get("PGOPTIONS", ""))
+    chosen = "PGCLIENTENCODING" in os.environ or "client_encoding" in options
+    return {} if chosen else {"client_encoding": "UTF8"}
 
 
 def _where(candidate: Candidate) -> dict[str, str]:

@@ -102,6 +102,7 @@ class Connection(AdaptedConnection):
         "_may_hold_locks",
         "_renew",
         "_schema",
+        "_sends_as",
         "_surroundings",
         "_timer",
         "_timer_at",
@@ -148,6 +149,7 @@ class Connection(AdaptedConnection):
         self._failed = False
         self._may_hold_locks = False
         self._xid: str | None = None
+        self._sends_as = connection.sends_as
 
     # -- what can be seen --------------------------------------------------------------------------------------
 
@@ -234,6 +236,7 @@ class Connection(AdaptedConnection):
         answer = self._connection.send(segment)  # raises where nothing can be sent; then nothing has begun
         if segment.prelude:
             self._begun, self._failed = True, False
+            self._sends_as = self._connection.sends_as
             self._may_hold_locks = self.isolation_level == "SERIALIZABLE"  # whose reads others can meet
         if self._begun and not self._may_hold_locks:
             self._may_hold_locks = not all(only_reads(statement.sql) for statement in statements)
@@ -438,6 +441,8 @@ class Connection(AdaptedConnection):
             and not self._failed
             and not self._may_hold_locks
             and not connection.pending
+            and connection.sends_as
+            is self._sends_as  # else what follows would be sent as inside the transaction
             and connection.transaction_status is TransactionStatus.INTRANS
             and not self._surroundings.one_at_a_time()
         )

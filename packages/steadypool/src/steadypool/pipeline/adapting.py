@@ -11,6 +11,7 @@ from psycopg.pq import Format
 
 from steadypool.pipeline.segment import Statement
 from steadypool.pipeline.statements import Known, Statements
+from steadypool.texts import encoded, not_encodable
 
 Adapted: TypeAlias = tuple[bytes, Known | None, Any, tuple[int, ...] | None, list[Format] | None]
 """A statement with its parameters as the server takes them: SQL, what is known of it, values, types, formats."""
@@ -26,17 +27,21 @@ def adapt(statement: Statement, transformer: Transformer, statements: Statements
 
     Raises:
         psycopg.Error: a parameter cannot be adapted.
+        errors.InvalidText: the text or a parameter cannot be encoded.
     """
     parameters = statement.parameters
     if not parameters:
         known = statements.look_up(statement.sql, None) if statement.prepare else None
-        return known.sql if known else statement.sql.encode(), known, None, None, None
+        return known.sql if known else encoded(statement.sql, statements.encoding), known, None, None, None
     if len(parameters) > _MOST_PARAMETERS:
         raise psycopg.errors.ProgramLimitExceeded(
             f"a statement has at most {_MOST_PARAMETERS:,} parameters, and this has {len(parameters):,}: "
             "pass an array, or send it in parts"
         )
-    values = transformer.dump_sequence(parameters, _AUTOMATIC)
+    try:
+        values = transformer.dump_sequence(parameters, _AUTOMATIC)
+    except UnicodeEncodeError as error:
+        raise not_encodable(error, what="parameter") from None
     types, formats = transformer.types, transformer.formats
     known = statements.look_up(statement.sql, types) if statement.prepare else None
-    return known.sql if known else statement.sql.encode(), known, values, types, formats
+    return known.sql if known else encoded(statement.sql, statements.encoding), known, values, types, formats

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import psycopg
 from psycopg import pq
-from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.adapt import AdaptersMap
 from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus, abc
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
@@ -34,8 +34,10 @@ from steadypool.pipeline.segment import (
     Unclean,
     gone_with,
 )
-from steadypool.pipeline.statements import State, Statements, Step, is_stale
+from steadypool.pipeline.statements import MADE_STALE, State, Statements, Step, is_stale
+from steadypool.pipeline.values import Values
 from steadypool.pipeline.wire import Wire, cut_off
+from steadypool.texts import decoded
 
 _TEXT, _BINARY = Format.TEXT, Format.BINARY
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
@@ -98,13 +100,14 @@ class PipelinedConnection(Wire):
             )
         super().__init__(connection.pgconn)
         self.psycopg_connection: Adopted = connection
-        self.statements = Statements(connection.adapters, keeps=keeps_statements, size=statements)
+        self._values = Values(connection)
+        self.statements = Statements(self._values.adapters, keeps=keeps_statements, size=statements)
+        self.statements.encoding = self._values.encoding
         self.refused_tags: frozenset[bytes] = frozenset()
         """Command tags that end the connection: a stranger would feel what they leave behind."""
         self.after_answers: Callable[[], None] | None = None
         """Called when answers were taken and their futures settled."""
         self._clock = clock
-        self._transformer = Transformer(connection)
         self._flights: deque[Flight] = deque()
         self._held: deque[Segment] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -152,10 +155,15 @@ class PipelinedConnection(Wire):
         """Whether the server has a transaction open on it; one whose end is on its way is over."""
         return not self._closed and self.pgconn.transaction_status in _IN_TRANSACTION
 
+    @property
+    def sends_as(self) -> tuple[bytes | None, ...]:
+        """The settings on which texts and parameters depend that are sent; the same object until they change."""
+        return self._values.sends_as
+
     def parameter(self, name: str) -> str | None:
         """What the server last told about one of its parameters."""
         value = None if self._closed else self.pgconn.parameter_status(name.encode())
-        return None if value is None else value.decode()
+        return None if value is None else decoded(value, self._values.encoding)
 
     def when_ended(self, tell: Callable[[], None]) -> Callable[[], None]:
         """Call `tell`, once, when the connection ends; at once if it has. Returns what takes this back."""
@@ -223,7 +231,10 @@ class PipelinedConnection(Wire):
             self._flush()
 
     def _put(self, segment: Segment, *, roll_back: bool = False) -> None:
-        transformer, known = self._transformer, self.statements
+        values, known = self._values, self.statements
+        if values.has_new_adapters():
+            self._renew()
+        transformer = values.transformer
         adapted = [adapt(statement, transformer, known) for statement in segment.statements]
         segment.sent = True
         flights = self._flights
@@ -329,7 +340,7 @@ class PipelinedConnection(Wire):
     def _take_answers(self) -> None:
         pgconn, flights = self.pgconn, self._flights
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
-        statements, transformer = self.statements, self._transformer
+        statements, values = self.statements, self._values
         while flights and not is_busy():
             flight = flights[0]
             result = get_result()
@@ -343,7 +354,7 @@ class PipelinedConnection(Wire):
             elif status == _CHUNK:
                 flight.take_chunk(result)
             else:
-                flight.take(result, status, statements, transformer)
+                flight.take(result, status, statements, values.transformer)
                 # What is refused gives no rows.
                 if status == _DONE and self.refused_tags and result.command_status in self.refused_tags:
                     self._offend(flight, result)
@@ -372,6 +383,12 @@ class PipelinedConnection(Wire):
         segment.took = self._answered_at - began
         if flights and flights[0].wants_chunks:
             self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
+        if (
+            not self.refused_tags and self._values.has_new_settings()
+        ):  # a shared connection has to keep its own
+            self._renew()
+            for result in segment.results:
+                result.transformer = self._values.transformer
         error = segment.error
         if error is not None:
             try:
@@ -384,6 +401,13 @@ class PipelinedConnection(Wire):
                 self._end(error)
         self._settle(segment, error)
 
+    def _renew(self) -> None:
+        """Make values anew: a setting on which they depend has changed, or the types that are registered."""
+        if self._values.has_new_adapters():
+            self.statements.look_anew()
+        self._values.renew()
+        self.statements.encode_anew(self._values.encoding)
+
     def _repeat(self, flight: Flight, error: psycopg.Error) -> bool:
         """Send a segment again that met a stale prepared statement, if nothing of it can have taken effect."""
         segment, at = flight.segment, flight.segment.failed_at
@@ -391,6 +415,8 @@ class PipelinedConnection(Wire):
         if known is None or not is_stale(error, known):
             return False
         self.statements.forget(known)
+        if error.sqlstate in MADE_STALE:
+            self.statements.forget_all()
         status = self.transaction_status
         in_error = status == TransactionStatus.INERROR
         again = (
@@ -541,11 +567,11 @@ class PipelinedConnection(Wire):
                 return
             try:
                 self._enter()
-                self._transformer = Transformer(self.psycopg_connection)  # type: ignore[arg-type]
-                self.statements.look_anew()
+                self._renew()
             except Exception as error:  # noqa: BLE001 - it cannot go on: what was held back has to know
                 self._end(error)
                 return
+            self.statements.forget_all()  # which may have been deallocated, or mean something else
         held, self._held = self._held or (), None
         for segment in held:
             if self._closed:

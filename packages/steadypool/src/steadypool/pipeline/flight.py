@@ -19,6 +19,8 @@ _ROWS = int(ExecStatus.TUPLES_OK)
 _ABORTED = int(ExecStatus.PIPELINE_ABORTED)
 _FAILED = int(ExecStatus.FATAL_ERROR)
 _DONE = frozenset({_ROWS, int(ExecStatus.COMMAND_OK), int(ExecStatus.EMPTY_QUERY)})
+_DEALLOCATES = frozenset({b"DEALLOCATE", b"DEALLOCATE ALL", b"DISCARD ALL"})
+"""Command tags after which a prepared statement may be gone; that of one statement does not name it."""
 _DEADLY = frozenset({b"FATAL", b"PANIC"})
 
 CHUNK_ROWS = 64
@@ -148,6 +150,8 @@ class Flight:
                 names = known.columns
                 if names is None:
                     names = known.columns = names_in(result, transformer.encoding)
+        elif status != _ROWS and result.command_status in _DEALLOCATES:
+            statements.deallocated(one=result.command_status == b"DEALLOCATE")
         self.segment.results.append(Result(result, transformer, chunks, names))
 
     def _take_error(self, result: abc.PGresult, index: int | None, transformer: Transformer) -> None:

@@ -14,6 +14,8 @@ import psycopg
 from psycopg.abc import Transformer
 from psycopg.pq import abc
 
+from steadypool.texts import decoded
+
 Row = TypeVar("Row")
 
 
@@ -172,16 +174,16 @@ class Names(tuple[str, ...]):
 
 def names_in(result: abc.PGresult, encoding: str) -> Names:
     """The names of the columns of a result."""
-    return Names([(result.fname(i) or b"").decode(encoding) for i in range(result.nfields)])
+    return Names([decoded(result.fname(i) or b"", encoding) for i in range(result.nfields)])
 
 
 class Result:
     """What one statement gave. Rows are made when they are asked for, in the task that asks.
 
-    `pgresult` is libpq's own object: the whole result, or the last, empty chunk of it.
+    `pgresult` is libpq's own object: the whole result, or the last, empty chunk of it. `transformer` makes the values.
     """
 
-    __slots__ = ("_chunks", "_names", "_transformer", "pgresult")
+    __slots__ = ("_chunks", "_names", "pgresult", "transformer")
 
     def __init__(
         self,
@@ -191,7 +193,7 @@ class Result:
         names: Names | None = None,
     ) -> None:
         self.pgresult = last
-        self._transformer = transformer
+        self.transformer = transformer
         self._chunks = chunks
         self._names = names
 
@@ -223,7 +225,7 @@ class Result:
     def names(self) -> Names:
         """The names of the columns."""
         if self._names is None:
-            self._names = names_in(self.pgresult, self._transformer.encoding)
+            self._names = names_in(self.pgresult, self.transformer.encoding)
         return self._names
 
     @property
@@ -253,7 +255,7 @@ class Result:
         Raises:
             psycopg.DataError: a value is one that Python cannot hold.
         """
-        transformer = self._transformer
+        transformer = self.transformer
         rows: list[Row] = []
         try:
             for part in self._chunks or (self.pgresult,):

@@ -17,9 +17,23 @@ from psycopg.pq import Format, abc
 
 from steadypool._sql_text import first_word
 from steadypool.pipeline.segment import Names
+from steadypool.texts import encoded
 
 _STALE = frozenset({"26000", "0A000", "42P05"})
 """SQLSTATEs by which a prepared statement is not, or no longer, what it was; 42P05: its name is another's."""
+
+
+MADE_STALE = _STALE | {"XX000"}
+"""What made one statement stale has most likely made others; XX000: a type is gone."""
+
+_RETYPED = frozenset({"42804", "42846", "42883"})
+"""SQLSTATEs of a statement that no longer fits the types of its parameters, which the server took from the tables when
+it was prepared: a column has another type now (datatype mismatch, cannot coerce, undefined function)."""
+
+_READS_PARAMETER = frozenset(
+    {"getTypeInputInfo", "getTypeBinaryInputInfo", "enum_in", "enum_recv", "domain_in", "domain_recv"}
+)
+"""Where the server fails (PostgreSQL's lsyscache.c, enum.c) to read a parameter whose type was dropped or replaced."""
 
 
 _NOT_THE_SAME = frozenset({18, 700, 2249})
@@ -69,9 +83,9 @@ class Known:
         "steps",
     )
 
-    def __init__(self, key: tuple[str, tuple[int, ...] | None]) -> None:
+    def __init__(self, key: tuple[str, tuple[int, ...] | None], encoding: str) -> None:
         self.key = key
-        self.sql = key[0].encode()
+        self.sql = encoded(key[0], encoding)
         self.name = b""
         self.seen = 0
         self.state = State.UNKNOWN
@@ -87,14 +101,20 @@ class Known:
 
 
 def is_stale(error: psycopg.Error, known: Known) -> bool:
-    """Whether the server refused the prepared statement itself, before any of it ran.
+    """Whether the server refused the prepared statement itself, since it is gone or means something else now.
 
     What a statement runs can raise the same codes, when it has done half of its work and committed it: a procedure.
     Then the message has a context, or does not name the statement. A changed result has no name in its message,
-    which is translated; where it comes from is not (PostgreSQL's plancache.c, and as pgjdbc tells it).
+    which is translated; where it comes from is not (PostgreSQL's plancache.c, and as pgjdbc tells it). The context of
+    a parameter that cannot be read is one line with the parameter's number.
     """
-    if error.sqlstate not in _STALE or error.diag.context is not None:
+    context = error.diag.context
+    if error.diag.source_function in _READS_PARAMETER:
+        return context is None or ("$" in context and "\n" not in context)
+    if context is not None:
         return False
+    if error.sqlstate not in _STALE:
+        return error.sqlstate in _RETYPED
     if error.sqlstate == "0A000":
         return error.diag.source_function == "RevalidateCachedQuery"
     return known.name.decode() in (error.diag.message_primary or "")
@@ -111,6 +131,8 @@ class Statements:
 
     def __init__(self, adapters: AdaptersMap, *, keeps: bool = True, size: int = 128) -> None:
         self.keeps = keeps
+        self.encoding = "utf-8"
+        """The connection's, by Python's name."""
         self.stale_names: list[bytes] = []
         """What the server may forget; `to_close` takes it."""
         self._adapters = adapters
@@ -128,7 +150,7 @@ class Statements:
         if known is None:
             if len(sql) > _LONGEST or first_word(sql) in _NAMES_ANOTHER:
                 return None
-            known = self._known[key] = Known(key)
+            known = self._known[key] = Known(key, self.encoding)
             if len(self._known) > self._size:
                 self._forget_oldest()
         else:
@@ -154,7 +176,7 @@ class Statements:
         known.preparer = None
 
     def forget(self, known: Known) -> None:
-        """It is stale: whoever needs it prepares it anew."""
+        """Drop it: it is prepared anew when it is needed."""
         self._drop(known)
         if self._known.get(known.key) is known:  # others may have met it too, and made a new one
             del self._known[known.key]
@@ -164,6 +186,19 @@ class Statements:
         for known in tuple(self._known.values()):
             if known.state is State.READY:
                 self.forget(known)
+
+    def encode_anew(self, encoding: str) -> None:
+        """Take another encoding; what is known was sent in the one before."""
+        if encoding != self.encoding:
+            self.encoding = encoding
+            self.forget_all()
+            self._known.clear()
+
+    def deallocated(self, *, one: bool) -> None:
+        """Forget all, since the server has: after DEALLOCATE or DISCARD ALL; `one` of them, it does not say which."""
+        self.forget_all()
+        if not one:
+            self.stale_names.clear()
 
     def look_anew(self) -> None:
         """The connection was in other hands, which may have registered loaders."""

@@ -51,7 +51,7 @@ class Seat:
         self.fresh: list[Call] = []
         """Answered in this turn of the loop, well and quickly; to be told together."""
         self._timer: asyncio.TimerHandle | None = None
-        self._told = [connection.pgconn.parameter_status(name) for name in _WATCHED]
+        self._told: list[bytes | None] = []
 
     async def begin(self, limit: float) -> None:
         """Set the limits of shared statements; also the proof that the connection lives.
@@ -66,6 +66,8 @@ class Seat:
             statements.append(Statement(_SET, limits, prepare=False))
         await connection.run(Segment(statements, limit=limit))
         connection.refused_tags = REFUSED_TAGS
+        # Only now: the answer to the ROLLBACK of an earlier session may have restored a setting.
+        self._told = [connection.pgconn.parameter_status(name) for name in _WATCHED]
 
     def until(self, seconds: float, then: Callable[[], None]) -> None:
         """Call `then` after so many seconds, unless it has gone before."""

@@ -29,6 +29,7 @@ from steadypool.sqlalchemy.cursors import BoundedCursor
 from steadypool.sqlalchemy.errors import raise_as_sqlalchemy
 from steadypool.sqlalchemy.pooler import PoolerWatch
 from steadypool.sqlalchemy.telling import COMMIT, fairy_of, lease_of, mark_commit, tell_statement
+from steadypool.texts import check_nul
 
 GOODBYE = 0.25
 """Seconds that asyncpg waits, after its goodbye was sent, for the server to close; then its end is cut off."""
@@ -113,6 +114,7 @@ class GuardedDialect:
     def _execute_bounded(
         self, call: Callable[..., Any], cursor: Any, args: tuple[Any, ...], context: Any
     ) -> None:
+        check_nul(args[0])
         server = self.statement_timeout(context)
         self.remember_limit(cursor, server)
         started = self.guards.clock.monotonic()

@@ -21,6 +21,7 @@ from steadypool.sqlalchemy.guarded import GuardedDialect, LimitReached
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.telling import COMMIT, commit_seconds, lease_of, pool_of, tell_statement
 from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
+from steadypool.texts import not_encodable
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine, ExceptionContext
@@ -87,6 +88,8 @@ def _named(context: ExceptionContext) -> BaseException | None:
     original = context.original_exception
     if isinstance(original, errors.SteadypoolError) or not isinstance(original, Exception):
         return None  # named already, or a cancellation, which is the caller's own doing
+    if isinstance(original, UnicodeEncodeError):
+        return not_encodable(original)
     if isinstance(original, TimeoutError) and original.errno is None:
         return _given_up(context, original)
     sqlstate = sqlstate_of(original)
