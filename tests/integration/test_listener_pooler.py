@@ -18,7 +18,7 @@ from .poolers import pgbouncer
 
 pytestmark = pytest.mark.anyio
 
-QUICK = ListenerOptions(connect_timeout=5.0, heartbeat_interval=0.2, heartbeat_timeout=0.5)
+QUICK = ListenerOptions(connect_timeout=5.0, heartbeat_interval=0.2, heartbeat_timeout=1.5)
 
 
 @asynccontextmanager
