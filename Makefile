@@ -23,7 +23,16 @@ below_sqlalchemy := \
 		listener_heartbeat listener_mailbox recorder sharable sqlstate)
 
 python := .venv/bin/python
-at_once := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+at_once := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not quiet'
+
+# Runs tests: an environment's python, and paths and options. What measures, marked `quiet`, comes after the others and
+# alone; that needs no locks between the workers, and leaves a measurement both processors. Both parts always run.
+define run_tests
+@status=0; \
+	$(1) -m pytest $(at_once) $(2) || status=1; \
+	$(1) -m pytest -m quiet $(2) || status=1; \
+	exit $$status
+endef
 
 help:
 	@echo 'make run       set up, start Postgres and the service on http://127.0.0.1:8000 (HOST, PORT, DATABASE_URL)'
@@ -43,14 +52,14 @@ run: setup
 
 test: setup
 	@sh scripts/system-packages.sh
-	$(python) -m pytest $(at_once)
+	$(call run_tests,$(python),)
 
 test-all: test test-sqlalchemy20 test-long
 
 test-sqlalchemy20:
 	@sh scripts/setup.sh sqlalchemy20
 	@sh scripts/system-packages.sh
-	.venv-sqlalchemy20/bin/python -m pytest $(at_once) $(meets_sqlalchemy) $(below_sqlalchemy:%=--ignore=%.py)
+	$(call run_tests,.venv-sqlalchemy20/bin/python,$(meets_sqlalchemy) $(below_sqlalchemy:%=--ignore=%.py))
 
 # Other seeds than the ones that `make test` has run already.
 test-long: setup

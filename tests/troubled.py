@@ -64,7 +64,7 @@ class Troubled:
             self.proxy = await stack.enter_async_context(FaultProxy(parts.hostname or "", parts.port or 0))
             netloc = f"{parts.netloc.rpartition(':')[0]}:{self.proxy.port}"
             values = {
-                "pool_size": 4, "max_overflow": 2, "pool_timeout": 2, "connection_timeout": 2, "statement_timeout": 8,
+                "pool_size": 4, "max_overflow": 2, "pool_timeout": 4, "connection_timeout": 4, "statement_timeout": 8,
                 "leak_after": 2, "alert_after": 3, "dashboard": "loopback",
             }  # fmt: skip
             settings = DatabaseSettings(
@@ -132,38 +132,74 @@ class Troubled:
         *,
         workload: str | None = None,
         hold: float = 0.0,
+        again: bool = False,
         **values: Any,
-    ) -> None:
-        """A request begins: one statement, and the connection kept for `hold` seconds after it."""
+    ) -> asyncio.Event:
+        """A request begins: one statement, and the connection kept for `hold` seconds after it. The event says that
+        the statement was executed. With `again` a request that fails is made again, until `relieve`."""
 
-        async def begin() -> None:
-            self._begin(name, statement, workload, hold, values)
+        async def begin() -> asyncio.Event:
+            return self._begin(name, statement, workload, hold, values, again=again)
 
-        self.do(begin())
+        return self.do(begin())
 
     def _begin(
-        self, name: str, statement: str, workload: str | None, hold: float, values: dict[str, Any]
-    ) -> None:
+        self,
+        name: str,
+        statement: str,
+        workload: str | None,
+        hold: float,
+        values: dict[str, Any],
+        *,
+        again: bool = False,
+    ) -> asyncio.Event:
+        executed = asyncio.Event()
+
         async def request() -> None:
-            try:
-                with deadline(10):
-                    async with self.database.session(workload=workload) as session:
-                        await session.execute(text(statement), values or {"id": 1})
-                        await asyncio.sleep(hold)
-            except SteadypoolError:
-                pass  # that is what the page shows
+            while not executed.is_set():
+                try:
+                    with deadline(10):
+                        async with self.database.session(workload=workload) as session:
+                            await session.execute(text(statement), values or {"id": 1})
+                            executed.set()
+                            await asyncio.sleep(hold)
+                except SteadypoolError:
+                    if not again:  # that is what the page shows
+                        break
 
         task = asyncio.get_running_loop().create_task(request(), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return executed
 
-    def crowd(self, seconds: float = 4.0, waiting: int = 9) -> None:
+    def relieve(self) -> None:
+        """All requests end."""
+
+        async def end() -> None:
+            requests = [task for task in self._tasks if not task.done()]
+            for task in requests:
+                task.cancel()
+            await asyncio.gather(*requests, return_exceptions=True)
+
+        self.do(end())
+
+    @contextmanager
+    def crowded(self) -> Generator[None]:
+        """A crowd that stays while the block runs: who is turned away comes again."""
+        self.crowd(seconds=60, again=True)
+        try:
+            yield
+        finally:
+            self.relieve()
+
+    def crowd(self, seconds: float = 4.0, waiting: int = 9, *, again: bool = False) -> None:
         """Reports and an export take all connections for so many seconds, and requests wait."""
         for number in range(5):
-            self.ask(f"GET /reports/{number}", SLOW, seconds=seconds)
-        self.ask("POST /exports/7", "select 1 as export_begins", workload="exports", hold=seconds)
+            self.ask(f"GET /reports/{number}", SLOW, again=again, seconds=seconds)
+        export = "select 1 as export_begins"
+        self.ask("POST /exports/7", export, workload="exports", hold=seconds, again=again)
         for number in range(waiting):
-            self.ask(f"GET /tracks/{number}")
+            self.ask(f"GET /tracks/{number}", again=again)
 
     def leak(self, seconds: float) -> None:
         """All connections are taken and kept for so long, without anything to do for them; one request waits."""
@@ -175,8 +211,7 @@ class Troubled:
         """A request changes a row and keeps its transaction open for so long; three others want to change it too."""
         self.do(self._make_plays())
         change = "update plays set count = count + 1 where id = :id"
-        self.ask("PUT /titles/1", change, hold=seconds, id=1)
-        time.sleep(0.2)
+        self.do(self.ask("PUT /titles/1", change, hold=seconds, id=1).wait())
         for number in range(3):
             self.ask(f"POST /plays/{number}", change, id=1)
 

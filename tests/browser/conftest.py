@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from steadypool.lab import EmbeddedPostgres
 
-from .kit import Service, Visit, kept_visits, running_service
+from .kit import PATIENCE, Service, Visit, kept_visits, running_service
 
 # What Chromium would do beside showing the page: nothing in these tests looks beyond this machine.
 FLAGS = [
@@ -51,6 +51,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def browser() -> Iterator[Browser]:
     """A Chromium without a profile. Playwright's loop runs in this thread meanwhile: only sync tests here."""
     path = chromium()
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -67,7 +68,7 @@ def visit(service: Service, browser: Browser, uploaded: Callable[..., int]) -> I
 
         def start(**options: Any) -> Visit:
             context = browser.new_context(locale="en-GB", **options)
-            context.set_default_timeout(10_000)
+            context.set_default_timeout(PATIENCE)
             visits.append(Visit(context.new_page(), service.url))
             return visits[-1]
 

@@ -19,6 +19,9 @@ from playwright.sync_api import ConsoleMessage, Locator, Page, Request, Response
 from processes import Plyr, running_plyr
 from steadypool.lab.server import PostgresServer
 
+PATIENCE = 30_000
+"""Milliseconds after which what is waited for is missing: a page shares the processors with other tests."""
+
 
 def wav(seconds: float, pitch: int = 100, rate: int = 8000) -> bytes:
     """A sawtooth; every pitch has other bytes."""
@@ -151,7 +154,7 @@ class Visit:
         while not self.page.evaluate(f"({script})(document.querySelector('audio'))"):
             self.page.wait_for_timeout(50)
             waited += 50
-            assert waited < 10_000, f"never: {condition}"
+            assert waited < PATIENCE, f"never: {condition}"
 
 
 @contextmanager

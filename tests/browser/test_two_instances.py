@@ -99,7 +99,7 @@ def test_a_page_says_when_it_is_not_told_and_wakes_with_whoever_comes_back(
     with running_plyr(service.home, "sleepy", **variables) as plyr:
         visit = Visit(browser.new_context(locale="en-GB").new_page(), plyr.url).open(f"#token={plyr.token}")
         live = visit.page.locator("#live")
-        expect(live).to_have_text("paused", timeout=15_000)
+        expect(live).to_have_text("paused")
         with httpx.Client(
             base_url=service.url, headers={"Authorization": f"Bearer {service.token}"}
         ) as elsewhere:

@@ -14,7 +14,7 @@ from steadypool.lab import EmbeddedPostgres
 
 pytest.register_assert_rewrite(f"{__package__}.kit")
 
-from .kit import T  # noqa: E402 - only what is imported after that is rewritten
+from .kit import CONNECTS_WITHIN, T  # noqa: E402 - only what is imported after that is rewritten
 from .live import LiveRules, rules_watched  # noqa: E402
 
 MakeDatabase = Callable[..., Database]
@@ -50,15 +50,17 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 async def make_db(driver: str, anyio_backend: str) -> AsyncIterator[MakeDatabase]:
-    """Makes databases with the scaled timeouts for a URL without a driver; all of them are closed afterwards."""
+    """Makes databases with the scaled timeouts for a URL without a driver; all of them are closed afterwards.
+
+    Connecting has time enough for a busy machine; a test of how long it takes says so."""
     made: list[Database] = []
 
     def make(url: str, *, on_connect: Any = None, engine_arguments: Any = None, **settings: Any) -> Database:
         values = {
             "pool_size": 5,
             "max_overflow": 5,
-            "pool_timeout": T,
-            "connection_timeout": T,
+            "pool_timeout": CONNECTS_WITHIN,
+            "connection_timeout": CONNECTS_WITHIN,
             "statement_timeout": T,
             "ping_after_idle": 0.0,
             "close_grace": T,

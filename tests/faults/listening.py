@@ -12,7 +12,7 @@ from steadypool import Database, DatabaseSettings, events
 from steadypool.listener import Gap, ListenerOptions, ListenerState, Notification, Subscription
 
 QUICK = ListenerOptions(
-    connect_timeout=2.0, heartbeat_interval=0.2, heartbeat_timeout=0.5, catch_up_timeout=5.0
+    connect_timeout=5.0, heartbeat_interval=0.2, heartbeat_timeout=1.5, catch_up_timeout=10.0
 )
 
 
@@ -39,7 +39,7 @@ class States:
         if isinstance(event, events.ListenerStateChanged):
             self.seen.append(event.after)
 
-    async def reach(self, state: ListenerState, *, seconds: float = 10.0) -> None:
+    async def reach(self, state: ListenerState, *, seconds: float = 30.0) -> None:
         """Wait until it gets, or has got, there since the last `forget`."""
         end = time.monotonic() + seconds
         while state not in self.seen:
@@ -50,20 +50,20 @@ class States:
         self.seen.clear()
 
 
-async def take(notifications: Subscription, seconds: float = 8.0) -> Notification | Gap:
+async def take(notifications: Subscription, seconds: float = 30.0) -> Notification | Gap:
     """The next thing that the subscriber hears."""
     async with asyncio.timeout(seconds):
         return await anext(notifications)
 
 
-async def payload(notifications: Subscription, seconds: float = 8.0) -> str:
+async def payload(notifications: Subscription, seconds: float = 30.0) -> str:
     """The next thing, which is a notification."""
     heard = await take(notifications, seconds)
     assert isinstance(heard, Notification), heard
     return heard.payload
 
 
-async def gap(notifications: Subscription, seconds: float = 8.0) -> Gap:
+async def gap(notifications: Subscription, seconds: float = 30.0) -> Gap:
     """The next thing, which is a gap."""
     heard = await take(notifications, seconds)
     assert isinstance(heard, Gap), heard

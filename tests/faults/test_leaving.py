@@ -123,7 +123,7 @@ async def test_a_cancelled_caller_leaves_at_once(
     moment: str,
     way: str,
 ) -> None:
-    db = make_db(proxied_url, statement_timeout=20)
+    db = make_db(proxied_url, statement_timeout=20, engine_arguments={"leave_timeout": 5.0})
     silent = asyncio.Event()
     leaves_alone = driver == "steadypool" and moment == "rollback"  # which is not waited for
 
@@ -145,8 +145,8 @@ async def test_a_cancelled_caller_leaves_at_once(
     started = time.monotonic()
     task.cancel()
     await asyncio.wait([task], timeout=10)
-    # 0.1 s is what is promised; the rest is a busy machine.
-    assert time.monotonic() - started < 0.1 + T
+    # 0.1 s is what is promised; the rest is a busy machine, and leaving politely would take longer.
+    assert time.monotonic() - started < 0.1 + MARGIN
     assert task.cancelled() is not leaves_alone
     await heals(db, proxy, pg)
 
@@ -169,7 +169,7 @@ async def test_a_caller_cancelled_in_the_exit_of_its_session_leaves_at_once(
     started = time.monotonic()
     task.cancel()
     await asyncio.wait([task], timeout=10)
-    assert time.monotonic() - started < 0.1 + T
+    assert time.monotonic() - started < 0.1 + MARGIN
     await heals(db, proxy, pg)
 
 
@@ -177,7 +177,7 @@ async def test_a_caller_cancelled_in_the_exit_of_its_session_leaves_at_once(
 async def test_a_dedicated_connection_is_left_at_once(
     make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer, moment: str
 ) -> None:
-    db = make_db(proxied_url, statement_timeout=20)
+    db = make_db(proxied_url, statement_timeout=20, engine_arguments={"leave_timeout": 5.0})
     silent = asyncio.Event()
 
     async def call() -> None:
@@ -195,7 +195,7 @@ async def test_a_dedicated_connection_is_left_at_once(
     started = time.monotonic()
     task.cancel()
     await asyncio.wait([task], timeout=10)
-    assert time.monotonic() - started < 0.1 + T
+    assert time.monotonic() - started < 0.1 + MARGIN
     assert task.cancelled()
     await heals(db, proxy, pg)
 
@@ -262,7 +262,7 @@ async def test_what_stock_does_when_it_leaves_a_silent_network(
         leaving["dispose"] = asyncio.create_task(idle.dispose())
     await asyncio.sleep(0.05)
     leaving["cancel"].cancel()
-    await asyncio.wait(leaving.values(), timeout=T + MARGIN)
+    await asyncio.wait(leaving.values(), timeout=T + 0.2)  # SQLAlchemy cuts a cancelled one off after 2 s
     assert {how for how, task in leaving.items() if not task.done()} == set(leaving)
     proxy.mode = Mode.PASS
     await asyncio.wait(leaving.values())
@@ -342,7 +342,7 @@ async def test_the_end_of_idle_connections_on_a_silent_network(
     way: str,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    db = make_db(proxied_url, pool_size=10)
+    db = make_db(proxied_url, pool_size=10, connection_timeout=20)
     assert await db.warm_up(10) == 10
     proxy.mode = Mode.SILENT
     outcome = await timed(db.close() if way == "close" else db.engine.dispose())
@@ -360,7 +360,13 @@ async def test_idle_connections_are_not_waited_for_at_the_end(
     make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer
 ) -> None:
     """However long the busy may take, and leaving in general: a goodbye has been said, and nobody answers."""
-    db = make_db(proxied_url, pool_size=10, close_grace=20, engine_arguments={"leave_timeout": 20.0})
+    db = make_db(
+        proxied_url,
+        pool_size=10,
+        connection_timeout=20,
+        close_grace=20,
+        engine_arguments={"leave_timeout": 20.0},
+    )
     assert await db.warm_up(10) == 10
     proxy.mode = Mode.SILENT
     outcome = await timed(db.close())
@@ -380,7 +386,9 @@ async def test_close_with_busy_connections_on_a_silent_network(
     way: str,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    db = make_db(proxied_url, statement_timeout=60, slow_query_after=60)
+    db = make_db(
+        proxied_url, connection_timeout=20, pool_timeout=20, statement_timeout=60, slow_query_after=60
+    )
 
     async def sleeper() -> None:
         if way == "session":
@@ -406,7 +414,7 @@ async def test_close_with_busy_connections_on_a_silent_network(
     assert not caplog.text
     assert db.pool.core.count() == 0
     proxy.mode = Mode.PASS
-    await pg.wait_until(pg.is_quiet, seconds=3)
+    await pg.wait_until(pg.is_quiet)
     gc.collect()
 
 

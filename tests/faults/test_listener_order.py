@@ -208,7 +208,7 @@ async def test_coming_and_going_while_connections_die(db: Database, proxy: Fault
 async def _repeating(db: Database, number: int, rng: random.Random) -> None:
     for round_ in range(12):
         channel = f"c{rng.randrange(3)}"
-        async with asyncio.timeout(20), db.listen(channel) as notifications:
+        async with asyncio.timeout(60), db.listen(channel) as notifications:
             word = f"{number}.{round_}"
             await notifications.live.wait()
             await db.notify(channel, word)
@@ -260,7 +260,7 @@ async def test_a_catch_up_may_close_the_database(db: Database, pg: Observer) -> 
     async def catch_up() -> None:
         await db.close()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async with db.listen("changes", catch_up=catch_up) as notifications:
             assert [heard async for heard in notifications] == []
     await pg.wait_until(pg.is_quiet)

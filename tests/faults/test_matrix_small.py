@@ -13,7 +13,7 @@ from steadypool.lab.matrix.picture import draw
 from steadypool.lab.peers import DRIVERS
 from steadypool.lab.replays import run_replays, write_report
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.hedges, pytest.mark.quiet]
 
 ROWS = ("silent", "mid-query", "idle-reset", "idle-silent", "asleep-held")
 
@@ -77,7 +77,7 @@ async def test_an_outage_replayed(tmp_path: Path) -> None:
         ["2025-12-02"],
         ["steadypool"],
         ["steadypool"],
-        speed=20.0,
+        speed=15.0,
         on_note=lambda _moment, text: notes.append(text),
     )
     figures = replay.figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -28,7 +29,17 @@ from .kit import (
     until,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.hedges]
+
+
+@pytest.fixture
+def make_db(make_db: MakeDatabase) -> MakeDatabase:
+    """Connecting has no longer than all else: here it is what does not succeed."""
+
+    def make(url: str, **settings: Any) -> Database:
+        return make_db(url, **({"connection_timeout": T, "pool_timeout": T} | settings))
+
+    return make
 
 
 async def test_connecting_to_silence(db: Database, proxy: FaultProxy, pg: Observer) -> None:

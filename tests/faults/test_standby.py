@@ -78,7 +78,7 @@ async def test_the_listener_waits_for_a_standby_to_be_promoted(primary: Embedded
     async with StandbyPostgres(primary) as standby, listening(standby.url) as db:
         with psycopg.connect(primary.url) as connection:
             connection.execute("insert into kept values (1)")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await rows(standby.url):  # it streams
                 await asyncio.sleep(0.01)
         for statement in ("insert into kept values (2)", "listen changes", "notify changes"):

@@ -22,6 +22,7 @@ from steadypool.testing import Observer
 
 from .conftest import MakeDatabase
 from .kit import (
+    CONNECTS_WITHIN,
     MARGIN,
     STATEMENT_GRACE,
     T,
@@ -584,6 +585,7 @@ async def test_the_log_is_free_of_secrets(
     assert secret not in db.engine.pool.status()
 
 
+@pytest.mark.hedges
 @pytest.mark.parametrize("what", ["hangs", "raises"])
 async def test_a_password_function_that_fails(make_db: MakeDatabase, proxied_url: str, what: str) -> None:
     """The service that hands out tokens is a dependency too: bounded, named, and asked again."""
@@ -603,7 +605,7 @@ async def test_a_password_function_that_fails(make_db: MakeDatabase, proxied_url
     outcome = await timed(ask(db)) if what == "hangs" else None
     if outcome is not None and outcome.error is not None:
         assert_named(outcome.error, errors.ConnectTimeout)
-        assert outcome.seconds < T + MARGIN
+        assert outcome.seconds < CONNECTS_WITHIN + MARGIN
     await serves(db, callers=1)
     assert asked == 2
 

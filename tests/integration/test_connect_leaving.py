@@ -140,9 +140,9 @@ async def test_a_cancelled_statement_comes_back_at_once(driver: Driver, observer
     started = time.monotonic()
     task.cancel()
     driver.abort(connection)
-    done, _ = await asyncio.wait([task], timeout=5)
+    done, _ = await asyncio.wait([task], timeout=10)
     assert done
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
     with contextlib.suppress(asyncio.CancelledError, Exception):
         task.result()
 
@@ -157,7 +157,7 @@ async def test_abort_may_come_twice_and_from_a_callback(driver: Driver, observer
     loop = asyncio.get_running_loop()
     loop.call_soon(driver.abort, connection)
     loop.call_soon(driver.abort, connection)
-    done, _ = await asyncio.wait([task], timeout=5)
+    done, _ = await asyncio.wait([task], timeout=10)
     assert done
     assert task.exception() is not None
     driver.abort(connection)
@@ -168,7 +168,7 @@ async def test_an_abort_closes_the_descriptor(driver: Driver, observer: asyncpg.
     connection, task, _ = await sleeping(driver, observer)
     descriptor = driver.descriptor(connection)
     driver.abort(connection)
-    await asyncio.wait([task], timeout=5)
+    await asyncio.wait([task], timeout=10)
     task.exception()
 
     async def closed() -> bool:
@@ -231,7 +231,7 @@ async def test_psycopg_marks_what_was_interrupted_and_refuses_to_use_it(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - started < 2  # psycopg's own would send a cancel request and wait for it
+    assert time.monotonic() - started < 5  # psycopg's own would send a cancel request and wait for it
     assert connection.interrupted
     with pytest.raises(psycopg.OperationalError, match="given up in the middle"):
         await connection.execute("select 1")

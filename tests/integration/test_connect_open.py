@@ -324,9 +324,9 @@ async def test_a_silent_server_takes_one_timeout_and_the_message_says_while_what
 ) -> None:
     started = time.monotonic()
     with pytest.raises(ConnectTimeout) as caught:
-        await driver.open(changed(database_url, port=str(silent)), timeout=0.5)
-    assert time.monotonic() - started < 1.5
-    assert f"within 0.5 s, while waiting for 127.0.0.1:{silent} to let us in" in str(caught.value)
+        await driver.open(changed(database_url, port=str(silent)), timeout=1.5)
+    assert time.monotonic() - started < 3.0
+    assert f"within 1.5 s, while waiting for 127.0.0.1:{silent} to let us in" in str(caught.value)
     assert isinstance(caught.value, TimeoutError)
     assert not caught.value.final
 

@@ -73,8 +73,8 @@ async def test_the_server_enforces_the_limits_in_every_transaction(
                 assert await ask(db, "show client_connection_check_interval") == "1s"
             started = time.monotonic()
             with pytest.raises(errors.StatementTimeout) as caught:
-                await ask(db, "select pg_sleep(5)")
-            assert time.monotonic() - started < 2
+                await ask(db, "select pg_sleep(30)")
+            assert time.monotonic() - started < 10
             assert "canceling statement" in "".join(
                 str(part) for part in _chain(caught.value)
             )  # by the server

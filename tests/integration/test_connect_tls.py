@@ -239,7 +239,7 @@ async def shown(server: TlsServer, name: str) -> None:
     wanted = ssl.PEM_cert_to_DER_cert((server.authority.folder / f"{name}.crt").read_text())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(struct.pack("!ii", 8, 80877103))

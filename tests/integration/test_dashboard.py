@@ -50,7 +50,7 @@ class Running:
     async def looked(self, times: int = 1) -> None:
         """The pool was looked at again."""
         for _ in range(times):
-            assert await self.database.watch.next_look(10.0)
+            assert await self.database.watch.next_look(60.0)
 
 
 @asynccontextmanager
@@ -246,9 +246,9 @@ async def crowd(database: Database) -> Crowd:
         asyncio.create_task(hold_until(database, leave, "uploads"), name="nightly report"),
         asyncio.create_task(hold_until(database, leave), name="another"),
     ]
-    await until(lambda: database.pool.checkedout() == 2, seconds=10)
+    await until(lambda: database.pool.checkedout() == 2, seconds=60)
     waiter = asyncio.create_task(hold_until(database, leave), name="GET /waits")
-    await until(lambda: database.pool.core.waiting == 1, seconds=10)
+    await until(lambda: database.pool.core.waiting == 1, seconds=60)
     return Crowd([*holders, waiter], leave)
 
 
@@ -297,7 +297,7 @@ async def test_it_shows_what_runs_on_a_connection(database_url: str) -> None:
             lambda: (
                 sum(each.executing is not None for each in database.pool.core.connections().connections) == 2
             ),
-            seconds=10,
+            seconds=60,
         )
         await service.looked()
         now = await service.now()
@@ -357,10 +357,10 @@ async def hold_until(database: Database, leave: asyncio.Event, workload: str | N
 async def test_it_lives_while_the_database_is_away_and_the_pool_is_full(
     proxied_url: str, proxy: FaultProxy
 ) -> None:
-    async with running(settings(proxied_url, connection_timeout=0.5, request_deadline=1)) as service:
+    async with running(settings(proxied_url, connection_timeout=5, request_deadline=5)) as service:
         leave = asyncio.Event()
         holders = [asyncio.create_task(hold_until(service.database, leave)) for _ in range(2)]
-        await until(lambda: service.database.pool.checkedout() == 2, seconds=10)
+        await until(lambda: service.database.pool.checkedout() == 2, seconds=60)
         proxy.mode = "silent"
         seen: list[dict[str, Any]] = []
         async with service.client.stream("GET", "/pool/events") as events:
@@ -393,7 +393,7 @@ async def test_what_others_wrote_is_text_and_no_secret_is_shown(database_url: st
     async with running(settings(database_url)) as service:
         leave = asyncio.Event()
         task = asyncio.create_task(hold_until(service.database, leave), name=HOSTILE + "x" * 1000)
-        await until(lambda: service.database.pool.checkedout() == 1, seconds=10)
+        await until(lambda: service.database.pool.checkedout() == 1, seconds=60)
         async with service.database.session() as session:
             await session.execute(text(f"select 'p4ssw0rd' as {HOSTILE_NAME}"))
         answer = await service.client.get("/pool/now.json")
@@ -417,7 +417,7 @@ async def test_what_others_wrote_is_text_and_no_secret_is_shown(database_url: st
 async def test_a_stream_ends_when_the_server_does() -> None:
     async with running(settings(NOWHERE)) as service:
         streaming = asyncio.create_task(read_all(service))
-        await until(lambda: not streaming.done(), seconds=10)
+        await until(lambda: not streaming.done(), seconds=60)
         await service.looked()
     await asyncio.wait_for(streaming, 10)
 
@@ -441,7 +441,7 @@ async def main():
             with contextlib.suppress(errors.ConnectFailed):
                 async with database.connection():
                     pass
-            await database.watch.next_look(10.0)
+            await database.watch.next_look(60.0)
 
 asyncio.run(main())
 """
@@ -450,7 +450,7 @@ asyncio.run(main())
 async def test_what_was_recorded_survives_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "recorder.jsonl"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", RECORDING, NOWHERE, str(path))
-    await until(lambda: path.exists() and path.read_text().count('"k":"row"') >= 2, seconds=30)
+    await until(lambda: path.exists() and path.read_text().count('"k":"row"') >= 2, seconds=60)
     process.kill()
     await process.wait()
     async with Database(settings(NOWHERE, recorder_file=path)) as database:
@@ -474,7 +474,7 @@ async def test_the_recorder_can_be_off_and_its_file_is_read_again(database_url: 
         async with Database(settings(database_url, recorder_file=path)) as database:
             async with database.session() as session:
                 await session.execute(text("select 1"))
-            assert await database.watch.next_look(10.0)
+            assert await database.watch.next_look(60.0)
             recording = database.recorder.recording()
             assert sum(row["acquired"] for row in recording.seconds) == run
     written = Recording.load(path)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 def settings(request: pytest.FixtureRequest, database_url: str) -> DatabaseSettings:
     url = database_url.replace("postgresql://", f"postgresql+{request.param}://")
-    return DatabaseSettings(url=url, pool_size=2, max_overflow=1, pool_timeout=0.3, statement_timeout=2)
+    return DatabaseSettings(url=url, pool_size=2, max_overflow=1, pool_timeout=1.0, statement_timeout=2)
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ async def test_a_database_that_falls_silent_on_the_way_ends_by_the_deadline(
 ) -> None:
     parts = urlsplit(plain_url)
     url = urlunsplit(parts._replace(netloc=f"{parts.username}:{SECRET}@127.0.0.1:{proxy.port}"))
-    examination = Examination(DatabaseSettings(url=url), deadline=2.0)
+    examination = Examination(DatabaseSettings(url=url), deadline=4.0)
 
     def tell(check: Any, done: bool) -> None:
         if check.name == "log-in" and done:
@@ -155,7 +155,7 @@ async def test_a_database_that_falls_silent_on_the_way_ends_by_the_deadline(
 
     began = time.monotonic()
     results = await examine(examination, chosen_checks([]), tell)
-    assert time.monotonic() - began < 2.0 + 1.5
+    assert time.monotonic() - began < 4.0 + 4.0
     assert [result for result in results if "no answer within" in result.finding.evidence]
 
 
@@ -384,7 +384,7 @@ async def test_what_is_no_console_or_falls_silent_costs_little_time_and_nothing_
     proxy.mode = Mode.SILENT
     began = time.monotonic()
     closed = await read_console(connection, examination.target, within=0.3)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 5.0
     assert "within 0.3 s" in str(closed)
     await examination.close()
 

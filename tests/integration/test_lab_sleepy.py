@@ -54,7 +54,7 @@ async def test_it_is_stopped_when_idle_and_started_by_the_first_connection(home:
         # A statement that runs keeps it awake, for longer than sleep_after.
         await open_but_idle.execute("select pg_sleep(0.7)")
         assert sleepy.knocks.suspends == 0
-        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=10)
+        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=60)
         assert not sleepy.server.is_running
         with pytest.raises((asyncpg.AdminShutdownError, asyncpg.InterfaceError, ConnectionError)):
             await open_but_idle.fetchval("select 1")
@@ -76,10 +76,10 @@ async def test_a_visitor_who_has_left_is_not_counted_beside_the_one_who_comes_ne
     async with SleepyPostgres(data_dir=home, sleep_after=None, wake=30.0) as sleepy:
         await sleepy.fall_asleep()
         visitors = [knock(sleepy.port), knock(sleepy.port)]
-        await until(lambda: sleepy.knocks.held == 2, seconds=10)
+        await until(lambda: sleepy.knocks.held == 2, seconds=60)
         visitors[0].close()  # and the next one comes before the lab has had a turn in which to notice
         visitors.append(knock(sleepy.port))
-        await until(lambda: sleepy.knocks.held == 3, seconds=10)
+        await until(lambda: sleepy.knocks.held == 3, seconds=60)
         for visitor in visitors[1:]:
             visitor.close()
         assert sleepy.knocks.most_at_once == 2
@@ -91,7 +91,7 @@ async def test_an_open_transaction_keeps_it_awake(home: Path) -> None:
             await connection.execute("select 1")
             await asyncio.sleep(0.5)
             assert sleepy.state is Wakefulness.AWAKE
-        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=10)
+        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=60)
 
 
 async def test_woken_while_it_falls_asleep(home: Path) -> None:
@@ -115,7 +115,7 @@ async def test_refused_until_it_is_awake(home: Path) -> None:
             await ask(sleepy.url)
         with pytest.raises(ConnectionRefusedError):
             await ask(sleepy.url)
-        await until(lambda: sleepy.state is Wakefulness.AWAKE, seconds=10)
+        await until(lambda: sleepy.state is Wakefulness.AWAKE, seconds=60)
         assert await ask(sleepy.url) == 42
 
 
@@ -125,7 +125,7 @@ async def test_rejected_until_it_is_awake(home: Path) -> None:
         for _ in range(2):
             with pytest.raises(asyncpg.CannotConnectNowError, match="starting up"):
                 await ask(sleepy.url)
-        await until(lambda: sleepy.state is Wakefulness.AWAKE, seconds=10)
+        await until(lambda: sleepy.state is Wakefulness.AWAKE, seconds=60)
         assert await ask(sleepy.url) == 42
         assert (sleepy.knocks.wakes, sleepy.knocks.attempts) == (1, 2)
 
@@ -139,7 +139,7 @@ async def test_closing_the_connection_that_wakes_it(home: Path, aborts: bool) ->
         with pytest.raises(TimeoutError):
             await asyncpg.connect(sleepy.url, timeout=0.2)
         if aborts:
-            await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=10)
+            await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=60)
             assert not sleepy.server.is_running
         began = time.monotonic()
         assert await ask(sleepy.url) == 42

@@ -48,7 +48,7 @@ def reaches(db: Database, state: ListenerState) -> asyncio.Event:
 
 
 async def soon(event: asyncio.Event) -> None:
-    async with asyncio.timeout(8.0):
+    async with asyncio.timeout(60):
         await event.wait()
 
 

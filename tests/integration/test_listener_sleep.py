@@ -35,7 +35,7 @@ def database(url: str, options: ListenerOptions) -> Database:
 
 
 async def take(notifications: Subscription) -> Notification | Gap:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await anext(notifications)
 
 

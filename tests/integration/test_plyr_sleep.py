@@ -63,7 +63,7 @@ async def test_an_idle_plyr_lets_its_database_sleep_and_loses_nothing(
     ):
         assert (await next_of(device)).id == "0"
         assert (await next_of(device)).name == "stale"  # somebody watches, and still it may sleep
-        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=10)
+        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=60)
         attempts = sleepy.knocks.attempts
         await asyncio.sleep(2 * SLEEP_AFTER)
         assert await listener(a) == "dormant"
@@ -81,7 +81,7 @@ async def test_an_idle_plyr_lets_its_database_sleep_and_loses_nothing(
             await a.get("/queue/")
             told = await next_of(device)
         assert told.id == "2"
-        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=10)
+        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=60)
 
 
 async def put(client: httpx.AsyncClient, revision: int) -> None:

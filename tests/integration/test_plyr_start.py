@@ -267,9 +267,9 @@ async def test_requests_in_flight_finish_after_the_signal(tmp_path: Path, databa
             + body
         )
         await writer.drain()
-        await until(lambda: any((tmp_path / ".data/audio/tmp").glob("*")), seconds=20)
+        await until(lambda: any((tmp_path / ".data/audio/tmp").glob("*")), seconds=60)
         started.process.send_signal(signal.SIGTERM)
-        await until(lambda: refuses(host, int(port)), seconds=20)
+        await until(lambda: refuses(host, int(port)), seconds=60)
         writer.write(rest)
         assert b"202" in await reader.readline()
         code, output, errors = await started.wait()

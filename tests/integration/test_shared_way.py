@@ -185,7 +185,7 @@ async def test_a_setting_changed_inside_a_function_ends_the_connection(make: Mak
 
 async def test_a_lock_that_a_stranger_waits_for(make: MakeHouse, database_url: str) -> None:
     """The session that holds the lock must not queue behind the one who waits for it: nobody could ever go on."""
-    house = make(connections=1, lock_timeout=5.0, statement_timeout=5.0)
+    house = make(connections=1, lock_timeout=20.0, statement_timeout=20.0)
     await house.ask("create table t (id int primary key, n int)")
     await house.ask("insert into t values (1, 0)")
     async with await psycopg.AsyncConnection.connect(database_url) as session:
@@ -193,7 +193,7 @@ async def test_a_lock_that_a_stranger_waits_for(make: MakeHouse, database_url: s
         stranger = asyncio.create_task(house.ask("update t set n = n + 1 where id = 1 returning n"))
         await until(lambda: house.way.stats().in_flight == 1)
         house.holds = True
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             assert await house.ask("select 'not behind the stranger'")
         assert not stranger.done()
         await session.commit()
@@ -243,8 +243,8 @@ async def test_a_call_with_more_time_does_not_stand_in_the_way(make: MakeHouse) 
 
 
 async def test_others_go_elsewhere_while_the_head_is_slow(make: MakeHouse) -> None:
-    house = make(connections=2)
-    slow = asyncio.create_task(house.ask("select pg_sleep(1)"))
+    house = make(connections=2, statement_timeout=20.0)
+    slow = asyncio.create_task(house.ask("select pg_sleep(3)"))
     await until(lambda: house.way.stats().in_flight == 1)
     await asyncio.sleep(0.1)
     for _ in range(10):
@@ -254,12 +254,12 @@ async def test_others_go_elsewhere_while_the_head_is_slow(make: MakeHouse) -> No
 
 
 async def test_one_that_leaves_is_replaced_while_the_others_are_slow(make: MakeHouse) -> None:
-    house = make(connections=2, rotate_after=0.3)
-    slow = [asyncio.create_task(house.ask("select pg_sleep(1.2), 'one'"))]
+    house = make(connections=2, rotate_after=0.3, statement_timeout=20.0)
+    slow = [asyncio.create_task(house.ask("select pg_sleep(3), 'one'"))]
     await until(lambda: house.way.stats().in_flight == 1)
     await asyncio.sleep(0.1)
     await house.ask("select 1")
-    slow.append(asyncio.create_task(house.ask("select pg_sleep(1.2), 'another'")))
+    slow.append(asyncio.create_task(house.ask("select pg_sleep(3), 'another'")))
     await until(lambda: house.way.stats().in_flight == 2)
     await asyncio.sleep(0.3)  # now they are to go back, and cannot yet
     assert await house.ask("select 2") == [(2,)]
@@ -277,7 +277,7 @@ async def test_what_is_often_slow_gets_a_connection_alone(house: House) -> None:
 async def test_giving_up_while_queued_is_not_executed(make: MakeHouse) -> None:
     house = make(connections=1, window=1)
     await house.ask("create table t (n int)")
-    slow = asyncio.create_task(house.ask("select pg_sleep(0.5)"))
+    slow = asyncio.create_task(house.ask("select pg_sleep(1.5)"))
     await until(lambda: house.way.stats().in_flight == 1)
     with pytest.raises(errors.DeadlineExceeded) as unsent:
         with deadline(0.1):
@@ -296,8 +296,8 @@ async def test_giving_up_what_was_sent_is_maybe_executed(make: MakeHouse) -> Non
     house = make(connections=1)
     await house.ask("create table t (n int)")
     with pytest.raises(errors.DeadlineExceeded) as sent:
-        with deadline(0.1):
-            await house.ask("insert into t select 1 from pg_sleep(0.3)")
+        with deadline(0.5):
+            await house.ask("insert into t select 1 from pg_sleep(1.5)")
     assert sent.value.maybe_executed
     assert sent.value.phase is errors.Phase.EXECUTING
     assert await house.ask("select count(*) from t") == [(1,)]

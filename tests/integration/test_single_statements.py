@@ -196,7 +196,7 @@ async def test_waiting_for_a_lock_has_a_limit_with_a_name(make: MakeDatabase) ->
 
 async def test_whoever_holds_a_lock_does_not_queue_behind_who_waits_for_it(make: MakeDatabase) -> None:
     """Neither could ever go on, and Postgres sees no deadlock."""
-    db = make(shared_connections=1, shared_lock_timeout=5, shared_statement_timeout=5)
+    db = make(shared_connections=1, shared_lock_timeout=30, shared_statement_timeout=30)
     await db.execute("create table t (id int primary key, n int)")
     await db.execute("insert into t values (1, 0)")
     locked = asyncio.Event()
@@ -207,7 +207,7 @@ async def test_whoever_holds_a_lock_does_not_queue_behind_who_waits_for_it(make:
 
     stranger = asyncio.create_task(wait_for_the_lock())
     for hold in (_by_session, _by_connection):
-        async with asyncio.timeout(4), hold(db, "update t set n = 10 where id = 1"):
+        async with asyncio.timeout(20), hold(db, "update t set n = 10 where id = 1"):
             locked.set()
             while await db.fetchval("select count(*) from pg_locks where not granted") == 0:
                 assert not stranger.done()

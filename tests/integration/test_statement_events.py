@@ -25,7 +25,7 @@ SECRET = "anna@example.org"
 @pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
 async def db(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[Database]:
     url = database_url.replace("postgresql://", f"postgresql+{request.param}://")
-    settings = DatabaseSettings(url=url, pool_size=1, max_overflow=0, pool_timeout=0.3, statement_timeout=5)
+    settings = DatabaseSettings(url=url, pool_size=1, max_overflow=0, pool_timeout=1.0, statement_timeout=5)
     async with Database(settings) as database:
         yield database
 

@@ -50,7 +50,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_network")
 async def test_logfire_gets_what_the_seed_says(make_db: MakeDatabase, database_url: str) -> None:
     """Connection pool metrics, query execution times, timeout events, connection errors; without a token."""
-    db = make_db(database_url, pool_size=1, max_overflow=0, statement_timeout=0.3)
+    db = make_db(database_url, pool_size=1, max_overflow=0, statement_timeout=1.0)
     screen, reader, exporter = io.StringIO(), InMemoryMetricReader(), InMemorySpanExporter()
     reporting = enable(
         db.source,

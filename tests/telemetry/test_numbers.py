@@ -262,7 +262,7 @@ async def test_leaks_are_counted(make_db: MakeDatabase, database_url: str, seen:
 async def test_the_listener_is_reported(db: Database, seen: Seen, pg: Observer) -> None:
     assert seen.value("steadypool.listener.connected") == 0
     async with db.listen("changes") as notifications:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not seen.value("steadypool.listener.connected"):
                 await asyncio.sleep(0.01)
             await pg.terminate()

@@ -203,7 +203,7 @@ async def test_a_webhook_that_fails_is_said_once_without_its_secret(
     async with receiver(answer) as (url, received):
         webhook = Webhook(url, timeout=0.2)
         webhook.send({"alert": "leak"})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not caplog.records:
                 await asyncio.sleep(0.01)
         await webhook.close()
@@ -219,7 +219,7 @@ async def test_a_webhook_that_hangs_holds_up_nobody(caplog: pytest.LogCaptureFix
         webhook = Webhook(url, timeout=0.3)
         for number in range(3 * MOST_WAITING):
             webhook.send({"number": number})
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(10):
             await webhook.close()
     assert len(received) <= 4
     assert "too many wait already" in caplog.text

@@ -56,7 +56,7 @@ class Client:
         self.writer.write(b"".join(messages))
 
     async def gets(self, message: bytes) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await self.reader.readexactly(len(message)) == message
 
 
@@ -147,7 +147,7 @@ async def test_it_leaves_nothing_behind(server: Server, clients: AsyncExitStack)
         fresh = Client(*await asyncio.open_connection("127.0.0.1", pooler.port))
         clients.callback(fresh.writer.close)
     for client in (stuck, waiting, idle, half, fresh):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             with pytest.raises((EOFError, ConnectionError)):
                 await client.reader.readexactly(1)
     await until(lambda: server.open == 0)
