@@ -29,6 +29,10 @@ def _whole(low: int, high: int, unit: str = "") -> BeforeValidator:
     return BeforeValidator(check_numeric(low, high, unit, whole=True, off=False, hint=""))
 
 
+def _count_or_off(high: int) -> BeforeValidator:
+    return BeforeValidator(check_numeric(1, high, "", whole=True, off=True, hint="write off for no limit"))
+
+
 def _not_empty(value: object) -> object:
     if not str(value).strip():
         raise ValueError("it is empty; unset it for the default")
@@ -152,6 +156,37 @@ class UploadSettings(BaseSettings):
     )
 
 
+class LimitSettings(BaseSettings):
+    """How much one client or artist may ask of this process; several processes each allow as much. `off` lifts one."""
+
+    model_config = SettingsConfigDict(_ENVIRONMENT, env_prefix="LIMIT_")
+
+    requests_per_address: Annotated[int | None, _count_or_off(10**9)] = Field(
+        default=12_000, description="Requests that one address may send in a minute."
+    )
+    requests_per_artist: Annotated[int | None, _count_or_off(10**9)] = Field(
+        default=6_000, description="Requests that one artist may send in a minute."
+    )
+    streams: Annotated[int | None, _count_or_off(10**6)] = Field(
+        default=128, description="Audio and events that one listener may receive at the same time."
+    )
+    uploads_at_once: Annotated[int | None, _count_or_off(10**6)] = Field(
+        default=32, description="Uploads that one artist may send at the same time."
+    )
+    uploads_per_day: Annotated[int | None, _count_or_off(10**9)] = Field(
+        default=1_000, description="Uploads that one artist may send in a day."
+    )
+    upload_bytes_per_day: Annotated[int | None, _count_or_off(2**60)] = Field(
+        default=64 * 1024 * MIB, description="Bytes of uploads that one artist may send in a day."
+    )
+    copies: Annotated[int | None, _count_or_off(10**6)] = Field(
+        default=20, description="Tracks that one artist may make of one file."
+    )
+    play_interval: Annotated[
+        float | None, BeforeValidator(check_numeric(0.001, DAY, "s", whole=False, off=True, hint=""))
+    ] = Field(default=30.0, description="Seconds in which the plays of a track by one listener count as one.")
+
+
 class Settings(BaseModel):
     """All settings of the service."""
 
@@ -163,6 +198,7 @@ class Settings(BaseModel):
     queue: QueueSettings = Field(default_factory=QueueSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     uploads: UploadSettings = Field(default_factory=UploadSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
     server: ServerSettings = Field(default_factory=ServerSettings)
 
 
@@ -198,6 +234,7 @@ def _explain(error: ValidationError) -> list[str]:
             QueueSettings,
             StorageSettings,
             UploadSettings,
+            LimitSettings,
             ServerSettings,
         )
     }

@@ -11,7 +11,9 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from backend.api import audio, auth, page, queue, tracks, uploads
+from backend.api.limits import AddressLimit, on_limit_exceeded
 from backend.config import Settings, get_settings
+from backend.services.limits import LimitExceeded, Limits
 from backend.services.live_queues import LiveQueues
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.local import LocalStorage
@@ -65,10 +67,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.storage = storage
     app.state.probe = AudioProbe()
+    app.state.limits = limits = Limits(settings.limits)
     make_observable(app, settings)
     # CORS last: what is added later stands outside, and its headers belong on error answers as well.
     install(app, get_database)
     app.state.pool_page = dashboard(app, get_database)
+    app.add_middleware(AddressLimit, limits=limits)
     origins = settings.server.cors_origins
     app.add_middleware(
         CORSMiddleware,
@@ -79,6 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         expose_headers=EXPOSED_HEADERS,
     )
     app.add_exception_handler(ClientDisconnect, _client_is_gone)
+    app.add_exception_handler(LimitExceeded, on_limit_exceeded)
     # Uploads before tracks: /tracks/uploads/… is not a track's id.
     for module in (auth, uploads, tracks, audio, queue, page):
         app.include_router(module.router)

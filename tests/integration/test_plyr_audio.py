@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from backend.services.audio import count_play
+from backend.utilities.database import db_session
+
 from .conftest import Plyr, tone
 
 pytestmark = pytest.mark.anyio
@@ -126,9 +129,27 @@ async def test_audio_that_is_not_there_is_a_404(plyr: Plyr) -> None:
 
 
 async def test_a_hundred_plays_at_once_are_a_hundred(plyr: Plyr, audio: Audio) -> None:
-    answers = await asyncio.gather(*(plyr.anonymous.get(audio.path) for _ in range(100)))
-    assert {answer.status_code for answer in answers} == {200}
+    async def play() -> None:
+        async with db_session() as session:
+            await count_play(session, audio.track_id)
+            await session.commit()
+
+    await asyncio.gather(*(play() for _ in range(100)))
     assert await plays(plyr, audio) == 100
+
+
+async def test_one_listener_plays_a_track_once_in_a_while(plyr: Plyr, audio: Audio) -> None:
+    answers = await asyncio.gather(
+        *(plyr.anonymous.get(audio.path, headers={"Range": "bytes=0-2"}) for _ in range(50)),
+        *(plyr.anonymous.get(audio.path) for _ in range(50)),
+    )
+    assert {answer.status_code for answer in answers} == {200, 206}
+    assert await plays(plyr, audio) == 1
+    second = await plyr.upload(audio.content, title="The same once more")
+    await plyr.anonymous.get(audio.path, params={"track": second})
+    await plyr.client.get(audio.path)  # signed in: another listener
+    assert await plays(plyr, audio) == 2
+    assert (await plyr.client.get(f"/tracks/{second}")).json()["play_count"] == 1
 
 
 async def test_only_listening_from_the_beginning_is_a_play(plyr: Plyr, audio: Audio) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 import steadypool
-from backend.config import Settings
+from backend.config import LimitSettings, Settings
 from backend.utilities.database import UPLOADS, db_session
 
 from .conftest import Plyr, tone
@@ -19,7 +19,8 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def plyr_settings(plyr_settings: Settings) -> Settings:
     database = plyr_settings.database.replace(statement_timeout=2.5)
-    return plyr_settings.model_copy(update={"database": database})
+    limits = LimitSettings(play_interval=None)  # every play of the same listener counts
+    return plyr_settings.model_copy(update={"database": database, "limits": limits})
 
 
 async def test_the_whole_of_it(plyr: Plyr, driver: str) -> None:

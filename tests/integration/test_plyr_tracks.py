@@ -209,7 +209,7 @@ async def test_an_artist_cannot_make_the_lists_of_others_fail_nor_grow(plyr: Ply
     put = await plyr.client.put("/queue/", json={"state": state}, headers={"If-Match": '"0"'})
     for answer in (put, await plyr.client.get("/queue/")):
         assert answer.status_code == 200
-        assert answer.json()["tracks"] == [mine | {"description": None, "like_count": 1}]
+        assert answer.json()["tracks"] == [mine | {"like_count": 1}]
     for path, headers in (("/tracks/", {}), ("/tracks/me", bob), ("/tracks/liked", {})):
         answer = await plyr.client.get(path, params={"limit": 1000}, headers=headers)
         assert answer.status_code == 200
@@ -219,7 +219,7 @@ async def test_an_artist_cannot_make_the_lists_of_others_fail_nor_grow(plyr: Ply
         assert [track["id"] for track in shown] == list(
             range(track_id + 3000, track_id + 3000 - len(shown), -1)
         )
-        assert {track["description"] for track in shown} == {None}
+        assert {track["description"] for track in shown} == {"d" * 279 + "…"}
     assert (await plyr.client.get(f"/tracks/{shown[0]['id']}")).json()["description"] == "d" * 10_000
     for viewer in (plyr.anonymous, plyr.client):
         assert (await viewer.get(f"/audio/{mine['file_id']}")).content == tone()

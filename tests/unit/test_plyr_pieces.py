@@ -75,6 +75,8 @@ def test_every_part_is_read_from_its_own_variables(no_environment: pytest.Monkey
             "allowed: 0.001 to 86,400 s; there has to be a limit",
         ),
         ("STORAGE_MAX_UPLOAD_BYTES", "0", "allowed: 1 to 68,719,476,736 bytes, a whole number"),
+        ("LIMIT_STREAMS", "0", "allowed: 1 to 1,000,000, or off, a whole number; write off for no limit"),
+        ("QUEUE_MAX_TRACKS", "0", "allowed: 1 to 100,000, a whole number"),
         ("PORT", "65536", "allowed: 0 to 65,535, a whole number"),
         ("PORT", "lots", "not a number; allowed: 0 to 65,535, a whole number"),
         ("PORT", "", "it is empty; unset it for the default; allowed: 0 to 65,535, a whole number"),

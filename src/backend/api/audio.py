@@ -11,7 +11,8 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from backend.api.deps import DatabaseDep, StorageDep, Viewer
+from backend.api.deps import DatabaseDep, LimitsDep, StorageDep, Viewer
+from backend.api.limits import LISTENER_STREAMS, listener_of
 from backend.api.ranges import Slice, Unsatisfiable, matches, parse_range, range_applies
 from backend.services import audio
 from backend.services.audio import Recording, Refusal
@@ -40,7 +41,7 @@ class BytesResponse(StreamingResponse):
             await super().stream_response(send)
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", dependencies=[LISTENER_STREAMS])
 @router.head("/{file_id}", include_in_schema=False)
 async def stream_audio(
     request: Request,
@@ -48,20 +49,21 @@ async def stream_audio(
     viewer: Viewer,
     database: DatabaseDep,
     storage: StorageDep,
+    limits: LimitsDep,
     track: OnlyTrack = None,
 ) -> Response:
     size = await _size(storage, file_id)
     part, headers = _select(request, file_id, size)
     plays = request.method == "GET" and part is not None and part.start == 0 and part.length > PROBE
     found = _allowed(await audio.find(database, file_id, viewer, may_listen, track), viewer)
-    if plays:
+    if plays and limits.plays.counts(listener_of(request, viewer), found.track_id):
         async with db_session() as session:
             await audio.count_play(session, found.track_id)
             await session.commit()
     return _answer(request, storage, found, size, part, headers)
 
 
-@router.get("/{file_id}/download")
+@router.get("/{file_id}/download", dependencies=[LISTENER_STREAMS])
 @router.head("/{file_id}/download", include_in_schema=False)
 async def download_audio(
     request: Request,

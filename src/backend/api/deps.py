@@ -10,6 +10,7 @@ from starlette.requests import Request
 from backend.config import Settings
 from backend.services import artists
 from backend.services.artists import Identity
+from backend.services.limits import Limits
 from backend.services.live_queues import LiveQueues
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.base import Storage
@@ -59,14 +60,27 @@ async def authenticate(database: Database, credential: str) -> Identity:
     return artist
 
 
-async def _current_artist(request: Request, database: DatabaseDep) -> Identity:
-    return await authenticate(database, require_credential(request))
+def _limits(request: Request) -> Limits:
+    limits: Limits = request.app.state.limits
+    return limits
 
 
-async def _viewer(request: Request, database: DatabaseDep) -> str | None:
+LimitsDep = Annotated[Limits, Depends(_limits)]
+
+
+async def _current_artist(request: Request, database: DatabaseDep, limits: LimitsDep) -> Identity:
+    artist = await authenticate(database, require_credential(request))
+    limits.by_artist.take(artist.did)
+    return artist
+
+
+async def _viewer(request: Request, database: DatabaseDep, limits: LimitsDep) -> str | None:
     credential = _credential(request)
     artist = None if credential is None else await artists.authenticate(database, credential)
-    return None if artist is None else artist.did
+    if artist is None:
+        return None
+    limits.by_artist.take(artist.did)
+    return artist.did
 
 
 CurrentArtist = Annotated[Identity, Depends(_current_artist)]

@@ -21,6 +21,7 @@ from backend.api.deps import (
     authenticate,
     require_credential,
 )
+from backend.api.limits import ARTIST_STREAMS
 from backend.api.ranges import matches
 from backend.api.schemas import QueueOut, track_out
 from backend.services import tracks
@@ -153,7 +154,11 @@ async def _content(request: Request, database: Database, did: str, found: Queue)
 # -- events --------------------------------------------------------------------------------------------------
 
 
-@router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(route_deadline(None))])
+@router.get(
+    "/events",
+    response_class=EventSourceResponse,
+    dependencies=[Depends(route_deadline(None)), ARTIST_STREAMS],
+)
 async def queue_events(
     request: Request, artist: CurrentArtist, database: DatabaseDep, live_queues: LiveQueuesDep
 ) -> AsyncIterator[ServerSentEvent]:

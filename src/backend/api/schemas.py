@@ -24,7 +24,7 @@ class AlbumOut(BaseModel):
 class TrackOut(BaseModel):
     """A track as clients see it. `r2_url` is where its audio is; the name is the one that clients know.
 
-    `description` is told by the track alone, and null in lists.
+    In lists a long `description` is cut, and ends in an ellipsis.
     """
 
     id: int

@@ -10,14 +10,15 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.sse import EventSourceResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError
 
-from backend.api.deps import CurrentArtist, DatabaseDep, JobsDep, ProbeDep, SettingsDep, StorageDep
+from backend.api.deps import CurrentArtist, DatabaseDep, JobsDep, LimitsDep, ProbeDep, SettingsDep, StorageDep
+from backend.api.limits import ARTIST_STREAMS, ARTIST_UPLOADS
 from backend.api.multipart import MalformedForm, read_form
 from backend.api.schemas import ProgressOut, UploadOut
 from backend.models import UploadStatus
 from backend.services import uploads
 from backend.services.policy import Publishing
 from backend.services.tracks import TrackDraft
-from backend.services.uploads import Progress
+from backend.services.uploads import Progress, TooManyCopies
 from backend.storage.audio import NotAudio
 from backend.storage.base import StorageFull, TooLarge
 from backend.storage.probe import ProbeBusy
@@ -57,7 +58,7 @@ class UploadForm(BaseModel):
 NO_DEADLINE = [Depends(route_deadline(None))]
 
 
-@router.post("/", status_code=202, dependencies=NO_DEADLINE)
+@router.post("/", status_code=202, dependencies=[*NO_DEADLINE, ARTIST_UPLOADS])
 async def upload_track(
     request: Request,
     artist: CurrentArtist,
@@ -65,11 +66,15 @@ async def upload_track(
     storage: StorageDep,
     probe: ProbeDep,
     jobs: JobsDep,
+    limits: LimitsDep,
 ) -> UploadOut:
     try:
         _refuse_early(request, settings.storage.max_upload_bytes)
         async with storage.receive() as incoming:
-            form = _validated(await read_form(request, "file", incoming.write))
+            try:
+                form = _validated(await read_form(request, "file", incoming.write))
+            finally:
+                limits.upload_bytes.charge(artist.did, incoming.size)
             file_id = await incoming.finish()
             audio = await probe.inspect(incoming.path, artist.did)
             draft = TrackDraft(
@@ -83,12 +88,16 @@ async def upload_track(
                 duration=audio.duration,
             )
             async with db_session(UPLOADS) as session:
-                upload_id = await uploads.accept(session, storage, incoming, artist.did, draft)
+                upload_id = await uploads.accept(
+                    session, storage, incoming, artist.did, draft, max_copies=limits.copies
+                )
                 await session.commit()
     except MalformedForm as error:
         raise HTTPException(400, str(error)) from error
     except TooLarge as error:
         raise HTTPException(413, str(error), headers={"Connection": "close"}) from error
+    except TooManyCopies as error:
+        raise HTTPException(409, str(error)) from error
     except NotAudio as error:
         raise HTTPException(415, str(error)) from error
     except ProbeBusy as error:
@@ -126,7 +135,11 @@ async def _read(database: Database, upload_id: uuid.UUID, did: str) -> Progress:
     return upload
 
 
-@router.get("/uploads/{upload_id}/progress", response_class=EventSourceResponse, dependencies=NO_DEADLINE)
+@router.get(
+    "/uploads/{upload_id}/progress",
+    response_class=EventSourceResponse,
+    dependencies=[*NO_DEADLINE, ARTIST_STREAMS],
+)
 async def upload_progress(
     upload: Annotated[Progress, Depends(_own_upload)], database: DatabaseDep, jobs: JobsDep
 ) -> AsyncIterator[ProgressOut]:

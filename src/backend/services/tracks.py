@@ -19,9 +19,9 @@ from sqlalchemy import (
     Text,
     any_,
     bindparam,
+    case,
     delete,
     func,
-    null,
     or_,
     select,
 )
@@ -62,7 +62,7 @@ class AlbumView(NamedTuple):
 class TrackView:
     """A track as it is shown, with its artist, its album and what is counted about it. In the order of `_COLUMNS`.
 
-    In lists `description` is None.
+    In lists `description` is an excerpt.
     """
 
     id: int
@@ -115,9 +115,13 @@ _COLUMNS = (
     Album.title,
     Album.slug,
 )
-_LIST_COLUMNS = tuple(
-    null().label("description") if column is Track.description else column for column in _COLUMNS
-)
+MAX_EXCERPT = 280
+"""Characters of a description in a list; of a longer one its beginning, with an ellipsis at the end."""
+_BEGINNING = func.concat(func.left(Track.description, MAX_EXCERPT - 1), "…")
+_EXCERPT = case(
+    (func.char_length(Track.description) > MAX_EXCERPT, _BEGINNING), else_=Track.description
+).label("description")
+_LIST_COLUMNS = tuple(_EXCERPT if column is Track.description else column for column in _COLUMNS)
 
 MAX_LIST_BYTES = 2 * 1024 * 1024
 """What the tracks of one list may hold in texts of any length; the list ends before the first that would exceed it."""
@@ -130,6 +134,7 @@ _LIMIT = bindparam("limit", type_=Integer)
 _FIXED_BYTES = 512
 _TEXTS = (
     Track.title,
+    _EXCERPT,
     func.array_to_string(Track.tags, ","),
     Artist.display_name,
     Artist.handle,

@@ -9,21 +9,47 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from backend.models import Artist, Upload, UploadStatus
+from backend.models import Artist, Track, Upload, UploadStatus
 from backend.services import files, tracks
 from backend.services.tracks import TrackDraft
 from backend.storage.base import Incoming, Storage
 from steadypool import Database
 
 
+class TooManyCopies(Exception):
+    """The artist has made as many tracks of this file as one may."""
+
+
 async def accept(
-    session: AsyncSession, storage: Storage, incoming: Incoming, did: str, draft: TrackDraft
+    session: AsyncSession,
+    storage: Storage,
+    incoming: Incoming,
+    did: str,
+    draft: TrackDraft,
+    *,
+    max_copies: int | None = None,
 ) -> uuid.UUID:
-    """Keep a finished file and note what is to become of it."""
+    """Keep a finished file and note what is to become of it.
+
+    Args:
+        session: in whose transaction it is noted.
+        storage: where the file is kept.
+        incoming: the file.
+        did: the artist.
+        draft: the track to be.
+        max_copies: tracks that the artist may make of one file; None for any number.
+
+    Raises:
+        TooManyCopies: there are so many already, or soon will be.
+    """
     await files.lock(session, draft.file_id)
+    if max_copies is not None and await _copies(session, did, draft.file_id) >= max_copies:
+        raise TooManyCopies(
+            f"there are {max_copies} tracks of yours with this file already; delete one of them first"
+        )
     await storage.keep(incoming, draft.file_id)
     upload = Upload(
         id=uuid.uuid4(),
@@ -35,6 +61,16 @@ async def accept(
     session.add(upload)
     await session.flush()
     return upload.id
+
+
+async def _copies(session: AsyncSession, did: str, file_id: str) -> int:
+    """How many tracks the artist has of this file, those on their way included."""
+    tracks_of_it = select(func.count()).where(Track.did == did, Track.file_id == file_id)
+    on_their_way = select(func.count()).where(
+        Upload.did == did, Upload.file_id == file_id, Upload.status == UploadStatus.PROCESSING
+    )
+    total = select(tracks_of_it.scalar_subquery() + on_their_way.scalar_subquery())
+    return (await session.scalars(total)).one()
 
 
 async def publish(session: AsyncSession, upload_id: uuid.UUID) -> None:
