@@ -11,8 +11,10 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from backend.api import audio, auth, page, queue, tracks, uploads
+from backend.api.answers import EVERYWHERE
 from backend.config import Settings, get_settings
 from backend.services.live_queues import LiveQueues
+from backend.services.sign_in import SignInCodes
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.local import LocalStorage
 from backend.utilities.database import build_database, get_database, use_database
@@ -63,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.storage = storage
+    app.state.sign_in_codes = SignInCodes()
     make_observable(app, settings)
     # CORS last: what is added later stands outside, and its headers belong on error answers as well.
     install(app, get_database)
@@ -79,7 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _client_is_gone)
     # Uploads before tracks: /tracks/uploads/… is not a track's id.
     for module in (auth, uploads, tracks, audio, queue, page):
-        app.include_router(module.router)
+        app.include_router(module.router, responses=EVERYWHERE)
     return app
 
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
+from backend.api.answers import AUDIO
 from backend.api.deps import DatabaseDep, StorageDep, Viewer
 from backend.api.ranges import Slice, Unsatisfiable, matches, parse_range, range_applies
 from backend.services import audio
@@ -40,7 +41,7 @@ class BytesResponse(StreamingResponse):
             await super().stream_response(send)
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", response_class=Response, responses=AUDIO)
 @router.head("/{file_id}", include_in_schema=False)
 async def stream_audio(
     request: Request,
@@ -61,7 +62,7 @@ async def stream_audio(
     return _answer(request, storage, found, size, part, headers)
 
 
-@router.get("/{file_id}/download")
+@router.get("/{file_id}/download", response_class=Response, responses=AUDIO)
 @router.head("/{file_id}/download", include_in_schema=False)
 async def download_audio(
     request: Request,

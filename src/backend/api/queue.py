@@ -13,6 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ValidationError, field_validator
 from starlette.responses import JSONResponse
 
+from backend.api.answers import answers
 from backend.api.deps import (
     CurrentArtist,
     DatabaseDep,
@@ -66,7 +67,11 @@ def _check_storable(value: Any) -> None:
         raise ValueError("a NUL character cannot be kept")
 
 
-@router.get("/", response_model=QueueOut)
+@router.get(
+    "/",
+    response_model=QueueOut,
+    responses=answers(401) | {304: {"description": "The client has it (If-None-Match)"}},
+)
 async def get_queue(
     request: Request, database: DatabaseDep, artist: CurrentArtist, live_queues: LiveQueuesDep
 ) -> Response:
@@ -107,7 +112,7 @@ async def _change(request: Request, settings: SettingsDep) -> tuple[int, dict[st
 
 
 # The order of the parameters is the order of the work: the body first.
-@router.put("/", response_model=QueueOut)
+@router.put("/", response_model=QueueOut, responses=answers(401, 409, 413, 428))
 async def put_queue(
     request: Request,
     change: Annotated[tuple[int, dict[str, Any]], Depends(_change)],
@@ -148,7 +153,12 @@ async def _content(request: Request, database: Database, did: str, found: Queue)
 # -- events --------------------------------------------------------------------------------------------------
 
 
-@router.get("/events", response_class=EventSourceResponse, dependencies=[Depends(route_deadline(None))])
+@router.get(
+    "/events",
+    response_class=EventSourceResponse,
+    dependencies=[Depends(route_deadline(None))],
+    responses=answers(401),
+)
 async def queue_events(
     request: Request, artist: CurrentArtist, database: DatabaseDep, live_queues: LiveQueuesDep
 ) -> AsyncIterator[ServerSentEvent]:

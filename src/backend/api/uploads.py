@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.sse import EventSourceResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError
 
+from backend.api.answers import answers
 from backend.api.deps import CurrentArtist, DatabaseDep, JobsDep, SettingsDep, StorageDep
 from backend.api.multipart import MalformedForm, read_form
 from backend.api.schemas import ProgressOut, UploadOut
@@ -57,7 +58,7 @@ class UploadForm(BaseModel):
 NO_DEADLINE = [Depends(route_deadline(None))]
 
 
-@router.post("/", status_code=202, dependencies=NO_DEADLINE)
+@router.post("/", status_code=202, dependencies=NO_DEADLINE, responses=answers(401, 413, 415, 507))
 async def upload_track(
     request: Request, artist: CurrentArtist, settings: SettingsDep, storage: StorageDep, jobs: JobsDep
 ) -> UploadOut:
@@ -119,7 +120,12 @@ async def _read(database: Database, upload_id: uuid.UUID, did: str) -> Progress:
     return upload
 
 
-@router.get("/uploads/{upload_id}/progress", response_class=EventSourceResponse, dependencies=NO_DEADLINE)
+@router.get(
+    "/uploads/{upload_id}/progress",
+    response_class=EventSourceResponse,
+    dependencies=NO_DEADLINE,
+    responses=answers(401, 404),
+)
 async def upload_progress(
     upload: Annotated[Progress, Depends(_own_upload)], database: DatabaseDep, jobs: JobsDep
 ) -> AsyncIterator[ProgressOut]:
