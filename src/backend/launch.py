@@ -171,6 +171,7 @@ async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:
 
         build_database(settings)  # connects to nothing, and says what is wrong with the URL
         return settings
+    from backend.database_role import ensure_role
     from steadypool.lab import EmbeddedPostgres, LabError
 
     home = settings.server.data_dir / "postgres"
@@ -178,7 +179,8 @@ async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:
         server = await stack.enter_async_context(EmbeddedPostgres(home, on_progress=_say))
     except LabError as error:
         raise StartError(str(error)) from error
-    return settings.model_copy(update={"database": settings.database.replace(url=server.url)})
+    url = await asyncio.to_thread(ensure_role, server.url)
+    return settings.model_copy(update={"database": settings.database.replace(url=url)})
 
 
 def _with_pool_page(settings: Settings) -> Settings:
