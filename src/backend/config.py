@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -37,6 +38,15 @@ def _not_empty(value: object) -> object:
     if not str(value).strip():
         raise ValueError("it is empty; unset it for the default")
     return value
+
+
+def _public_url(value: object) -> object:
+    if value is None:
+        return None
+    parts = urlsplit(str(value))
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise ValueError("allowed: http://… or https://…, with a host, without user and query")
+    return str(value)
 
 
 class ConfigError(ValueError):
@@ -115,6 +125,12 @@ class ServerSettings(BaseSettings):
         "without any, every origin may call with a bearer token.",
     )
 
+    public_url: Annotated[str | None, BeforeValidator(_public_url)] = Field(
+        default=None,
+        description="The address that clients reach the service by, such as https://plyr.example behind a proxy; "
+        "without it, URLs in answers name the address that a request came to.",
+        validation_alias="PUBLIC_URL",
+    )
     max_connections: Annotated[
         int | None, BeforeValidator(check_numeric(4, 1_000_000, "", whole=True, off=True, hint=""))
     ] = Field(

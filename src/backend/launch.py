@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Generator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from sqlalchemy.exc import DBAPIError
@@ -24,6 +24,9 @@ from backend.process_limits import raise_descriptor_limit
 from backend.start_error import StartError, one_line
 from steadypool.errors import SteadypoolError
 from steadypool.settings import Dashboard
+
+if TYPE_CHECKING:
+    from backend.server import Server
 
 # How long requests in flight may take after the first signal; the second ends them at once.
 SHUTDOWN_GRACE = 15
@@ -150,7 +153,9 @@ async def _run(settings: Settings, listener: socket.socket) -> None:
             await preparing
         ready = asyncio.Event()
         server = Server(settings, grace=SHUTDOWN_GRACE, on_ready=ready.set, prepared=preparation.done)
-        announcing = asyncio.create_task(_announce(ready, preparing, listener, settings), name="announce")
+        announcing = asyncio.create_task(
+            _announce(ready, preparing, listener, settings, server), name="announce"
+        )
         stack.push_async_callback(_end, announcing)
         preparing.add_done_callback(lambda task: None if preparation.done.is_set() else stop())
         await server.serve([listener])
@@ -166,6 +171,7 @@ async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:
 
         build_database(settings)  # connects to nothing, and says what is wrong with the URL
         return settings
+    from backend.database_role import ensure_role
     from steadypool.lab import EmbeddedPostgres, LabError
 
     home = settings.server.data_dir / "postgres"
@@ -173,7 +179,8 @@ async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:
         server = await stack.enter_async_context(EmbeddedPostgres(home, on_progress=_say))
     except LabError as error:
         raise StartError(str(error)) from error
-    return settings.model_copy(update={"database": settings.database.replace(url=server.url)})
+    url = await asyncio.to_thread(ensure_role, server.url)
+    return settings.model_copy(update={"database": settings.database.replace(url=url)})
 
 
 def _with_pool_page(settings: Settings) -> Settings:
@@ -185,7 +192,11 @@ def _with_pool_page(settings: Settings) -> Settings:
 
 
 async def _announce(
-    ready: asyncio.Event, preparing: asyncio.Task[str | None], listener: socket.socket, settings: Settings
+    ready: asyncio.Event,
+    preparing: asyncio.Task[str | None],
+    listener: socket.socket,
+    settings: Settings,
+    server: Server,
 ) -> None:
     """Say where to click: at once where the database is there, else when it has come."""
     await ready.wait()
@@ -193,7 +204,15 @@ async def _announce(
         _say(f"answers at {_address(listener)}/; who comes before the database waits for it")
     await asyncio.wait({preparing})
     if not preparing.cancelled() and preparing.exception() is None:
-        _tell(listener, settings, preparing.result())
+        token = preparing.result()
+        code = None if token is None else server.sign_in_code(_demo_did())
+        _tell(listener, settings, token, code)
+
+
+def _demo_did() -> str:
+    from backend.services.demo import DID
+
+    return DID
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:
@@ -208,15 +227,15 @@ def _address(listener: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
-def _tell(listener: socket.socket, settings: Settings, token: str | None) -> None:
+def _tell(listener: socket.socket, settings: Settings, token: str | None, code: str | None) -> None:
     """Where to click, and how to sign in."""
     url = _address(listener)
     lines = [f"plyr plays at {url}/"]
-    if token is None:
+    if token is None or code is None:
         lines.append("This database has artists of its own, so there is no demo token.")
     else:
         lines += [
-            f"Signed in as the demo artist: {url}/#token={quote(token)}",
+            f"Sign in as the demo artist, once and within ten minutes: {url}/#code={quote(code)}",
             f"For the plyrfm command: export PLYR_API_URL={url} and",
             f"PLYR_TOKEN={token}",
         ]

@@ -11,10 +11,12 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from backend.api import audio, auth, page, queue, tracks, uploads
+from backend.api.answers import EVERYWHERE
 from backend.api.limits import AddressLimit, on_limit_exceeded
 from backend.config import Settings, get_settings
 from backend.services.limits import LimitExceeded, Limits
 from backend.services.live_queues import LiveQueues
+from backend.services.sign_in import SignInCodes
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.local import LocalStorage
 from backend.storage.probe import AudioProbe
@@ -68,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.storage = storage
     app.state.probe = AudioProbe()
     app.state.limits = limits = Limits(settings.limits)
+    app.state.sign_in_codes = SignInCodes()
     make_observable(app, settings)
     # CORS last: what is added later stands outside, and its headers belong on error answers as well.
     install(app, get_database)
@@ -86,7 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(LimitExceeded, on_limit_exceeded)
     # Uploads before tracks: /tracks/uploads/… is not a track's id.
     for module in (auth, uploads, tracks, audio, queue, page):
-        app.include_router(module.router)
+        app.include_router(module.router, responses=EVERYWHERE)
     return app
 
 

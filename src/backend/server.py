@@ -16,10 +16,12 @@ import uvicorn
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from backend.api.headers import SecurityHeaders
 from backend.config import ServerSettings, Settings
 from backend.connections import Connections, Limits
 from backend.main import create_app, end_streams
 from backend.process_limits import ACCEPT_AT_ONCE, connections_allowed, throttle_log
+from backend.services.sign_in import SignInCodes
 from steadypool.deadline import deadline
 from steadypool.fastapi.problems import problem_response
 from steadypool.fastapi.requests import TIMEOUT_HEADER, parse_timeout
@@ -129,7 +131,9 @@ class Server:
         self.app.add_middleware(UntilPrepared, prepared=prepared, seconds=settings.database.request_deadline)
         connections = Connections(_limits(settings.server))
         config = uvicorn.Config(
-            self.app,
+            SecurityHeaders(
+                self.app
+            ),  # outside of everything that answers, the handler of unexpected errors included
             http=cast("Any", connections.create_protocol),
             ws="none",  # there is no such route, and its protocol knows none of these bounds
             backlog=ACCEPT_AT_ONCE,
@@ -145,6 +149,11 @@ class Server:
         """Serve on these sockets; returns when stopped and all requests have ended."""
         throttle_log()
         await self._uvicorn.serve(listeners)
+
+    def sign_in_code(self, did: str) -> str:
+        """Create the code of a link that signs in as this artist, once."""
+        codes: SignInCodes = self.app.state.sign_in_codes
+        return codes.issue(did)
 
     @property
     def is_stopping(self) -> bool:

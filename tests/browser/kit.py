@@ -125,7 +125,15 @@ class Visit:
         unexpected = [each for each in self.wrong if not any(re.search(p, each) for p in self.expected)]
         assert unexpected == []
 
-    def open(self, fragment: str = "") -> Visit:
+    def open(self, fragment: str = "", *, token: str | None = None) -> Visit:
+        """Open the page; with a token, as somebody who signed in earlier."""
+        if token is not None:
+            self.page.add_init_script(
+                f"""if (!sessionStorage.getItem("stored")) {{
+                  sessionStorage.setItem("stored", "yes");
+                  localStorage.setItem("plyr-token", {json.dumps(token)});
+                }}"""
+            )
         self.page.goto(f"{self.url}/{fragment}")
         self.rows.first.wait_for()
         return self

@@ -89,7 +89,7 @@ def test_on_a_phone_nothing_is_cut_off_or_too_small(
 ) -> None:
     title = "Donaudampfschifffahrtsgesellschaft" * 4
     uploaded(title, wav(1), album="Unbroken" * 20)
-    guest = visit(**PHONE).open(f"#token={service.token}" if signed_in else "")
+    guest = visit(**PHONE).open(token=service.token if signed_in else None)
     if signed_in:
         guest.page.get_by_text("@demo.plyr.local").wait_for()
     assert overflow(guest) == 0

@@ -43,7 +43,7 @@ def test_a_message_for_people_and_all_is_well_again(visit: OpenVisit, outage: Se
 
 
 def test_a_like_that_fails_is_taken_back(visit: OpenVisit, outage: Service) -> None:
-    artist = visit().open(f"#token={outage.token}")
+    artist = visit().open(token=outage.token)
     artist.expect_in_console("status of 503")
     expect(artist.page.locator("#account")).to_contain_text("@demo")
     like = artist.row("Ten and Five").get_by_role("button", name="Like")

@@ -13,8 +13,8 @@ def entries(visit: Visit) -> Locator:
 
 
 def test_one_queue_on_two_devices(visit: OpenVisit, service: Service) -> None:
-    desk = visit().open(f"#token={service.token}")
-    phone = visit(viewport={"width": 375, "height": 800}, color_scheme="dark").open(f"#token={service.token}")
+    desk = visit().open(token=service.token)
+    phone = visit(viewport={"width": 375, "height": 800}, color_scheme="dark").open(token=service.token)
     for device in (desk, phone):
         expect(device.page.locator("#live")).to_have_text("live")
         expect(entries(device)).to_have_count(0)

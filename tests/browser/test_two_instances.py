@@ -55,7 +55,7 @@ def test_one_queue_on_two_instances_whatever_the_network_does(
     visits: list[Visit] = []
     for plyr in (service.plyr, other.plyr):
         page = browser.new_context(locale="en-GB").new_page()
-        visits.append(Visit(page, plyr.url).open(f"#token={plyr.token}"))
+        visits.append(Visit(page, plyr.url).open(token=plyr.token))
         expect(page.locator("#live")).to_have_text("live")
     desk, phone = visits
     add = desk.page.locator("#tracks").get_by_role("button", name="to the queue")
@@ -97,7 +97,7 @@ def test_a_page_says_when_it_is_not_told_and_wakes_with_whoever_comes_back(
         "QUEUE_HEARTBEAT_INTERVAL": "0.5",
     }
     with running_plyr(service.home, "sleepy", **variables) as plyr:
-        visit = Visit(browser.new_context(locale="en-GB").new_page(), plyr.url).open(f"#token={plyr.token}")
+        visit = Visit(browser.new_context(locale="en-GB").new_page(), plyr.url).open(token=plyr.token)
         live = visit.page.locator("#live")
         expect(live).to_have_text("paused")
         with httpx.Client(

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
 from backend import migrations
-from backend.config import Settings, StorageSettings
+from backend.config import ServerSettings, Settings, StorageSettings
+from backend.database_role import ensure_role
+from backend.launch import _with_database
 from backend.migrations.upgrade import MigrationError, upgrade
 from backend.models import Base
 from backend.services.demo import ensure_demo
@@ -33,7 +35,7 @@ from backend.storage.local import LocalStorage
 from backend.utilities.database import build_database
 from conditions import until
 from steadypool import DatabaseSettings
-from steadypool.lab import FaultProxy, Mode
+from steadypool.lab import EmbeddedPostgres, FaultProxy, Mode
 
 from .conftest import tone
 
@@ -73,6 +75,53 @@ def test_every_spelling_of_the_url_can_be_migrated(database_url: str) -> None:
     for scheme in ("postgres://", "postgresql+asyncpg://", "postgresql+psycopg://"):
         url = database_url.replace("postgresql://", scheme)
         upgrade(DatabaseSettings(url=f"{url}?sslmode=prefer&application_name=x"))
+
+
+# -- its role in the embedded Postgres -----------------------------------------------------------------------
+
+
+def test_the_service_is_no_superuser_and_owns_what_an_earlier_version_made() -> None:
+    server = EmbeddedPostgres.temporary().blocking
+    server.start()
+    try:
+        upgrade(DatabaseSettings(url=server.url))  # as the superuser, as earlier versions did
+        with psycopg.connect(server.url) as connection:
+            connection.execute("INSERT INTO artists (did, handle, display_name) VALUES ('a', 'b', 'c')")
+        with ThreadPoolExecutor(3) as threads:
+            [url] = set(threads.map(ensure_role, [server.url] * 3))
+        assert upgrade(DatabaseSettings(url=url)) is False
+        with psycopg.connect(url, autocommit=True) as connection:
+            said = connection.execute(
+                "SELECT rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls FROM pg_roles "
+                "WHERE rolname = current_user"
+            )
+            assert said.fetchone() == (False,) * 5
+            owner = connection.execute(
+                "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()"
+            )
+            assert owner.fetchone() == ("plyr",)
+            assert connection.execute("SELECT handle FROM artists").fetchall() == [("b",)]
+            for forbidden in ("COPY artists TO PROGRAM 'true'", "SELECT pg_read_file('PG_VERSION')"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    connection.execute(forbidden)
+            connection.execute("DROP TABLE likes")  # a later migration may change what is there
+        with psycopg.connect(server.url) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public AUTHORIZATION pg_database_owner")
+        assert upgrade(DatabaseSettings(url=url)) is True  # and it makes a new database by itself
+    finally:
+        server.close()
+
+
+@pytest.mark.anyio
+async def test_the_service_starts_as_its_role(tmp_path: Path) -> None:
+    settings = Settings(server=ServerSettings(data_dir=tmp_path))
+    async with AsyncExitStack() as stack:
+        started = await _with_database(settings.model_copy(update={"database": DatabaseSettings()}), stack)
+        assert started.database.url is not None
+        with psycopg.connect(started.database.url.get_secret_value()) as connection:
+            said = connection.execute("SELECT current_user, current_setting('is_superuser')").fetchone()
+        assert said == ("plyr", "off")
 
 
 # -- the demo ------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
+from backend.api.answers import AUDIO
 from backend.api.deps import DatabaseDep, LimitsDep, StorageDep, Viewer
 from backend.api.limits import LISTENER_STREAMS, listener_of
 from backend.api.ranges import Slice, Unsatisfiable, matches, parse_range, range_applies
@@ -41,7 +42,7 @@ class BytesResponse(StreamingResponse):
             await super().stream_response(send)
 
 
-@router.get("/{file_id}", dependencies=[LISTENER_STREAMS])
+@router.get("/{file_id}", response_class=Response, responses=AUDIO, dependencies=[LISTENER_STREAMS])
 @router.head("/{file_id}", include_in_schema=False)
 async def stream_audio(
     request: Request,
@@ -63,7 +64,7 @@ async def stream_audio(
     return _answer(request, storage, found, size, part, headers)
 
 
-@router.get("/{file_id}/download", dependencies=[LISTENER_STREAMS])
+@router.get("/{file_id}/download", response_class=Response, responses=AUDIO, dependencies=[LISTENER_STREAMS])
 @router.head("/{file_id}/download", include_in_schema=False)
 async def download_audio(
     request: Request,

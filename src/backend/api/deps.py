@@ -12,6 +12,7 @@ from backend.services import artists
 from backend.services.artists import Identity
 from backend.services.limits import Limits
 from backend.services.live_queues import LiveQueues
+from backend.services.sign_in import SignInCodes
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.base import Storage
 from backend.storage.probe import AudioProbe
@@ -33,11 +34,15 @@ DatabaseDep = Annotated[Database, Depends(_database)]
 
 
 def _credential(request: Request) -> str | None:
-    """The session cookie if there is one, else the bearer token."""
-    if cookie := request.cookies.get("session_id"):
-        return cookie
+    """The bearer token if there is one, else the session cookie.
+
+    The token was chosen for this request; a cookie comes along by itself, and any program on this host may have set it,
+    since cookies know no port.
+    """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
+    if scheme.lower() == "bearer" and (token := token.strip()):
+        return token
+    return request.cookies.get("session_id") or None
 
 
 def _unauthorized(detail: str) -> HTTPException:
@@ -115,8 +120,14 @@ def _live_queues(request: Request) -> LiveQueues:
     return live_queues
 
 
+def _sign_in_codes(request: Request) -> SignInCodes:
+    codes: SignInCodes = request.app.state.sign_in_codes
+    return codes
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 StorageDep = Annotated[Storage, Depends(_storage)]
 ProbeDep = Annotated[AudioProbe, Depends(_probe)]
 JobsDep = Annotated[UploadJobs, Depends(_jobs)]
 LiveQueuesDep = Annotated[LiveQueues, Depends(_live_queues)]
+SignInCodesDep = Annotated[SignInCodes, Depends(_sign_in_codes)]

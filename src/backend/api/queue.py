@@ -13,6 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ValidationError, field_validator
 from starlette.responses import JSONResponse
 
+from backend.api.answers import answers
 from backend.api.deps import (
     CurrentArtist,
     DatabaseDep,
@@ -67,7 +68,11 @@ def _check_storable(value: Any) -> None:
         raise ValueError("a NUL character cannot be kept")
 
 
-@router.get("/", response_model=QueueOut)
+@router.get(
+    "/",
+    response_model=QueueOut,
+    responses=answers(401) | {304: {"description": "The client has it (If-None-Match)"}},
+)
 async def get_queue(
     request: Request, database: DatabaseDep, artist: CurrentArtist, live_queues: LiveQueuesDep
 ) -> Response:
@@ -113,7 +118,7 @@ async def _change(request: Request, settings: SettingsDep) -> tuple[int, dict[st
 
 
 # The order of the parameters is the order of the work: the body first.
-@router.put("/", response_model=QueueOut)
+@router.put("/", response_model=QueueOut, responses=answers(401, 409, 413, 428))
 async def put_queue(
     request: Request,
     change: Annotated[tuple[int, dict[str, Any]], Depends(_change)],
@@ -158,6 +163,7 @@ async def _content(request: Request, database: Database, did: str, found: Queue)
     "/events",
     response_class=EventSourceResponse,
     dependencies=[Depends(route_deadline(None)), ARTIST_STREAMS],
+    responses=answers(401),
 )
 async def queue_events(
     request: Request, artist: CurrentArtist, database: DatabaseDep, live_queues: LiveQueuesDep

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from starlette.requests import Request
 
+from backend.api.headers import own_url
 from backend.services.policy import Publishing, may_listen
 from backend.services.tracks import TrackView
 
@@ -113,7 +114,7 @@ def track_out(view: TrackView, request: Request, viewer: str | None) -> TrackOut
         play_count=view.play_count,
         like_count=view.like_count,
         album=None if view.album is None else AlbumOut(**view.album._asdict()),
-        r2_url=f"{request.base_url}audio/{view.file_id}?track={view.id}",
+        r2_url=f"{own_url(request)}audio/{view.file_id}?track={view.id}",
         tags=view.tags,
         created_at=view.created_at,
         visibility=view.visibility,

@@ -7,6 +7,7 @@ import logging
 from fastapi import APIRouter, HTTPException, Request
 from sqlalchemy.exc import SQLAlchemyError
 
+from backend.api.answers import answers
 from backend.api.deps import MAX_PAGE, CurrentArtist, DatabaseDep, Limit, StorageDep, TrackId, Viewer
 from backend.api.schemas import DeletedOut, LikeOut, TrackList, TrackOut, track_list, track_out
 from backend.services import files, likes, tracks
@@ -27,14 +28,14 @@ async def list_tracks(
     return track_list(await tracks.list_public(database, limit), request, viewer)
 
 
-@router.get("/me")
+@router.get("/me", responses=answers(401))
 async def list_my_tracks(
     request: Request, database: DatabaseDep, artist: CurrentArtist, limit: Limit = 50
 ) -> TrackList:
     return track_list(await tracks.list_by_artist(database, artist.did, limit), request, artist.did)
 
 
-@router.get("/liked")
+@router.get("/liked", responses=answers(401))
 async def list_liked_tracks(
     request: Request, database: DatabaseDep, artist: CurrentArtist, limit: Limit = MAX_PAGE
 ) -> TrackList:
@@ -42,14 +43,14 @@ async def list_liked_tracks(
     return track_list(await tracks.list_liked(database, artist.did, limit), request, artist.did)
 
 
-@router.get("/by-uri")
+@router.get("/by-uri", responses=answers(404))
 async def get_track_by_uri(request: Request, database: DatabaseDep, viewer: Viewer, uri: str) -> TrackOut:
     if "\0" in uri or (view := await tracks.get_by_uri(database, uri, viewer)) is None:
         raise HTTPException(404, NOT_FOUND)
     return track_out(view, request, viewer)
 
 
-@router.get("/{track_id}")
+@router.get("/{track_id}", responses=answers(404))
 async def get_track(request: Request, database: DatabaseDep, viewer: Viewer, track_id: TrackId) -> TrackOut:
     view = await tracks.get(database, track_id, viewer)
     if view is None:
@@ -57,7 +58,7 @@ async def get_track(request: Request, database: DatabaseDep, viewer: Viewer, tra
     return track_out(view, request, viewer)
 
 
-@router.post("/{track_id}/like")
+@router.post("/{track_id}/like", responses=answers(401, 404))
 async def like_track(database: DatabaseDep, artist: CurrentArtist, track_id: TrackId) -> LikeOut:
     if await tracks.get(database, track_id, artist.did) is None:
         raise HTTPException(404, NOT_FOUND)
@@ -68,7 +69,7 @@ async def like_track(database: DatabaseDep, artist: CurrentArtist, track_id: Tra
     return LikeOut(liked=True)
 
 
-@router.delete("/{track_id}/like")
+@router.delete("/{track_id}/like", responses=answers(401, 404))
 async def unlike_track(database: DatabaseDep, artist: CurrentArtist, track_id: TrackId) -> LikeOut:
     if await tracks.get(database, track_id, artist.did) is None:
         raise HTTPException(404, NOT_FOUND)
@@ -78,7 +79,7 @@ async def unlike_track(database: DatabaseDep, artist: CurrentArtist, track_id: T
     return LikeOut(liked=False)
 
 
-@router.delete("/{track_id}")
+@router.delete("/{track_id}", responses=answers(401, 403, 404))
 async def delete_track(
     database: DatabaseDep, artist: CurrentArtist, storage: StorageDep, track_id: TrackId
 ) -> DeletedOut:

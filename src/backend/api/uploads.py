@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.sse import EventSourceResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError
 
+from backend.api.answers import answers
 from backend.api.deps import CurrentArtist, DatabaseDep, JobsDep, LimitsDep, ProbeDep, SettingsDep, StorageDep
 from backend.api.limits import ARTIST_STREAMS, ARTIST_UPLOADS
 from backend.api.multipart import MalformedForm, read_form
@@ -58,7 +59,9 @@ class UploadForm(BaseModel):
 NO_DEADLINE = [Depends(route_deadline(None))]
 
 
-@router.post("/", status_code=202, dependencies=[*NO_DEADLINE, ARTIST_UPLOADS])
+@router.post(
+    "/", status_code=202, dependencies=[*NO_DEADLINE, ARTIST_UPLOADS], responses=answers(401, 413, 415, 507)
+)
 async def upload_track(
     request: Request,
     artist: CurrentArtist,
@@ -139,6 +142,7 @@ async def _read(database: Database, upload_id: uuid.UUID, did: str) -> Progress:
     "/uploads/{upload_id}/progress",
     response_class=EventSourceResponse,
     dependencies=[*NO_DEADLINE, ARTIST_STREAMS],
+    responses=answers(401, 404),
 )
 async def upload_progress(
     upload: Annotated[Progress, Depends(_own_upload)], database: DatabaseDep, jobs: JobsDep

@@ -192,6 +192,6 @@ def _statements(lines: Iterable[str]) -> Iterator[_Logged]:
 def _application(line: str) -> str | None:
     try:
         entry = cast("dict[str, Any]", json.loads(line))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry.get("application_name") or None
