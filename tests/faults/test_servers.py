@@ -48,7 +48,13 @@ pytestmark = pytest.mark.anyio
 async def test_idle_connections_die(
     make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer, how: str, pinged: bool
 ) -> None:
-    db = make_db(proxied_url, connection_timeout=5, pool_timeout=5, ping_after_idle=0.0 if pinged else 60.0)
+    db = make_db(
+        proxied_url,
+        connection_timeout=5,
+        pool_timeout=5,
+        statement_timeout=20,
+        ping_after_idle=0.0 if pinged else 60.0,
+    )
     assert await db.warm_up(5) == 5
     if how == "terminated":
         await pg.terminate()
