@@ -30,11 +30,46 @@ NEAR = 1e-6
 """Seconds: two moments closer than this are one."""
 
 
+class _Asked:
+    """The pool's driver; of each connection it is known whether the pool asked in this turn of the loop, and was told
+    that it is open. A connection may die right then: that is known to who asks later, and not to the pool."""
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        self._open: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+    async def open(self) -> Any:
+        connection = await self._driver.open()
+        self._found_open(connection)
+        return connection
+
+    def is_open(self, connection: Any) -> bool:
+        answer = self._driver.is_open(connection)
+        if answer:
+            self._found_open(connection)
+        else:
+            self._open.discard(id(connection))
+        return answer
+
+    def _found_open(self, connection: Any) -> None:
+        self._open.add(id(connection))
+        asyncio.get_running_loop().call_soon(self._open.discard, id(connection))
+
+    def known_dead(self, connection: Any) -> bool:
+        """Whether the pool knows, or would if it had asked."""
+        return id(connection) not in self._open and not self._driver.is_open(connection)
+
+
 class LiveRules:
     """Watches one pool from its beginning; `broken` is what it did wrong, in words."""
 
     def __init__(self, pool: AnyPool) -> None:
         self.pool = pool
+        self._driver = _Asked(pool.driver)
+        pool.driver = self._driver  # type: ignore[assignment]
         self.broken: list[str] = []
         self.acquired = self.released = self.started = self.ended = 0
         self._handed: set[int] = set()
@@ -155,7 +190,7 @@ class LiveRules:
         self._handed.add(slot.number)
         if pool.closed:
             self.blame("R13: a closed pool handed a connection over")
-        if not pool.driver.is_open(slot.connection):
+        if self._driver.known_dead(slot.connection):
             self.blame(f"R7: connection {slot.number} was handed over, and it is known to be dead")
         stale = pool.options.ping_after_idle
         if slot.suspect or (stale is not None and event.at - slot.proven_at > stale + NEAR):
@@ -191,7 +226,7 @@ class LiveRules:
         now = pool.clock.monotonic()
         for slot in pool._idle:
             usable = not pool._needs_proof(slot, now) and not pool._is_old(slot, now)
-            if usable and pool.driver.is_open(slot.connection):
+            if usable and not self._driver.known_dead(slot.connection):
                 self.blame(f"R4: somebody waits, and connection {slot.number} is ready")
 
 

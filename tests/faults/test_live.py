@@ -97,6 +97,7 @@ class ForgetsTheTime(AnyPool):
 class HandsOverTheDead(AnyPool):
     def _lease(self, slot: Slot[Any], *rest: Any) -> Lease[Any]:
         slot.connection.open = False
+        assert not self.driver.is_open(slot.connection)  # it asks, and does it all the same
         return super()._lease(slot, *rest)
 
 

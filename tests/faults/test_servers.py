@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from typing import Any
 
 import psycopg
@@ -48,7 +49,13 @@ pytestmark = pytest.mark.anyio
 async def test_idle_connections_die(
     make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, pg: Observer, how: str, pinged: bool
 ) -> None:
-    db = make_db(proxied_url, connection_timeout=5, pool_timeout=5, ping_after_idle=0.0 if pinged else 60.0)
+    db = make_db(
+        proxied_url,
+        connection_timeout=5,
+        pool_timeout=5,
+        statement_timeout=20,
+        ping_after_idle=0.0 if pinged else 60.0,
+    )
     assert await db.warm_up(5) == 5
     if how == "terminated":
         await pg.terminate()
@@ -147,7 +154,8 @@ async def test_refused_for_a_while_and_then_up(
     proxy.mode = Mode.PASS
     outcomes = await callers
     assert_served(outcomes)
-    assert max(outcome.seconds for outcome in outcomes) < 2 * T + 0.5 + 2 * MARGIN
+    # The first one; how fast the others follow is a matter of how fast the machine connects.
+    assert min(outcome.seconds for outcome in outcomes) < 2 * T + 0.5 + MARGIN
     await rests(db)
 
 
@@ -187,12 +195,15 @@ async def test_opened_before_its_database(make_db: MakeDatabase) -> None:
             outcome = await timed(ask(db))
         assert_named(outcome.error, errors.DeadlineExceeded, errors.ConnectFailed)
         assert outcome.seconds < 0.3 + MARGIN
+        began = time.monotonic()
         waiting = asyncio.create_task(at_once(20, lambda: ask(db)))
         await asyncio.sleep(0.1)
         await server.start()
-        started = asyncio.get_running_loop().time()
-        assert_served(await waiting)
-        assert asyncio.get_running_loop().time() - started < 0.6 + MARGIN
+        started = time.monotonic()
+        outcomes = await waiting
+        assert_served(outcomes)
+        first = began + min(outcome.seconds for outcome in outcomes)
+        assert first - started < 0.6 + MARGIN
         await rests(db)
         await db.close()
     finally:

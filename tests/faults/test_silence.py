@@ -135,7 +135,7 @@ async def test_silence_in_mid_query(
         )
 
     async def call() -> None:
-        with deadline(1.0 + T):
+        with deadline(3.0):
             if way == "session":
                 await ask(db, "select pg_sleep(20)")
             else:
@@ -150,7 +150,7 @@ async def test_silence_in_mid_query(
     assert isinstance(outcome.error, errors.DeadlineExceeded)
     assert outcome.error.phase is errors.Phase.EXECUTING
     assert outcome.error.maybe_executed
-    assert outcome.seconds < 1.0 + T + MARGIN
+    assert outcome.seconds < 3.0 + MARGIN
     proxy.mode = Mode.PASS
     assert await until(lambda: db.pool.core.count() == 0) < 1.0 + MARGIN
     await nothing_strays(pg, db, seconds=2.5)

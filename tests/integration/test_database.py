@@ -203,6 +203,7 @@ async def test_dedicated_commit_that_is_a_rollback_is_told(db: Database) -> None
 
 
 async def test_deadline_ends_a_statement(db: Database) -> None:
+    await db.warm_up(1)  # connecting is not what is to take too long
     with pytest.raises(steadypool.DeadlineExceeded) as caught, steadypool.deadline(0.2):
         async with db.session() as session:
             await session.execute(text("select pg_sleep(1.5)"))

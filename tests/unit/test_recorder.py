@@ -476,6 +476,21 @@ async def test_two_processes_do_not_share_a_file(tmp_path: Path) -> None:
     await other.close()
 
 
+def test_the_worst_moment_is_the_one_in_which_callers_had_waited_most() -> None:
+    moments = Moments(10, 10)
+    for at, held, waiting in (
+        (1.0, 4, waiters(13, 0.3)),
+        (2.0, 6, waiters(12, 2.3)),
+        (3.0, 6, waiters(1, 3.0)),
+    ):
+        moments.add(
+            {"at": at, "connections": [held_by("GET /r", n) for n in range(held)], "waiters": waiting}
+        )
+    worst = moments.worst(0.0, 10.0)
+    assert worst is not None
+    assert (worst["at"], len(worst["connections"])) == (2.0, 6)
+
+
 # -- the verdict -------------------------------------------------------------------------------------------------------
 
 

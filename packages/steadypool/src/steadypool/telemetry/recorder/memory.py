@@ -145,7 +145,7 @@ class Moments:
             self._worst = kept
 
     def worst(self, since: float, until: float) -> dict[str, Any] | None:
-        """The worst moment of that time: when most waited, or else when most was held."""
+        """The worst moment of that time: when those who waited had waited most, or else when most was held."""
         found = [kept for kept in (*self._minutes, *self._seconds) if since <= kept.at < until]
         return _expand(max(found, key=lambda kept: kept.badness).packed) if found else None
 
@@ -170,11 +170,14 @@ class _Kept(NamedTuple):
 
 
 def badness_of(moment: Mapping[str, Any]) -> float:
-    """How much a moment is worth remembering: who waits counts more than who holds, and then for how long."""
-    more = moment.get("more", {})
-    waiters = len(moment["waiters"]) + more.get("waiters", 0) + moment.get("queued", 0)
+    """How much a moment is worth remembering: the seconds that all who wait have waited, then how many wait, then who
+    holds how many for how long. Each caller beyond those listed counts like the last of them."""
+    more, listed = moment.get("more", {}), [each["seconds"] for each in moment["waiters"]]
+    beyond = more.get("waiters", 0) + moment.get("queued", 0)
+    waited = sum(listed) + beyond * min(listed, default=0.0)
     held = sum(each["seconds"] for each in moment["connections"])
-    return 1_000 * waiters + len(moment["connections"]) + more.get("connections", 0) + held / (held + 1)
+    held_by = len(moment["connections"]) + more.get("connections", 0)
+    return 1_000 * (waited + len(listed) + beyond) + held_by + held / (held + 1)
 
 
 def _squeeze(moment: Mapping[str, Any]) -> bytes:
