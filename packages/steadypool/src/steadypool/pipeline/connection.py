@@ -15,15 +15,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import pq
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus, abc
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
-from steadypool.errors import ConfigurationError
 from steadypool.pipeline.adapting import Adapted, adapt
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
-from steadypool.pipeline.library import OLDEST, libpq_function
+from steadypool.pipeline.library import check_libpq, libpq_function
 from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
 from steadypool.pipeline.statements import State, Statements, Step, is_stale
 from steadypool.pipeline.wire import Wire
@@ -81,10 +79,7 @@ class PipelinedConnection(Wire):
         keeps_statements: bool = True,
         statements: int = 128,
     ) -> None:
-        if pq.version() < OLDEST:
-            raise ConfigurationError(
-                f"libpq {pq.version()}: a pipelined connection needs libpq 17 or newer; install psycopg[binary]"
-            )
+        check_libpq()
         super().__init__(connection.pgconn)
         self.psycopg_connection: Adopted = connection
         self.statements = Statements(connection.adapters, keeps=keeps_statements, size=statements)
