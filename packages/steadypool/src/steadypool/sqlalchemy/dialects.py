@@ -72,6 +72,28 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
             changed.setdefault("command_timeout", self.guards.statement_timeout + CLIENT_GRACE)
         return await open_asyncpg(target, password=password, **self.opening, **changed)
 
+    def connect(self, *cargs: Any, **cparams: Any) -> Any:
+        """As every dialect of ours; behind a pooler the adapter keeps no statement either."""
+        named_by_caller = "prepared_statement_name_func" in cparams
+        adapter = super().connect(*cargs, **cparams)
+        if not adapter.driver_connection._stmt_cache_enabled and not self.pooler_watch.keeps_statements:
+            adapter._prepared_statement_cache = None
+            if not named_by_caller:
+                adapter._prepared_statement_name_func = _no_name
+        return adapter
+
+    def adopted(self, opened: Any, *, prepares: bool | None) -> Any:
+        """Behind a pooler that may hand the next transaction to another backend nothing is kept.
+
+        asyncpg then sends an unnamed statement once more together with its values, also in autocommit, where the
+        backend may change between two flights.
+        """
+        if prepares is None and not self.pooler_watch.keeps_statements:
+            opened._config = opened._config._replace(statement_cache_size=0)
+            opened._stmt_cache_enabled = False
+            opened._stmt_cache.set_max_size(0)
+        return opened
+
     def bounded_statement(
         self, server: float | None, driver_connection: Any, call: Callable[..., Any], *args: Any
     ) -> Any:
@@ -152,6 +174,10 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         # As asyncpg's own reset() does; otherwise the next BEGIN would be a SAVEPOINT.
         driver_connection._top_xact = None
         self.spoke(driver_connection)
+
+
+def _no_name() -> str:
+    return ""
 
 
 class _Answers:

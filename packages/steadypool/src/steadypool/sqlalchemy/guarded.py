@@ -338,7 +338,7 @@ class GuardedDialect:
         target = replace(target, hosts=_changed_hosts(target, changed))
         if "user" in changed:
             target = replace(target, user=changed.pop("user"))
-        prepares = changed["prepare_threshold"] is not None if "prepare_threshold" in changed else None
+        prepares = _says_of_prepared(changed)
         own = [target.options.get("options"), changed.get("options"), changed.get("server_settings")]
         try:
             opened = await self.open_raw(target, password, changed)
@@ -438,6 +438,15 @@ def _refused_locally(target: ConnectTarget, error: BaseException) -> bool:
     if not target.hosts:
         return "PGHOST" not in os.environ
     return all(host.is_local for host in target.hosts)
+
+
+def _says_of_prepared(changed: Mapping[str, Any]) -> bool | None:
+    """What `connect_args` say about prepared statements, in either driver's words; None if nothing."""
+    if "prepare_threshold" in changed:
+        return changed["prepare_threshold"] is not None
+    if "statement_cache_size" in changed:
+        return bool(changed["statement_cache_size"])
+    return None
 
 
 def _changed_hosts(target: ConnectTarget, changed: dict[str, Any]) -> tuple[Host, ...]:
