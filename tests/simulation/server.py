@@ -4,6 +4,7 @@ against those, not against what the pool believes."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,6 +34,10 @@ MOST_PINGS = 10
 
 class RuleBroken(AssertionError):
     """The pool did what it must never do."""
+
+
+logging.getLogger("steadypool.pool").addHandler(logging.NullHandler())
+"""Aborts fail here on purpose; without a handler each pool would say so on the standard error."""
 
 
 @dataclass(frozen=True, slots=True)

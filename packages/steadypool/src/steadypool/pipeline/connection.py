@@ -22,7 +22,16 @@ from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.pipeline.adapting import Adapted, adapt
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
 from steadypool.pipeline.library import check_libpq, libpq_function
-from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
+from steadypool.pipeline.segment import (
+    ConnectionGone,
+    Overdue,
+    Result,
+    Segment,
+    Statement,
+    Unclean,
+    gone,
+    said_in,
+)
 from steadypool.pipeline.statements import State, Statements, Step, is_stale
 from steadypool.pipeline.wire import Wire
 
@@ -34,6 +43,7 @@ _STATUSES = tuple(TransactionStatus)
 """In the order of their numbers: to look one up is quicker than to call the class."""
 _IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
+_LAST = ("FATAL", "PANIC")
 _CANCEL_AGAIN = 0.1
 """Seconds after which a cancel request that had no effect is made again."""
 _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
@@ -96,7 +106,9 @@ class PipelinedConnection(Wire):
         self._head_at = self._answered_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._last_words: tuple[str, str] | None = None
         self._listeners: list[Callable[[], None]] = []
+        connection.add_notice_handler(self._noticed)
         self._enter()
 
     # -- what can be seen --------------------------------------------------------------------------------------
@@ -183,7 +195,7 @@ class PipelinedConnection(Wire):
         if future is None:
             future = segment.future = self._loop.create_future()
         if self._closed:
-            self._settle(segment, ConnectionGone("the connection is closed", sent=False))
+            self._settle(segment, gone(None, segment, self._last_words, "the connection is closed"))
         elif self._held is not None:
             self._held.append(segment)
         else:
@@ -514,7 +526,7 @@ class PipelinedConnection(Wire):
         held, self._held = self._held or (), None
         for segment in held:
             if self._closed:
-                self._settle(segment, _gone(None, segment))
+                self._settle(segment, gone(None, segment, self._last_words))
                 continue
             try:
                 self._put(segment)
@@ -547,34 +559,29 @@ class PipelinedConnection(Wire):
         self._leave_loop()
         self.psycopg_connection.abort()
         flights, held = list(self._flights), self._held or ()
+        said = said_in(reason) or (said_in(flights[0].segment.error) if flights else None)
+        words = self._last_words = said or self._last_words
         self._flights.clear()
         self._held = None
         if because_of is not None:
             self._settle(because_of, reason)
         for flight in flights:
-            self._settle(flight.segment, _gone(reason, flight.segment))
+            self._settle(flight.segment, gone(reason, flight.segment, words))
         for segment in held:
-            self._settle(segment, _gone(reason, segment))
+            self._settle(segment, gone(reason, segment, words))
         self._at_rest()
         listeners, self._listeners = self._listeners, []
         for tell in listeners:
             tell()
 
+    def _noticed(self, diagnostic: Any) -> None:
+        """What comes while nothing is asked for is a notice for libpq, also the server's last word."""
+        if diagnostic.severity_nonlocalized in _LAST or diagnostic.severity in _LAST:
+            self._last_words = diagnostic.sqlstate or "", diagnostic.message_primary or ""
+
     def _at_rest(self) -> None:
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-
-
-def _gone(reason: BaseException | None, segment: Segment) -> ConnectionGone:
-    said = "it was aborted" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
-    error = ConnectionGone(
-        f"the connection ended: {said}",
-        sent=segment.sent,
-        answered=segment.answered,
-        sqlstate=getattr(reason, "sqlstate", None),
-    )
-    error.__cause__ = reason
-    return error
 
 
 def _look_at(future: asyncio.Future[list[Result]]) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql.psycopg import (
 )
 
 from steadypool.connect.dsn import ConnectTarget
+from steadypool.connect.last_words import last_words_of
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
 from steadypool.connect.options import (
     ASYNCPG,
@@ -30,12 +31,13 @@ from steadypool.connect.options import (
 from steadypool.deadline import CLIENT_GRACE
 from steadypool.settings import Password
 from steadypool.sqlalchemy.cursors import BoundedCursors
-from steadypool.sqlalchemy.errors import TransactionRolledBack
+from steadypool.sqlalchemy.errors import TransactionRolledBack, sqlstate_of
 from steadypool.sqlalchemy.guarded import (
     TAKES_NO_WRITES,
     GuardedDialect,
     driver_connection_of,
 )
+from steadypool.sqlstate import THE_DRIVERS_OWN
 
 
 class AsyncpgContext(BoundedCursors, PGExecutionContext_asyncpg):
@@ -136,6 +138,14 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         from asyncpg import InternalClientError  # pyright: ignore[reportMissingTypeStubs]
 
         return isinstance(error, InternalClientError)
+
+    def last_words(self, driver_connection: Any, error: BaseException) -> tuple[str | None, str]:
+        """asyncpg forgets what the server said before it ended the connection, and calls that 08003."""
+        state = sqlstate_of(error)
+        if state is not None and state not in THE_DRIVERS_OWN:
+            return state, str(error)
+        heard = None if driver_connection is None else last_words_of(driver_connection)
+        return (state, "") if heard is None else heard
 
     def takes_no_writes(self, driver_connection: Any) -> bool:
         """Whether the server said last that it is a standby, or read-only by default."""

@@ -26,7 +26,7 @@ from steadypool.errors import causes
 from steadypool.refusal import hook_failed
 from steadypool.settings import ConnectRetry, Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor
-from steadypool.sqlalchemy.errors import raise_as_sqlalchemy
+from steadypool.sqlalchemy.errors import raise_as_sqlalchemy, sqlstate_of
 from steadypool.sqlalchemy.pooler import PoolerWatch
 from steadypool.sqlalchemy.telling import COMMIT, fairy_of, lease_of, mark_commit, tell_statement
 
@@ -400,6 +400,14 @@ class GuardedDialect:
     def is_confused(self, error: BaseException) -> bool:
         """Whether the driver says by this error that it has lost the thread of its talk with the server."""
         return False
+
+    def last_words(self, driver_connection: Any, error: BaseException) -> tuple[str | None, str]:
+        """The SQLSTATE and the message of the server in an error, or what it said before it ended the connection."""
+        state = sqlstate_of(error)
+        words = getattr(error, "words", None) or getattr(
+            getattr(error, "diag", None), "message_primary", None
+        )
+        return state, words or ""
 
     def takes_no_writes(self, driver_connection: Any) -> bool:
         """Whether the server said last that it is a standby, or read-only (PostgreSQL 14 and newer tell it unasked)."""
