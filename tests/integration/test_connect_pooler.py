@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from steadypool import Database, DatabaseSettings, errors
 from steadypool.breaker import BreakerState
@@ -154,6 +155,42 @@ async def test_prepared_statements_do_not_collide(behind: str, driver: str) -> N
 
     async with database(behind, driver, statement_timeout=5, pool_size=3) as db:
         await asyncio.gather(*(work(db, number) for number in range(6)))
+
+
+@pytest.mark.parametrize("dialect", ["asyncpg", "psycopg", "steadypool"])
+@pytest.mark.parametrize("told", [{}, {"pooler": "transaction"}], ids=["auto", "told"])
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_the_drop_in_engine_keeps_no_statement_behind_a_pooler(
+    database_url: str, dialect: str, told: dict[str, Any], autocommit: bool
+) -> None:
+    """More connections than the pooler has, the same statements on each: none of them may be where it is not known."""
+    options = {"isolation_level": "AUTOCOMMIT"} if autocommit else {}
+
+    async def work(engine: AsyncEngine, number: int) -> None:
+        asked = text("select cast(:n as int) + 1, cast(:t as text), cast(:a as int[])")
+        for turn in range(6):
+            async with engine.connect() as connection:
+                await connection.execution_options(**options)
+                for _ in range(2):
+                    row = await connection.execute(asked, {"n": number, "t": str(turn), "a": [turn]})
+                    assert tuple(row.one()) == (number + 1, str(turn), [turn])
+
+    with pgbouncer(database_url, "transaction", size=3) as behind:
+        url = behind.replace("postgresql://", f"postgresql+{dialect}://")
+        engine = create_async_engine(url, pool_size=6, max_overflow=0, **told)
+        await asyncio.gather(*(work(engine, number) for number in range(6)))
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("size", [0, 100])
+async def test_what_the_caller_says_of_the_statement_cache_stays(database_url: str, size: int) -> None:
+    url = database_url.replace("postgresql://", "postgresql+asyncpg://")
+    arguments: dict[str, Any] = {"connect_args": {"statement_cache_size": size}, "pooler": "transaction"}
+    engine = create_async_engine(url, **arguments)
+    async with engine.connect() as connection:
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+        assert raw._stmt_cache.get_max_size() == size
+    await engine.dispose()
 
 
 async def test_an_engine_without_a_database_has_it_too(behind: str, driver: str) -> None:

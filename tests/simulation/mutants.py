@@ -71,6 +71,12 @@ class FreesTheSlotWhenAGoodbyeFails(Pool[Any]):
 
 
 @breaks("R1")
+class LosesTheSlotWhenAnAbortFails(Pool[Any]):
+    def _abort(self, connection: Any) -> None:
+        self.driver.abort(connection)
+
+
+@breaks("R1")
 class KeepsTheSlotOfAFailedConnect(Pool[Any]):
     def _free(self, slot: Slot[Any], reason: str) -> None:
         if reason != "connect failed":

@@ -85,6 +85,26 @@ async def test_a_goodbye_that_fails_is_waited_for_all_the_same(stage: Stage) -> 
 
 
 @on_stage(size=1, max_overflow=0)
+async def test_an_abort_that_fails_costs_no_place(stage: Stage) -> None:
+    """Every connection that is cut off here makes its driver raise, as asyncpg 0.31 did."""
+    abort = stage.server.abort
+
+    def raises(connection: Connection) -> None:
+        abort(connection)
+        raise RuntimeError("the driver's own bug")
+
+    stage.server.abort = raises  # type: ignore[method-assign]
+    for _ in range(3):
+        lease = await stage.pool.acquire()
+        lease.release(Fate.EVICT)
+        lease = await stage.pool.acquire()
+        lease.connection.open = False
+        lease.release()
+    await asyncio.sleep(1.0)
+    assert stage.pool.count() == 0
+
+
+@on_stage(size=1, max_overflow=0)
 async def test_what_a_cancelled_caller_was_just_handed_goes_to_the_next(stage: Stage) -> None:
     lease = await stage.pool.acquire()
     first, second = ask(stage), ask(stage)

@@ -31,6 +31,7 @@ from steadypool.sqlstate import (
     Fate,
     cause_of_loss,
     fate_of,
+    said,
     sqlstate_in,
 )
 from steadypool.whereabouts import endpoint
@@ -55,6 +56,10 @@ class Driver(Protocol):
 
     def spoke(self, driver_connection: Any) -> None:
         """The server has answered."""
+
+    def last_words(self, driver_connection: Any, error: BaseException) -> tuple[str | None, str]:
+        """The SQLSTATE and the message of the server in an error, or what it said before it ended the connection."""
+        ...
 
     def cut(self, driver_connection: Any) -> None:
         """Cut the connection off: a statement was given up half-way."""
@@ -350,7 +355,7 @@ class Dedicated:
 
     def _named(self, sql: str, started: float, error: Exception) -> errors.SteadypoolError | None:
         """A name for what the driver raised; None where it is the statement's own error."""
-        state = getattr(error, "sqlstate", None)
+        state, words = self._around.driver.last_words(self.driver_connection, error)
         limit = self._around.statement_timeout
         report = self._report(started)
         if state == QUERY_CANCELED and limit is not None and report.elapsed.total >= limit - EARLY:
@@ -359,7 +364,7 @@ class Dedicated:
         if state == LOCK_NOT_AVAILABLE and wait is not None and report.elapsed.total >= wait - EARLY:
             self._tell_of_timeout(sql, wait)
             return refusal.locked_out(sql, wait, self._report(started, maybe_executed=False))
-        fate = fate_of(state, words=str(error)) if state is not None else Fate.KEEP
+        fate = fate_of(state, words=f"{error} {words}") if state is not None else Fate.KEEP
         if fate in (Fate.BACK_OFF, Fate.DRAIN_HOST):
             self._around.judge(fate, self.driver_connection, f"the server said {state}")
         gone = fate in (Fate.EVICT, Fate.EVICT_AND_PROVE)
@@ -375,9 +380,8 @@ class Dedicated:
                 self._around.workload,
             )
         )
-        because = f"the server said {state}" if state else "it ended without a word"
         return errors.ConnectionLost(
-            f"the connection was lost after {report.elapsed.total:.2f}s in: {fingerprint(sql)} ({because}). "
+            f"the connection was lost after {report.elapsed.total:.2f}s in: {fingerprint(sql)} ({said(state, words)}). "
             "Whether the statement took effect is not known",
             report,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import math
 import os
 import random
@@ -22,6 +23,8 @@ from steadypool.lease import Driver, PoolOptions, Slot, SlotState
 from steadypool.roster import CONNECTING, LIVE, SUPPLY, Roster
 
 T = TypeVar("T")
+
+_log = logging.getLogger("steadypool.pool")
 
 PATIENCE = 0.25
 """The least of `Lifecycle.ping_patience`, in seconds."""
@@ -71,6 +74,7 @@ class Lifecycle(ABC, Generic[T]):
         self._recycle_at = math.inf
         self._wanted_idle = 0
         self._proves_idle = False
+        self._said_abort_fails = False
         self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
 
     # -- what the pool adds ------------------------------------------------------------------------------------
@@ -196,7 +200,7 @@ class Lifecycle(ABC, Generic[T]):
         finally:
             stuck.cancel()
         if slot.state is SlotState.GONE:  # a driver that takes no notice of being cancelled
-            self.driver.abort(connection)
+            self._abort(connection)
             return
         now = self.clock.monotonic()
         slot.connection = connection
@@ -281,10 +285,10 @@ class Lifecycle(ABC, Generic[T]):
             async with asyncio.timeout(self.options.leave_timeout):
                 await self._part(connection)
         except asyncio.CancelledError:
-            self.driver.abort(connection)
+            self._abort(connection)
             raise
         except Exception:  # noqa: BLE001 - a connection that can't be closed politely is cut off
-            self.driver.abort(connection)
+            self._abort(connection)
         finally:
             self._free(slot, reason)
             self._serve()
@@ -293,8 +297,17 @@ class Lifecycle(ABC, Generic[T]):
         try:
             await self.driver.close(connection)
         except Exception:  # noqa: BLE001 - whatever a goodbye raises, the server may still have the connection
-            self.driver.abort(connection)
+            self._abort(connection)
             await self.driver.close(connection)
+
+    def _abort(self, connection: T) -> None:
+        """Cut a connection off. A driver that fails in this, which it must not, costs no place in the pool."""
+        try:
+            self.driver.abort(connection)
+        except Exception:  # noqa: BLE001 - whatever it raises, the connection is on its way out
+            if not self._said_abort_fails:
+                self._said_abort_fails = True
+                _log.exception("pool %r: the driver failed to cut a connection off", self.name)
 
     def _retire(self, slot: Slot[T], reason: str, *, abrupt: bool = False) -> None:
         """Close a connection that nobody holds; its place is free when the server has let go of it."""
@@ -302,7 +315,7 @@ class Lifecycle(ABC, Generic[T]):
             return
         self._slots.move(slot, SlotState.CLOSING)
         if abrupt:
-            self.driver.abort(self._connection(slot))
+            self._abort(self._connection(slot))
         self._start(slot, self._close(slot, reason))
 
     def _free(self, slot: Slot[T], reason: str) -> None:

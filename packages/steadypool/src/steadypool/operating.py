@@ -114,7 +114,7 @@ class Operating(Waiting[T]):
         self._wanted_idle = 0
         while self._idle:
             slot = self._idle.pop()
-            self.driver.abort(self._connection(slot))
+            self._abort(self._connection(slot))
             self._free(slot, "disposed")
 
     async def close(self, grace: float | None = None) -> None:
@@ -167,7 +167,7 @@ class Operating(Waiting[T]):
             if slot.lease is not None:
                 self._end_lease(slot.lease, now, kept=False)
             if slot.connection is not None:
-                self.driver.abort(slot.connection)
+                self._abort(slot.connection)
             self._free(slot, "aborted at close")
         for task in self._tasks:
             task.cancel()

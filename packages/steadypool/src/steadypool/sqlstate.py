@@ -94,6 +94,18 @@ def sqlstate_in(error: BaseException | None) -> str | None:
     return getattr(error, "sqlstate", None) or getattr(getattr(error, "__cause__", None), "sqlstate", None)
 
 
+def said(sqlstate: str | None, words: str | None = None) -> str:
+    """What the server said before a connection ended, for a message.
+
+    Example:
+        >>> said("57P01", "terminating connection due to administrator command")
+        'the server said 57P01: terminating connection due to administrator command'
+    """
+    if sqlstate is None or sqlstate in THE_DRIVERS_OWN:
+        return "it ended without a word"
+    return f"the server said {sqlstate}: {words}" if words else f"the server said {sqlstate}"
+
+
 def cause_of_loss(sqlstate: str | None) -> str:
     """Why a connection died, for statistics: what the server said, or `NO_WORD`."""
     return NO_WORD if sqlstate is None or sqlstate in THE_DRIVERS_OWN else sqlstate

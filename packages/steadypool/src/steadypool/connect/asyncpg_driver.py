@@ -16,6 +16,7 @@ from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.attempt import Attempt, GuardsRefused, Steps, guarded, open_with
 from steadypool.connect.channel_binding import PROVEN, Login, ProvenCertificates, pin, prove, unpin
 from steadypool.connect.dsn import ConnectTarget, Host
+from steadypool.connect.last_words import listen_for_last_words
 from steadypool.connect.network import NETWORK, Candidate, Network
 from steadypool.connect.options import ASYNCPG, asyncpg_arguments, checked_options
 from steadypool.connect.outcome import BindingRefused, CertificateNotProven, NotTheRole
@@ -118,6 +119,7 @@ async def _connect(dialling: _Dialling, arguments: dict[str, Any], role: str) ->
         dialling.abort()
         raise
     connection._loop = dialling.loop
+    listen_for_last_words(connection)
     return connection
 
 

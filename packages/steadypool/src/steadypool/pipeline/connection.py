@@ -15,15 +15,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import psycopg
-from psycopg import pq
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus, abc
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
-from steadypool.errors import ConfigurationError
 from steadypool.pipeline.adapting import Adapted, adapt
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
-from steadypool.pipeline.library import OLDEST, libpq_function
+from steadypool.pipeline.library import check_libpq, libpq_function
 from steadypool.pipeline.segment import (
     ConnectionGone,
     Overdue,
@@ -32,7 +30,8 @@ from steadypool.pipeline.segment import (
     Segment,
     Statement,
     Unclean,
-    gone_with,
+    gone,
+    said_in,
 )
 from steadypool.pipeline.statements import MADE_STALE, State, Statements, Step, is_stale
 from steadypool.pipeline.values import Values
@@ -47,6 +46,7 @@ _STATUSES = tuple(TransactionStatus)
 """In the order of their numbers: to look one up is quicker than to call the class."""
 _IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
+_LAST = ("FATAL", "PANIC")
 _CANCEL_AGAIN = 0.1
 """Seconds after which a cancel request that had no effect is made again."""
 _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
@@ -94,10 +94,7 @@ class PipelinedConnection(Wire):
         keeps_statements: bool = True,
         statements: int = 128,
     ) -> None:
-        if pq.version() < OLDEST:
-            raise ConfigurationError(
-                f"libpq {pq.version()}: a pipelined connection needs libpq 17 or newer; install psycopg[binary]"
-            )
+        check_libpq()
         super().__init__(connection.pgconn)
         self.psycopg_connection: Adopted = connection
         self._values = Values(connection)
@@ -115,7 +112,9 @@ class PipelinedConnection(Wire):
         self._head_at = self._answered_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._last_words: tuple[str, str] | None = None
         self._listeners: list[Callable[[], None]] = []
+        connection.add_notice_handler(self._noticed)
         self._enter()
 
     # -- what can be seen --------------------------------------------------------------------------------------
@@ -207,7 +206,7 @@ class PipelinedConnection(Wire):
         if future is None:
             future = segment.future = self._loop.create_future()
         if self._closed:
-            self._settle(segment, ConnectionGone("the connection is closed", sent=False))
+            self._settle(segment, gone(None, segment, self._last_words, "the connection is closed"))
         elif self._held is not None:
             self._held.append(segment)
         else:
@@ -575,7 +574,7 @@ class PipelinedConnection(Wire):
         held, self._held = self._held or (), None
         for segment in held:
             if self._closed:
-                self._settle(segment, gone_with(None, segment))
+                self._settle(segment, gone(None, segment, self._last_words))
                 continue
             try:
                 self._put(segment)
@@ -608,18 +607,25 @@ class PipelinedConnection(Wire):
         self._call(self._leave_loop)
         self._call(cut_off, self.psycopg_connection)
         flights, held = list(self._flights), self._held or ()
+        said = said_in(reason) or (said_in(flights[0].segment.error) if flights else None)
+        words = self._last_words = said or self._last_words
         self._flights.clear()
         self._held = None
         if because_of is not None:
             self._settle(because_of, reason)
         for flight in flights:
-            self._settle(flight.segment, gone_with(reason, flight.segment))
+            self._settle(flight.segment, gone(reason, flight.segment, words))
         for segment in held:
-            self._settle(segment, gone_with(reason, segment))
+            self._settle(segment, gone(reason, segment, words))
         self._call(self._at_rest)
         listeners, self._listeners = self._listeners, []
         for tell in listeners:
             self._call(tell)
+
+    def _noticed(self, diagnostic: Any) -> None:
+        """What comes while nothing is asked for is a notice for libpq, also the server's last word."""
+        if diagnostic.severity_nonlocalized in _LAST or diagnostic.severity in _LAST:
+            self._last_words = diagnostic.sqlstate or "", diagnostic.message_primary or ""
 
     def _at_rest(self) -> None:
         if self._drained is not None and not self._drained.done():

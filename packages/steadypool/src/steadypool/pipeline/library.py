@@ -10,8 +10,24 @@ from typing import Any
 
 from psycopg import pq
 
+from steadypool.errors import ConfigurationError
+
 OLDEST = 170000
 """The libpq that has chunks of rows, cancelling over TLS, and a Sync that is not sent at once."""
+
+
+def check_libpq() -> None:
+    """Refuse a libpq that has not what a pipelined connection needs.
+
+    Raises:
+        ConfigurationError: it is older than 17; says what to install.
+    """
+    found = pq.version()
+    if found < OLDEST:
+        raise ConfigurationError(
+            f"libpq {found // 10000}.{found % 10000} is installed, postgresql+steadypool:// needs 17 or newer: "
+            "pip install 'psycopg[binary]>=3.3', or upgrade libpq"
+        )
 
 
 @functools.cache

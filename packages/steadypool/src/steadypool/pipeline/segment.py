@@ -23,16 +23,23 @@ class ConnectionGone(psycopg.OperationalError):
     """The connection ended, or was ended, before the segment was answered.
 
     `sent` is whether any of it may have reached the server, `answered` whether the server had answered the first
-    statement of it, and `sqlstate` what the server said last, None where it ended without a word.
+    statement of it, `sqlstate` and `words` what the server said last, None where it ended without a word.
     """
 
     sent: bool
     answered: bool
 
     def __init__(
-        self, message: str, *, sent: bool, answered: bool = False, sqlstate: str | None = None
+        self,
+        message: str,
+        *,
+        sent: bool,
+        answered: bool = False,
+        sqlstate: str | None = None,
+        words: str | None = None,
     ) -> None:
         super().__init__(message)
+        self.words = words
         self.sent = sent
         self.answered = answered
         self.sqlstate = sqlstate
@@ -149,19 +156,6 @@ class Segment:
         return min(ping, self.limit)
 
 
-def gone_with(reason: BaseException | None, segment: Segment) -> ConnectionGone:
-    """The error for a segment whose connection ended for `reason`; None where it was aborted."""
-    said = "it was aborted" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
-    error = ConnectionGone(
-        f"the connection ended: {said}",
-        sent=segment.sent,
-        answered=segment.answered,
-        sqlstate=getattr(reason, "sqlstate", None),
-    )
-    error.__cause__ = reason
-    return error
-
-
 class Names(tuple[str, ...]):
     """The names of a result's columns, and what else was made of its columns once.
 
@@ -265,3 +259,30 @@ class Result:
         finally:
             transformer.set_pgresult(None)
         return rows
+
+
+def said_in(error: BaseException | None) -> tuple[str, str] | None:
+    """What the server said, in an error that was made of its answer."""
+    if not isinstance(error, psycopg.Error) or not error.sqlstate:
+        return None
+    return error.sqlstate, error.diag.message_primary or ""
+
+
+def gone(
+    reason: BaseException | None,
+    segment: Segment,
+    last_words: tuple[str, str] | None,
+    otherwise: str = "the connection ended: it was aborted",
+) -> ConnectionGone:
+    """The error of a segment whose connection ended, by `reason` and with these last words of the server."""
+    code, words = last_words or (None, None)
+    said = "" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
+    error = ConnectionGone(
+        f"the connection ended: {words or said}" if words or said else otherwise,
+        sent=segment.sent,
+        answered=segment.answered,
+        sqlstate=code,
+        words=words,
+    )
+    error.__cause__ = reason
+    return error

@@ -12,7 +12,7 @@ from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report
 from steadypool.fingerprint import fingerprint
 from steadypool.pipeline import ConnectionGone, Overdue, ResultTooLarge, Unclean
 from steadypool.shared.call import Call
-from steadypool.sqlstate import LOCK_NOT_AVAILABLE, QUERY_CANCELED
+from steadypool.sqlstate import LOCK_NOT_AVAILABLE, QUERY_CANCELED, said
 
 
 def deadline_passed(call: Call, now: float, pool: PoolSnapshot) -> errors.DeadlineExceeded:
@@ -50,7 +50,7 @@ def named(
             report,
         )
     if isinstance(error, ConnectionGone):
-        because = f"the server said {error.sqlstate}" if error.sqlstate else "it ended without a word"
+        because = said(error.sqlstate, error.words)
         effect = "Whether the statement took effect is not known" if error.sent else "Nothing was sent"
         return errors.ConnectionLost(
             f"a shared connection was lost after {took:.2f}s in: {name} ({because}). {effect}",

@@ -18,6 +18,7 @@ from sqlalchemy.dialects.postgresql.psycopg import (
 )
 
 from steadypool.connect.dsn import ConnectTarget
+from steadypool.connect.last_words import last_words_of
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
 from steadypool.connect.options import (
     ASYNCPG,
@@ -30,12 +31,13 @@ from steadypool.connect.options import (
 from steadypool.deadline import CLIENT_GRACE
 from steadypool.settings import Password
 from steadypool.sqlalchemy.cursors import BoundedCursors
-from steadypool.sqlalchemy.errors import TransactionRolledBack
+from steadypool.sqlalchemy.errors import TransactionRolledBack, sqlstate_of
 from steadypool.sqlalchemy.guarded import (
     TAKES_NO_WRITES,
     GuardedDialect,
     driver_connection_of,
 )
+from steadypool.sqlstate import THE_DRIVERS_OWN
 
 
 class AsyncpgContext(BoundedCursors, PGExecutionContext_asyncpg):
@@ -71,6 +73,28 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         if self.guards.statement_timeout is not None:
             changed.setdefault("command_timeout", self.guards.statement_timeout + CLIENT_GRACE)
         return await open_asyncpg(target, password=password, **self.opening, **changed)
+
+    def connect(self, *cargs: Any, **cparams: Any) -> Any:
+        """As every dialect of ours; behind a pooler the adapter keeps no statement either."""
+        named_by_caller = "prepared_statement_name_func" in cparams
+        adapter = super().connect(*cargs, **cparams)
+        if not adapter.driver_connection._stmt_cache_enabled and not self.pooler_watch.keeps_statements:
+            adapter._prepared_statement_cache = None
+            if not named_by_caller:
+                adapter._prepared_statement_name_func = _no_name
+        return adapter
+
+    def adopted(self, opened: Any, *, prepares: bool | None) -> Any:
+        """Behind a pooler that may hand the next transaction to another backend nothing is kept.
+
+        asyncpg then sends an unnamed statement once more together with its values, also in autocommit, where the
+        backend may change between two flights.
+        """
+        if prepares is None and not self.pooler_watch.keeps_statements:
+            opened._config = opened._config._replace(statement_cache_size=0)
+            opened._stmt_cache_enabled = False
+            opened._stmt_cache.set_max_size(0)
+        return opened
 
     def bounded_statement(
         self, server: float | None, driver_connection: Any, call: Callable[..., Any], *args: Any
@@ -115,6 +139,14 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
 
         return isinstance(error, InternalClientError)
 
+    def last_words(self, driver_connection: Any, error: BaseException) -> tuple[str | None, str]:
+        """asyncpg forgets what the server said before it ended the connection, and calls that 08003."""
+        state = sqlstate_of(error)
+        if state is not None and state not in THE_DRIVERS_OWN:
+            return state, str(error)
+        heard = None if driver_connection is None else last_words_of(driver_connection)
+        return (state, "") if heard is None else heard
+
     def takes_no_writes(self, driver_connection: Any) -> bool:
         """Whether the server said last that it is a standby, or read-only by default."""
         settings = driver_connection.get_settings()
@@ -152,6 +184,10 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         # As asyncpg's own reset() does; otherwise the next BEGIN would be a SAVEPOINT.
         driver_connection._top_xact = None
         self.spoke(driver_connection)
+
+
+def _no_name() -> str:
+    return ""
 
 
 class _Answers:

@@ -18,6 +18,8 @@ from sqlalchemy.util import asbool
 from steadypool.clock import SYSTEM_CLOCK
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.guards import milliseconds
+from steadypool.connect.options import ASYNCPG, PSYCOPG
+from steadypool.connect.versions import check_versions
 from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
@@ -194,6 +196,9 @@ def _coerced(name: str, value: str) -> Any:
         raise ConfigurationError(f"{name}={value!r}: {error}") from None
 
 
+_LIBRARIES = {name: ASYNCPG if name.endswith(ASYNCPG) else PSYCOPG for name in OURS.values()}
+
+
 class _OurUrl(URL):
     """A URL that leads to our dialect, and is what was asked for to all who look at it while the engine is made."""
 
@@ -208,7 +213,13 @@ class _OurUrl(URL):
 
 
 def _built(given: URL, arguments: dict[str, Any]) -> AsyncEngine:
+    library = _LIBRARIES[OURS[given.drivername]]
     try:
+        check_versions("sqlalchemy", library)
+        if OURS[given.drivername] == PIPELINED:
+            from steadypool.pipeline.library import check_libpq  # psycopg may not be installed
+
+            check_libpq()
         engine = stock.create_async_engine(_OurUrl(*given), **arguments)
     except ModuleNotFoundError as error:
         raise _missing(given, error) from error

@@ -26,7 +26,7 @@ from steadypool.errors import causes
 from steadypool.refusal import hook_failed
 from steadypool.settings import ConnectRetry, Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor
-from steadypool.sqlalchemy.errors import raise_as_sqlalchemy
+from steadypool.sqlalchemy.errors import raise_as_sqlalchemy, sqlstate_of
 from steadypool.sqlalchemy.pooler import PoolerWatch
 from steadypool.sqlalchemy.telling import COMMIT, fairy_of, lease_of, mark_commit, tell_statement
 from steadypool.texts import check_nul
@@ -340,7 +340,7 @@ class GuardedDialect:
         target = replace(target, hosts=_changed_hosts(target, changed))
         if "user" in changed:
             target = replace(target, user=changed.pop("user"))
-        prepares = changed["prepare_threshold"] is not None if "prepare_threshold" in changed else None
+        prepares = _says_of_prepared(changed)
         own = [target.options.get("options"), changed.get("options"), changed.get("server_settings")]
         try:
             opened = await self.open_raw(target, password, changed)
@@ -403,6 +403,14 @@ class GuardedDialect:
         """Whether the driver says by this error that it has lost the thread of its talk with the server."""
         return False
 
+    def last_words(self, driver_connection: Any, error: BaseException) -> tuple[str | None, str]:
+        """The SQLSTATE and the message of the server in an error, or what it said before it ended the connection."""
+        state = sqlstate_of(error)
+        words = getattr(error, "words", None) or getattr(
+            getattr(error, "diag", None), "message_primary", None
+        )
+        return state, words or ""
+
     def takes_no_writes(self, driver_connection: Any) -> bool:
         """Whether the server said last that it is a standby, or read-only (PostgreSQL 14 and newer tell it unasked)."""
         raise NotImplementedError
@@ -440,6 +448,15 @@ def _refused_locally(target: ConnectTarget, error: BaseException) -> bool:
     if not target.hosts:
         return "PGHOST" not in os.environ
     return all(host.is_local for host in target.hosts)
+
+
+def _says_of_prepared(changed: Mapping[str, Any]) -> bool | None:
+    """What `connect_args` say about prepared statements, in either driver's words; None if nothing."""
+    if "prepare_threshold" in changed:
+        return changed["prepare_threshold"] is not None
+    if "statement_cache_size" in changed:
+        return bool(changed["statement_cache_size"])
+    return None
 
 
 def _changed_hosts(target: ConnectTarget, changed: dict[str, Any]) -> tuple[Host, ...]:

@@ -20,7 +20,7 @@ from steadypool.sqlalchemy.errors import ConnectionLost, StatementTimeout, sqlst
 from steadypool.sqlalchemy.guarded import GuardedDialect, LimitReached
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.telling import COMMIT, commit_seconds, lease_of, pool_of, tell_statement
-from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
+from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of, said
 from steadypool.texts import not_encodable
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _tell(context: ExceptionContext, seen: BaseException) -> None:
     if isinstance(seen, errors.ConnectionLost):
         pool, lease = pool_of(fairy), lease_of(fairy)
         if pool is not None and lease is not None:
-            number, cause = lease.slot.number, cause_of_loss(sqlstate_of(original))
+            number, cause = lease.slot.number, cause_of_loss(_last_words(context)[0])
             now = pool.core.clock.monotonic()
             pool.observers.emit(LostEvent(pool.core.name, now, number, cause, lease.workload))
     state, commit = sqlstate_of(original), commit_seconds(original)
@@ -92,20 +92,20 @@ def _named(context: ExceptionContext) -> BaseException | None:
         return not_encodable(original)
     if isinstance(original, TimeoutError) and original.errno is None:
         return _given_up(context, original)
-    sqlstate = sqlstate_of(original)
+    sqlstate, words = _last_words(context)
     if sqlstate == QUERY_CANCELED:
         limit = _dialect(context).statement_timeout(context.execution_context)
         if limit is not None and _elapsed(context) >= limit - EARLY:
             return _timeout(context, limit)
         return None
-    fate = fate_of(sqlstate, words=str(original)) if sqlstate else Fate.KEEP
+    fate = fate_of(sqlstate, words=f"{original} {words}") if sqlstate else Fate.KEEP
     if fate is Fate.BACK_OFF and (pool := _pool(context)) is not None:
         pool.judge(fate, _driver_connection(context), f"the server said {sqlstate}")
     gone = fate in (Fate.EVICT, Fate.EVICT_AND_PROVE)
     gone = gone or _dialect(context).is_confused(original)
     if context.is_disconnect or gone or isinstance(original, OSError):
         context.is_disconnect = True
-        return _lost(context, sqlstate, sent=fate is not Fate.BACK_OFF)
+        return _lost(context, said(sqlstate, words), sent=fate is not Fate.BACK_OFF)
     if fate is Fate.DRAIN_HOST and _meets_a_standby(context):
         context.is_disconnect = True
     return None
@@ -212,9 +212,12 @@ def _deadline(context: ExceptionContext, reached: LimitReached) -> errors.Deadli
     )
 
 
-def _lost(context: ExceptionContext, sqlstate: str | None, *, sent: bool) -> ConnectionLost:
+def _last_words(context: ExceptionContext) -> tuple[str | None, str]:
+    return _dialect(context).last_words(_driver_connection(context), context.original_exception)
+
+
+def _lost(context: ExceptionContext, because: str, *, sent: bool) -> ConnectionLost:
     """`sent` is false where a pooler has said that it did not pass the statement on."""
-    because = f"the server said {sqlstate}" if sqlstate else "it ended without a word"
     return ConnectionLost(
         f"the connection was lost after {_elapsed(context):.2f}s in: {_statement(context)} ({because}). "
         + ("Whether the statement took effect is not known" if sent else "The statement was not passed on")
