@@ -118,9 +118,9 @@ _COLUMNS = (
 MAX_EXCERPT = 280
 """Characters of a description in a list; of a longer one its beginning, with an ellipsis at the end."""
 _BEGINNING = func.concat(func.left(Track.description, MAX_EXCERPT - 1), "…")
-_EXCERPT = case(
-    (func.char_length(Track.description) > MAX_EXCERPT, _BEGINNING), else_=Track.description
-).label("description")
+_EXCERPT = case((func.length(Track.description) > MAX_EXCERPT, _BEGINNING), else_=Track.description).label(
+    "description"
+)
 _LIST_COLUMNS = tuple(_EXCERPT if column is Track.description else column for column in _COLUMNS)
 
 MAX_LIST_BYTES = 2 * 1024 * 1024
