@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import math
 import os
 import random
@@ -18,10 +19,13 @@ from typing import Any, Generic, TypeVar
 
 from steadypool import errors, events, refusal
 from steadypool.clock import Clock
+from steadypool.home import Home
 from steadypool.lease import Driver, PoolOptions, Slot, SlotState
 from steadypool.roster import CONNECTING, LIVE, SUPPLY, Roster
 
 T = TypeVar("T")
+
+_log = logging.getLogger("steadypool.pool")
 
 PATIENCE = 0.25
 """Seconds (or the time of the last connect, if that was longer) after which callers do not count on a ping any more."""
@@ -65,13 +69,15 @@ class Lifecycle(ABC, Generic[T]):
         self._generation: int = 0
         self._connect_seconds = 0.0
         self._closed: bool = False
+        self.replaced = False
+        """Whether another pool has taken its place: what comes back is closed, also what was opened since."""
         # Replacing in the background a connection that may only live for an instant would never end.
         self._replaces_recycled = options.recycle is not None and options.recycle >= 1.0
         self._recycle_timer: asyncio.TimerHandle | None = None
         self._recycle_at = math.inf
         self._wanted_idle = 0
         self._proves_idle = False
-        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._home: Home | None = None
 
     # -- what the pool adds ------------------------------------------------------------------------------------
 
@@ -153,7 +159,7 @@ class Lifecycle(ABC, Generic[T]):
             self._serve()
 
     def _outdated(self, slot: Slot[T]) -> bool:
-        return self._closed or slot.generation != self._generation
+        return self._closed or self.replaced or slot.generation != self._generation
 
     # -- what the pool's own tasks do --------------------------------------------------------------------------
 
@@ -176,7 +182,7 @@ class Lifecycle(ABC, Generic[T]):
         finally:
             stuck.cancel()
         if slot.state is SlotState.GONE:  # a driver that takes no notice of being cancelled
-            self.driver.abort(connection)
+            self._abort(connection)
             return
         now = self.clock.monotonic()
         slot.connection = connection
@@ -271,10 +277,10 @@ class Lifecycle(ABC, Generic[T]):
             async with asyncio.timeout(self.options.leave_timeout):
                 await self._part(connection)
         except asyncio.CancelledError:
-            self.driver.abort(connection)
+            self._abort(connection)
             raise
         except Exception:  # noqa: BLE001 - a connection that can't be closed politely is cut off
-            self.driver.abort(connection)
+            self._abort(connection)
         finally:
             self._free(slot, reason)
             self._serve()
@@ -283,7 +289,7 @@ class Lifecycle(ABC, Generic[T]):
         try:
             await self.driver.close(connection)
         except Exception:  # noqa: BLE001 - whatever a goodbye raises, the server may still have the connection
-            self.driver.abort(connection)
+            self._abort(connection)
             await self.driver.close(connection)
 
     def _retire(self, slot: Slot[T], reason: str, *, abrupt: bool = False) -> None:
@@ -292,8 +298,15 @@ class Lifecycle(ABC, Generic[T]):
             return
         self._slots.move(slot, SlotState.CLOSING)
         if abrupt:
-            self.driver.abort(self._connection(slot))
+            self._abort(self._connection(slot))
         self._start(slot, self._close(slot, reason))
+
+    def _abort(self, connection: T) -> None:
+        """Cut it off; a driver that raises, which it must not, costs no slot."""
+        try:
+            self.driver.abort(connection)
+        except Exception:  # noqa: BLE001 - a bug of the driver's: logged, and the slot still comes back
+            _log.exception("a connection of the pool %r could not be cut off", self.name)
 
     def _free(self, slot: Slot[T], reason: str) -> None:
         if slot.state is SlotState.GONE:
@@ -366,6 +379,11 @@ class Lifecycle(ABC, Generic[T]):
         return self._home[0]
 
     @property
+    def home(self) -> Home | None:
+        """The event loop and the process that it belongs to; None before its first use."""
+        return self._home
+
+    @property
     def at_home(self) -> bool:
         """Whether this is the event loop and the process that it belongs to; false where it belongs to none yet."""
         try:
@@ -381,7 +399,7 @@ class Lifecycle(ABC, Generic[T]):
             where = "process" if home[1] != _this_process else "event loop"
             raise errors.WrongEventLoop(
                 f"the pool {self.name!r} belongs to another {where}; make one for each {where}, "
-                "or dispose of it there before you use it here"
+                "or dispose of it before you use it here: `await engine.dispose()`"
             )
         return loop
 

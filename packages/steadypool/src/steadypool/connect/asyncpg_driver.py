@@ -15,6 +15,7 @@ from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.attempt import Attempt, GuardsRefused, Steps, guarded, open_with
 from steadypool.connect.channel_binding import PROVEN, Login, ProvenCertificates, pin, prove, unpin
 from steadypool.connect.dsn import ConnectTarget, Host
+from steadypool.connect.leaving import close_transport
 from steadypool.connect.network import NETWORK, Candidate, Network
 from steadypool.connect.options import ASYNCPG, asyncpg_arguments, checked_options
 from steadypool.connect.outcome import BindingRefused, CertificateNotProven, NotTheRole
@@ -157,6 +158,9 @@ class _Dialling:
     def abort(self) -> None:
         """Close whatever was opened, at once."""
         for transport in self._transports:
+            if not self.loop.is_running():
+                close_transport(transport)
+                continue
             abort = getattr(transport, "abort", None)
             if abort is not None:
                 abort()
