@@ -195,6 +195,8 @@ class Operating(Waiting[T]):
         Returns:
             How many there were.
         """
+        if self in _inherited:
+            return 0
         _inherited.append(self)
         ended = 0
         for slot in self._slots:

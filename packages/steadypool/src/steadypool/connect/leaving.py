@@ -193,6 +193,7 @@ def disown(connection: Any) -> None:
         os.close(nowhere)
     pgconn = getattr(connection, "pgconn", None)
     if pgconn is not None:
+        connection._closed = True  # what close() sets, of psycopg's connections and of ours
         pgconn.finish()
     else:
         connection._aborted = True  # asyncpg's own mark; it would warn about an open connection otherwise
