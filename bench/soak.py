@@ -93,7 +93,12 @@ async def listen(db: Database, outcomes: Counter[str]) -> None:
 
 
 async def trouble(
-    server: EmbeddedPostgres, proxy: FaultProxy, rng: random.Random, seen: Counter[str], until: float
+    server: EmbeddedPostgres,
+    proxy: FaultProxy,
+    db: Database,
+    rng: random.Random,
+    seen: Counter[str],
+    until: float,
 ) -> None:
     """Something goes wrong every few seconds, and is healed again."""
 
@@ -114,7 +119,12 @@ async def trouble(
         await asyncio.sleep(rng.uniform(0.2, 2.0))
         await server.start()
 
+    async def disposed() -> None:
+        """From another event loop, in another thread."""
+        await asyncio.to_thread(lambda: asyncio.run(db.engine.dispose()))
+
     faults: dict[str, Callable[[], Awaitable[object]]] = {
+        "dispose": disposed,
         "silent": lambda: network(Mode.SILENT),
         "refuse": lambda: network(Mode.REFUSE),
         "reset": lambda: network(Mode.RESET),
@@ -152,7 +162,7 @@ async def soak(minutes: float, seed: int, driver: str) -> bool:
             await run_load(db, rng, outcomes, 20.0)
             before = await settled(db, direct)
             end = time.monotonic() + minutes * 60
-            troubling = asyncio.create_task(trouble(server, proxy, rng, faults, end))
+            troubling = asyncio.create_task(trouble(server, proxy, db, rng, faults, end))
             while (left := end - time.monotonic()) > 0:
                 await run_load(db, rng, outcomes, min(60.0, left))
                 print(

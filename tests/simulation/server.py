@@ -308,6 +308,12 @@ class Server:
         else:
             self._let_go(connection)
 
+    def hang_up(self, connection: Connection) -> None:
+        self.cut(connection)
+
+    def disown(self, connection: Connection) -> None:
+        connection.open = False
+
     async def close(self, connection: Connection) -> None:
         started = self.loop.now
         kind = "hang" if connection.silent else self._draw(self.weather.close, CLOSE_KINDS)

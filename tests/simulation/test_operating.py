@@ -9,10 +9,10 @@ import pytest
 from steadypool import errors, events
 from steadypool.breaker import HEDGE_AFTER
 from steadypool.deadline import deadline
-from steadypool.lease import SlotState
+from steadypool.lease import Lease, SlotState
 from steadypool.sqlstate import Fate
 
-from .server import Weather
+from .server import Connection, Weather
 from .stage import Stage
 from .test_scenarios import ask, on_stage
 
@@ -188,3 +188,53 @@ async def test_a_change_of_the_breaker_is_told_once(stage: Stage) -> None:
         ("closed", "open", "the heartbeat was not answered"),
         ("open", "closed", None),
     ]
+
+
+# -- from elsewhere, and drivers that raise ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leased", [True, False])
+def test_what_is_cut_off_where_the_loop_does_not_run_costs_no_place(leased: bool) -> None:
+    """Idle, in use, being opened: nothing is left with the loop closed; with it stopped what is in use comes back."""
+    stage = Stage(size=3, max_overflow=1)
+    held: list[Lease[Connection]] = []
+
+    async def begin() -> None:
+        held.extend([await stage.pool.acquire() for _ in range(2)])
+        stage.server.change(Weather(open="hang"))
+        stage.pool.warm_up()
+        await asyncio.sleep(0.01)
+        held.pop().release()
+        assert stage.pool.count(SlotState.IDLE, SlotState.LEASED, SlotState.OPENING) == 3
+
+    stage.loop.run_until_complete(begin())
+    in_use = stage.pool.count(SlotState.LEASED)
+    assert in_use
+    stage.pool.cut_off(leased=leased)
+    assert stage.pool.count() == (0 if leased else in_use)
+    assert sum(c.open for c in stage.server.backends.values()) == stage.pool.count()
+    for lease in held:
+        lease.release()
+    stage.loop.run_until_complete(asyncio.sleep(1.0))
+    assert stage.pool.count() == 0
+    assert stage.server.connecting == 0
+
+
+@on_stage(size=1, max_overflow=0)
+async def test_a_driver_that_raises_when_it_cuts_off_costs_no_place(stage: Stage) -> None:
+    abort, raised = stage.server.abort, 0
+
+    def fail(connection: Connection) -> None:
+        nonlocal raised
+        raised += 1
+        abort(connection)
+        raise OSError("injected")
+
+    stage.server.abort = fail  # type: ignore[method-assign]
+    for _ in range(3):
+        (await stage.pool.acquire()).release(Fate.EVICT)
+    assert raised >= 2
+    lease = await stage.pool.acquire()
+    assert stage.pool.count() == 1
+    lease.release()
+    stage.server.abort = abort  # type: ignore[method-assign]

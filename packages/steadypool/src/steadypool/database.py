@@ -24,6 +24,7 @@ from steadypool.dedicated import Dedicated
 from steadypool.errors import ConfigurationError, HookFailed, PoolSnapshot, SteadypoolError, words_of
 from steadypool.events import Events
 from steadypool.holding import Holding, HoldingAConnection, Terms
+from steadypool.home import Home, Standing, answer, done_elsewhere, standing_of
 from steadypool.listener import Listener, ListenerOptions, ListenerState, ListenerStats
 from steadypool.notifying import Notifying
 from steadypool.overview import Workload, view_of
@@ -32,6 +33,7 @@ from steadypool.retries import ATTEMPTS, Result, repeat_transaction
 from steadypool.settings import DatabaseSettings
 from steadypool.sharing import Sharing
 from steadypool.sqlalchemy import create_async_engine
+from steadypool.sqlalchemy.elsewhere import tell_left
 from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
 from steadypool.sqlalchemy.errors import raise_as_sqlalchemy
 from steadypool.sqlalchemy.local import set_local
@@ -47,6 +49,9 @@ from steadypool.telemetry.watch import Watch
 if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
     from steadypool.shared import SharedStats
 
+
+CLOSE_ELSEWHERE = 10.0
+"""Seconds beyond the grace time for which a loop in another thread may be closing what is its own."""
 
 SAFE_BEHIND_POOLERS: dict[str, Any] = {
     "prepared_statement_name_func": lambda: f"__asyncpg_{uuid.uuid4()}__",
@@ -211,6 +216,11 @@ class Database(Sharing, Notifying):
 
     async def close(self, grace: float | None = None) -> None:
         """Refuse new callers, let those inside finish for `grace` seconds (DATABASE_CLOSE_GRACE), cut off the rest."""
+        home = self.pool.core.home or (None if self._listener is None else self._listener.home)
+        standing = standing_of(home)
+        if home is not None and standing is not Standing.HERE:
+            await self._close_elsewhere(home, standing, grace)
+            return
         if self._listener is not None:
             await self._listener.close()
         await self._close_shared(grace)
@@ -219,6 +229,29 @@ class Database(Sharing, Notifying):
         finally:
             await self.watch.close()
             self._standard.stop()
+
+    async def _close_elsewhere(self, home: Home, standing: Standing, grace: float | None) -> None:
+        """Close what belongs to another event loop, which does it itself if it runs and answers, or to the parent."""
+        hears = self._listener is not None and self._listener.hears
+        count = self.pool.core.count() + hears
+        limit = CLOSE_ELSEWHERE + (self.settings.close_grace if grace is None else grace)
+        answers = standing is Standing.ELSEWHERE and await done_elsewhere(home[0], answer)
+        if answers and await done_elsewhere(home[0], lambda: self.close(grace), limit):
+            tell_left(self.pool, standing, count, "that loop has closed it")
+            return
+        if self._listener is not None:
+            self._listener.leave(standing)
+        if self._way is not None and standing in (Standing.CLOSED, Standing.STOPPED):
+            self._way.bury()
+        if count and not self.pool.core.count():  # which says it for itself
+            warns = standing is Standing.ELSEWHERE
+            tell_left(self.pool, standing, count, "its listener was cut off", warns=warns)
+        try:
+            await self.pool.close(grace)
+        finally:
+            self._standard.stop()
+            if standing is not Standing.FORKED:
+                await self.watch.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()

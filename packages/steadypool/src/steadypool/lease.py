@@ -98,7 +98,18 @@ class Driver(Protocol[C]):
         ...
 
     def abort(self, connection: C) -> None:
-        """Cut it off now. Never waits, never raises, may be called twice."""
+        """Cut it off now. Never waits, never raises, may be called twice.
+
+        Called on the pool's event loop, or where that does not run any more.
+        """
+        ...
+
+    def hang_up(self, connection: C) -> None:
+        """End it for the server, from another thread than its own; whoever has it there finds it dead."""
+        ...
+
+    def disown(self, connection: C) -> None:
+        """It is the parent process's: close this process's descriptors, and send nothing."""
         ...
 
     async def close(self, connection: C) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from steadypool import errors, events, refusal
 from steadypool.clock import Clock
+from steadypool.home import Home
 from steadypool.lease import Driver, PoolOptions, Slot, SlotState
 from steadypool.roster import CONNECTING, LIVE, SUPPLY, Roster
 
@@ -68,6 +69,8 @@ class Lifecycle(ABC, Generic[T]):
         self._generation: int = 0
         self._connect_seconds = 0.0
         self._closed: bool = False
+        self.replaced = False
+        """Whether another pool has taken its place: what comes back is closed, also what was opened since."""
         # Replacing in the background a connection that may only live for an instant would never end.
         self._replaces_recycled = options.recycle is not None and options.recycle >= 1.0
         self._recycle_timer: asyncio.TimerHandle | None = None
@@ -75,7 +78,7 @@ class Lifecycle(ABC, Generic[T]):
         self._wanted_idle = 0
         self._proves_idle = False
         self._said_abort_fails = False
-        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._home: Home | None = None
 
     # -- what the pool adds ------------------------------------------------------------------------------------
 
@@ -177,7 +180,7 @@ class Lifecycle(ABC, Generic[T]):
             self._serve()
 
     def _outdated(self, slot: Slot[T]) -> bool:
-        return self._closed or slot.generation != self._generation
+        return self._closed or self.replaced or slot.generation != self._generation
 
     # -- what the pool's own tasks do --------------------------------------------------------------------------
 
@@ -389,6 +392,11 @@ class Lifecycle(ABC, Generic[T]):
         return self._home[0]
 
     @property
+    def home(self) -> Home | None:
+        """The event loop and the process that it belongs to; None before its first use."""
+        return self._home
+
+    @property
     def at_home(self) -> bool:
         """Whether this is the event loop and the process that it belongs to; false where it belongs to none yet."""
         try:
@@ -404,7 +412,7 @@ class Lifecycle(ABC, Generic[T]):
             where = "process" if home[1] != _this_process else "event loop"
             raise errors.WrongEventLoop(
                 f"the pool {self.name!r} belongs to another {where}; make one for each {where}, "
-                "or dispose of it there before you use it here"
+                "or dispose of it before you use it here: `await engine.dispose()`"
             )
         return loop
 

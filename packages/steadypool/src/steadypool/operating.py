@@ -10,11 +10,15 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from steadypool import events, refusal
+from steadypool.home import bury
 from steadypool.lease import Lease, SlotState
 from steadypool.roster import ASKING, CONNECTING, LIVE
 from steadypool.waiting import Waiting
 
 T = TypeVar("T")
+
+_inherited: list[object] = []
+"""Pools of the parent process: what they had on their way must not be cleaned up by the garbage collector here."""
 
 OF_NO_GENERATION = -1
 """Of a connection that is not to be used again, whichever others are."""
@@ -97,7 +101,12 @@ class Operating(Waiting[T]):
             self._serve()
 
     async def evict(self) -> None:
-        """Close all idle connections at once, and those in use when they come back."""
+        """Close all idle connections at once, and those in use when they come back.
+
+        Raises:
+            errors.WrongEventLoop: the pool belongs to another event loop or process.
+        """
+        self._at_home()
         self._generation += 1
         self._wanted_idle = 0
         idle, self._idle = list(self._idle), deque()
@@ -114,8 +123,87 @@ class Operating(Waiting[T]):
         self._wanted_idle = 0
         while self._idle:
             slot = self._idle.pop()
-            self._abort(self._connection(slot))
+            connection = self._connection(slot)
             self._free(slot, "disposed")
+            self._abort(connection)
+
+    def refuse(self) -> None:
+        """Refuse new callers from now on; may be called from another thread."""
+        self._closed = True
+
+    # -- from elsewhere ----------------------------------------------------------------------------------------
+
+    def cut_off(self, *, leased: bool) -> int:
+        """Let go of everything, where the pool's event loop does not run any more.
+
+        Nothing of that loop is waited for or called. Slots are free and tasks are over when this returns.
+
+        Args:
+            leased: connections in use too, since nobody can use them again: the loop is closed. Otherwise they are
+                closed when they come back.
+
+        Returns:
+            How many of the connections were not idle.
+        """
+        self._generation += 1
+        self._wanted_idle = 0
+        self._proves_idle = False
+        self._idle.clear()
+        now, busy, tasks = self.clock.monotonic(), 0, tuple(self._tasks)
+        if leased:
+            for waiter in list(self._waiters):
+                self._forget(waiter)
+            self._stop_timers()
+        for slot in self._slots:
+            if slot.state is SlotState.LEASED and not leased:
+                continue
+            busy += slot.state is not SlotState.IDLE
+            if slot.lease is not None:
+                self._end_lease(slot.lease, now, kept=False)
+            connection = slot.connection
+            self._free(slot, "disposed")
+            if connection is not None:
+                self._abort(connection)
+        for task in tasks:
+            bury(task)
+        if not leased:  # who waits is served when the loop goes on
+            self._loop().call_soon_threadsafe(self._serve)
+        return busy
+
+    def hang_up(self, *, leased: bool = False) -> int:
+        """End idle connections for the server while the pool's loop, in another thread, does not answer.
+
+        That loop finds them dead and buries them when it goes on.
+
+        Args:
+            leased: connections in use too.
+
+        Returns:
+            How many there were.
+        """
+        ended = 0
+        for slot in self._slots:
+            connection = slot.connection
+            if connection is not None and (leased or slot.state is not SlotState.LEASED):
+                self.driver.hang_up(connection)
+                ended += 1
+        return ended
+
+    def disown(self) -> int:
+        """In a forked child: close its descriptors of the parent's connections, and never touch them again.
+
+        Returns:
+            How many there were.
+        """
+        if self in _inherited:
+            return 0
+        _inherited.append(self)
+        ended = 0
+        for slot in self._slots:
+            if slot.connection is not None:
+                self.driver.disown(slot.connection)
+                ended += 1
+        return ended
 
     async def close(self, grace: float | None = None) -> None:
         """Refuse new callers, let those who hold a connection finish, then cut off what is left, all at once.
@@ -124,7 +212,7 @@ class Operating(Waiting[T]):
             grace: seconds to wait for connections in use; `PoolOptions.close_grace` by default.
         """
         self._at_home()
-        self._closed = True
+        self.refuse()
         self._generation += 1
         now = self.clock.monotonic()
         for waiter in list(self._waiters):

@@ -138,7 +138,7 @@ class Pool(Operating[T]):
         self._serve()
         try:
             return await waiter.future
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             self._leave(waiter)
             raise
 
@@ -153,9 +153,9 @@ class Pool(Operating[T]):
             errors.PoolClosed: the pool is closed.
             errors.WrongEventLoop: the pool belongs to another event loop or process.
         """
-        loop = self._at_home()
         if self._closed:
             raise refusal.closed(self.name)
+        loop = self._at_home()
         idle = self._idle
         if self._waiters or not idle or self._suspended:
             return None

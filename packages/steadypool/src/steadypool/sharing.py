@@ -38,6 +38,7 @@ class Sharing:
     engine: AsyncEngine
     _way: SharedWay | None = None
     _compiler: Compiler | None = None
+    _follows: bool = False
 
     @property
     def pool(self) -> SteadyPool:
@@ -214,15 +215,20 @@ class Sharing:
                 pooled=lambda: pool.dialect.pooler_watch.behind_pooler,
                 carries_two=lambda: setattr(pool.dialect.pooler_watch, "carries_two", True),
             )
-            pool.before_waiting = self._way.make_room
-            event.listen(self.engine.sync_engine, "engine_disposed", self._follow)
+            pool.sharer = self._way
+            if not self._follows:
+                self._follows = True
+                event.listen(self.engine.sync_engine, "engine_disposed", self._follow)
         return self._way
 
     def _follow(self, _engine: Engine) -> None:
         """The engine was disposed of, and has another pool now."""
-        if self._way is not None:
-            self._way.move_to(self.pool.core)
-            self.pool.before_waiting = self._way.make_room
+        way = self._way
+        if way is not None and way.pool.at_home:
+            way.move_to(self.pool.core)
+            self.pool.sharer = way
+        elif way is not None:
+            self._way = None  # it stays with the other event loop; here a new one begins
 
     async def _close_shared(self, grace: float | None) -> None:
         if self._way is not None:

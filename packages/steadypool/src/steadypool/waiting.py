@@ -87,6 +87,12 @@ class Waiting(Lifecycle[T]):
         waiters = tuple(self._facts_of(waiter, now) for waiter in self._waiters if not waiter.future.done())
         return Census(self.name, self._slots.facts(now), waiters)
 
+    def all_connections(self) -> Iterator[T]:
+        """The connections that there are, whoever has them."""
+        for slot in self._slots:
+            if slot.connection is not None:
+                yield slot.connection
+
     def leased(self) -> Iterator[tuple[int, T]]:
         """The connections that somebody has, with their numbers in the census."""
         for slot in self._slots:

@@ -17,6 +17,7 @@ from steadypool.connect.attempt import Attempt, GuardsRefused, Steps, guarded, o
 from steadypool.connect.channel_binding import PROVEN, Login, ProvenCertificates, pin, prove, unpin
 from steadypool.connect.dsn import ConnectTarget, Host
 from steadypool.connect.last_words import listen_for_last_words
+from steadypool.connect.leaving import close_transport
 from steadypool.connect.network import NETWORK, Candidate, Network
 from steadypool.connect.options import ASYNCPG, asyncpg_arguments, checked_options
 from steadypool.connect.outcome import BindingRefused, CertificateNotProven, NotTheRole
@@ -183,6 +184,9 @@ class _Dialling:
     def abort(self) -> None:
         """Close whatever was opened, at once."""
         for transport in self._transports:
+            if not self.loop.is_running():
+                close_transport(transport)
+                continue
             abort = getattr(transport, "abort", None)
             if abort is not None:
                 abort()

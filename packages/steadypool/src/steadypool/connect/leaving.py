@@ -125,20 +125,81 @@ def socket_descriptor(transport: asyncio.BaseTransport | None) -> int | None:
 def abort_asyncpg(connection: Any) -> None:
     """Close an `asyncpg.Connection`'s socket now; a statement on its way fails in its caller.
 
-    Awaits nothing, may be called from a callback of the loop, and twice.
+    Awaits nothing, may be called from a callback of the loop, where that loop does not run any more, and twice.
     """
-    if connection._loop.is_closed():
-        # a transport of a closed loop cannot be aborted; its socket still can
-        descriptor = socket_descriptor(connection._transport)
-        if descriptor is not None:
-            with socket.socket(fileno=os.dup(descriptor)) as under, contextlib.suppress(OSError):
-                under.shutdown(socket.SHUT_RDWR)
+    loop, transport = connection._loop, connection._transport
+    if loop.is_running():
+        connection.terminate()
+    elif not connection._aborted:
         connection._aborted = True  # asyncpg's own mark; it would warn about an open connection otherwise
-        return
-    connection.terminate()
+        close_transport(transport)
     # asyncpg has forgotten how to talk; a statement that was between two of its steps would fail with
     # AttributeError, as if it were a bug.
     connection._protocol = _Aborted()
+
+
+def close_transport(transport: Any) -> None:
+    """Close a transport whose event loop does not run: `abort` alone leaves that to the loop's next turn."""
+    descriptor = socket_descriptor(transport)
+    if descriptor is not None:
+        _shut(descriptor)
+    under = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None) or transport
+    close_now = getattr(under, "_call_connection_lost", None)  # asyncio's own; uvloop closes with its loop
+    if close_now is not None:
+        under._call_connection_lost = _nothing  # what `abort` leaves to the loop
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and takes nothing more
+        transport.abort()
+    if close_now is not None and getattr(under, "_sock", None) is not None:
+        with contextlib.suppress(
+            Exception
+        ):  # of the protocol, which tells a closed loop; the socket is closed then
+            close_now(None)
+
+
+def _nothing(_error: Exception | None) -> None:
+    """It was closed."""
+
+
+def _shut(descriptor: int) -> None:
+    """End a connection for both ends; its descriptor stays with whoever has it."""
+    # an error means that it has ended already
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as under:
+        under.shutdown(socket.SHUT_RDWR)
+
+
+def hang_up(connection: Any) -> None:
+    """End a connection for the server, from another thread than its own.
+
+    Nothing of its event loop is touched: that reads an end of file, and closes the descriptor.
+
+    Args:
+        connection: an asyncpg, psycopg or pipelined connection.
+    """
+    descriptor = _descriptor(connection)
+    if descriptor is not None and descriptor >= 0:
+        _shut(descriptor)
+
+
+def disown(connection: Any) -> None:
+    """In a forked child, close the descriptor of a connection of the parent's; the server hears nothing of it.
+
+    The number of the descriptor leads to nowhere from then on, so whatever is done with the connection here, by
+    libpq, an event loop or the garbage collector, does not reach the parent's socket.
+    """
+    descriptor = _descriptor(connection)
+    if descriptor is None or descriptor < 0:
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    try:
+        os.dup2(nowhere, descriptor, inheritable=False)
+    finally:
+        os.close(nowhere)
+    pgconn = getattr(connection, "pgconn", None)
+    if pgconn is not None:
+        connection._closed = True  # what close() sets, of psycopg's connections and of ours
+        pgconn.finish()
+    else:
+        connection._aborted = True  # asyncpg's own mark; it would warn about an open connection otherwise
 
 
 class _Aborted:

@@ -75,6 +75,8 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
 
     _waiter: asyncio.Future[None] | None = None
     _watched: int = -1
+    _watching: asyncio.AbstractEventLoop | None = None
+    """The loop that looks at the descriptor."""
     _yielded: float = 0.0
 
     def __init__(self, *args: Any, **kw: Any) -> None:
@@ -91,7 +93,7 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
         self._forget_socket()
         self.pgconn.finish()
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
+        if waiter is not None and not waiter.done() and not waiter.get_loop().is_closed():
             waiter.set_exception(OperationalError("the connection was aborted"))
 
     async def close(self) -> None:
@@ -108,8 +110,8 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
             self.unwatch()
             tell()
 
-        self._watched = self.pgconn.socket
-        asyncio.get_running_loop().add_reader(self._watched, readable)
+        self._watched, self._watching = self.pgconn.socket, asyncio.get_running_loop()
+        self._watching.add_reader(self._watched, readable)
 
     def unwatch(self) -> None:
         """Somebody is going to use the connection, or to close it."""
@@ -230,7 +232,7 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
             if not waiter.done():
                 waiter.set_result(None)
 
-        self._watched = self.pgconn.socket
+        self._watched, self._watching = self.pgconn.socket, loop
         self._waiter = waiter
         if wanted & Wait.R:
             loop.add_reader(self._watched, wake, Ready.R)
@@ -252,16 +254,10 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
         descriptor, self._watched = self._watched, -1
         if descriptor == -1:
             return
-        loop = self._loop_of_waiter()
+        loop, self._watching = self._watching, None
         if loop is not None and not loop.is_closed():
             loop.remove_reader(descriptor)
             loop.remove_writer(descriptor)
-
-    def _loop_of_waiter(self) -> asyncio.AbstractEventLoop | None:
-        try:
-            return asyncio.get_running_loop()
-        except RuntimeError:
-            return None if self._waiter is None else self._waiter.get_loop()
 
 
 SteadyConnection = SteadyAsyncConnection[Any]

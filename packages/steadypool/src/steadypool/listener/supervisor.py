@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from steadypool import errors, events
 from steadypool.clock import SYSTEM_CLOCK, Backoff, Clock
 from steadypool.deadline import override_deadline
+from steadypool.home import Home, Standing, bury
 from steadypool.listener.heartbeat import Heartbeat
 from steadypool.listener.mailbox import Gap, Mailbox, Notification, Overflow
 from steadypool.listener.state import ListenerOptions, ListenerState, ListenerStats
@@ -40,6 +41,10 @@ at once, again and again, must not be tried in a hurry."""
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that `close` waits for catch-up functions that do not let themselves be cancelled."""
+
+
+_inherited: list[object] = []
+"""Listeners of the parent process: what they had on their way must not be cleaned up by the garbage collector here."""
 
 
 class Listener:
@@ -79,7 +84,7 @@ class Listener:
         self._events = observers or events.Events()
         self._on_lost = on_lost
         self._on_proven = on_proven
-        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+        self._home: Home | None = None
         self._channels: dict[str, dict[Subscription, None]] = {}
         self._heartbeat = Heartbeat(self.options.heartbeat_timeout, clock)
         self._wire: Wire | None = None
@@ -174,13 +179,55 @@ class Listener:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
 
+    @property
+    def home(self) -> Home | None:
+        """The event loop and the process that it belongs to; None before its first use."""
+        return self._home
+
+    @property
+    def hears(self) -> bool:
+        """Whether it has a connection."""
+        return self._wire is not None
+
+    def leave(self, standing: Standing) -> None:
+        """End it where its event loop does not run, or does not answer, or is the parent process's. Never waits."""
+        wire, self._wire = self._wire, None
+        self.state = ListenerState.CLOSED
+        if standing is Standing.FORKED:
+            _inherited.append((self, wire))
+            if wire is not None:
+                wire.disown()
+        elif standing is Standing.ELSEWHERE:
+            if wire is not None:
+                wire.hang_up()
+            for task in (self._task, *self._joining.values()):
+                if task is not None:
+                    task.get_loop().call_soon_threadsafe(task.cancel)  # when it goes on
+        else:
+            if wire is not None:
+                wire.close()
+            for task in (self._task, *self._joining.values()):
+                if task is not None:
+                    bury(task)
+
     def _bind(self) -> None:
+        if self._home is not None and self._home[1] == os.getpid() and self._home[0].is_closed():
+            self._move_house()
         here = (asyncio.get_running_loop(), os.getpid())
         if self._home is None:
             self._home = here
         elif self._home != here:
             where = "process" if self._home[1] != here[1] else "event loop"
             raise errors.WrongEventLoop(f"the listener {self._name!r} belongs to another {where}")
+
+    def _move_house(self) -> None:
+        """Its event loop is closed, and all its subscribers with it: begin again on this one."""
+        closed = self.state is ListenerState.CLOSED
+        self.leave(Standing.CLOSED)
+        self.state = ListenerState.CLOSED if closed else ListenerState.IDLE
+        self._home = self._task = None
+        self._channels, self._joining, self._first = {}, {}, set()
+        self._wanted, self._nudged = asyncio.Event(), asyncio.Event()
 
     # -- subscriptions -----------------------------------------------------------------------------------------
 
@@ -203,7 +250,9 @@ class Listener:
 
     def _remove(self, subscription: Subscription) -> None:
         channel = subscription.channel
-        others = self._channels[channel]
+        others = self._channels.get(channel)
+        if others is None or subscription not in others:
+            return  # it was on an event loop that is closed
         del others[subscription]
         if not others:
             del self._channels[channel]

@@ -10,7 +10,7 @@ from psycopg import OperationalError
 from psycopg.errors import Diagnostic
 from psycopg.pq import ConnStatus, ExecStatus
 
-from steadypool.connect.leaving import abort_psycopg
+from steadypool.connect.leaving import abort_psycopg, disown, hang_up
 from steadypool.connect.psycopg_connection import SteadyConnection
 from steadypool.listener.mailbox import Notification
 
@@ -174,6 +174,14 @@ class Wire:
             _, answer = self._commands.popleft()
             if not answer.done():
                 answer.set_exception(OperationalError(f"the listening connection was lost: {error}"))
+
+    def hang_up(self) -> None:
+        """End it for the server, from another thread."""
+        hang_up(self._connection)
+
+    def disown(self) -> None:
+        """It is the parent process's: close the descriptor, and send nothing."""
+        disown(self._connection)
 
 
 def _text(value: bytes) -> str:

@@ -17,6 +17,7 @@ import psycopg
 from steadypool.census import SHARED
 from steadypool.clock import Clock
 from steadypool.events import ConnectionLost
+from steadypool.home import bury
 from steadypool.lease import Lease, SlotState
 from steadypool.pipeline import Overdue, PipelinedConnection, Segment, Statement
 from steadypool.pool import Pool
@@ -57,7 +58,7 @@ class Seating(ABC):
         self._growing: asyncio.Task[None] | None = None
         self._asking = False
         self._empty: asyncio.Future[None] | None = None
-        self._closed = False
+        self._closed = self._retired = False
 
     # -- what the shared way adds ------------------------------------------------------------------------------
 
@@ -143,8 +144,10 @@ class Seating(ABC):
                 lease = await self._lease_alive(SHARED)
             finally:
                 self._asking = False
-            if pool is not self.pool:  # it was replaced meanwhile
+            if pool is not self.pool or (self._retired and not self._queue):  # it was replaced meanwhile
                 lease.release(Fate.EVICT)
+                if self._retired:
+                    return
                 continue
             try:
                 if not self._tried_pooler and self._pooled():
@@ -185,6 +188,8 @@ class Seating(ABC):
         self._carries_two()
 
     def _grown(self, task: asyncio.Task[None]) -> None:
+        if self._growing is not task:
+            return  # it was given up
         self._growing = None
         failure = None if task.cancelled() else task.exception()
         if failure is not None and not self._seats:
@@ -205,7 +210,7 @@ class Seating(ABC):
         seat.leave(self._clock.monotonic())
         if self._empty is not None and not self._seats and not self._empty.done():
             self._empty.set_result(None)
-        if self._queue and not self._seats and not self._closed:
+        if self._queue and not self._seats and not self._closed and self.pool.at_home:
             self._grow()
 
     def _tell_lost(self, connection: int, sqlstate: str | None) -> None:
@@ -220,12 +225,32 @@ class Seating(ABC):
 
     def move_to(self, pool: Pool[Any]) -> None:
         """Another pool has taken the place of the one where the connections came from: they go back, in time."""
-        at_home, self.pool = self.pool.at_home, pool
+        self.pool = pool
         self._clock, self._now, self._events = pool.clock, pool.clock.monotonic, pool.events
-        if at_home:
-            self.make_room()
-        else:  # they are another event loop's, or another process's: not to be touched here
-            self._seats, self._queue, self._growing, self._queue_timer = [], deque(), None, None
+        self.make_room()
+
+    def retire(self) -> None:
+        """Another event loop has the pool from now on, with a way of its own; here those inside are served yet."""
+        self._retired = True
+        self.make_room()
+        self._pump()
+
+    def bury(self) -> None:
+        """The event loop is closed: nobody waits, and the connections are the pool's to cut off."""
+        self._seats, self._queue = [], deque()
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """The event loop does not run: give back what carries nothing, and ask for no more until it goes on."""
+        self._retired = True
+        growing, self._growing = self._growing, None
+        if growing is not None:
+            bury(growing)
+        self.make_room()
+
+    def resting(self) -> list[Any]:
+        """The connections that carry nothing; may be called from another thread."""
+        return [seat.connection for seat in tuple(self._seats) if not seat.load]
 
     def _leave_soon(self, seat: Seat) -> None:
         seat.leaving = True

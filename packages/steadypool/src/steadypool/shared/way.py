@@ -306,7 +306,7 @@ class SharedWay(Seating):
             seat.fresh.append(call)
         if seat.connection.closed:
             self._lost(seat, call)
-        elif self.pool.waiting and self._pool_is_short():
+        elif self._retired or (self.pool.waiting and self._pool_is_short()):
             seat.leaving = True
         if self._queue:
             self._pump(seat)

@@ -19,6 +19,7 @@ from sqlalchemy import URL, Connection, exc
 from steadypool import errors
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.dsn import DEFAULT_PORT, ConnectTarget, Host, parse_url
+from steadypool.connect.leaving import disown, hang_up
 from steadypool.connect.network import NETWORK, Network
 from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
@@ -396,8 +397,16 @@ class GuardedDialect:
         raise NotImplementedError
 
     def cut(self, driver_connection: Any) -> None:
-        """Close the socket now. Never waits."""
+        """Close the socket now. Never waits; on the connection's event loop, or where that does not run any more."""
         raise NotImplementedError
+
+    def hang_up(self, driver_connection: Any) -> None:
+        """End it for the server, from another thread than its own."""
+        hang_up(driver_connection)
+
+    def disown(self, driver_connection: Any) -> None:
+        """It is the parent process's: close the descriptor, and send nothing."""
+        disown(driver_connection)
 
     def is_confused(self, error: BaseException) -> bool:
         """Whether the driver says by this error that it has lost the thread of its talk with the server."""

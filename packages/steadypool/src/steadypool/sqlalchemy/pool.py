@@ -8,9 +8,11 @@ opened, proven, recycled or closed, is decided by `steadypool.pool.Pool`. The co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import math
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from operator import attrgetter
@@ -25,8 +27,10 @@ from steadypool import errors
 from steadypool.breaker import Breaker
 from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.events import Events, WaitEnded
+from steadypool.home import Standing, standing_of
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
+from steadypool.sqlalchemy.elsewhere import Sharer, close_elsewhere, collected, dispose_of, note
 from steadypool.sqlalchemy.errors import raise_as_sqlalchemy, sqlstate_of
 from steadypool.sqlalchemy.record import Record, RecordDriver
 from steadypool.sqlalchemy.telling import tell_wait
@@ -73,13 +77,15 @@ class SteadyPool(pool.Pool):
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
     _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
-    predecessors: tuple[SteadyPool, ...] = ()
-    """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs."""
-    before_waiting: Callable[[], None] | None = None
-    """Called when a session is about to wait for a connection: the shared ones go back."""
+    predecessors: tuple[weakref.ref[SteadyPool], ...] = ()
+    """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs, and keeps them alive."""
+    sharer: Sharer | None = None
+    """What shares connections of this pool: they go back when a session is about to wait for one."""
 
     done = False
     """Whether `close` has ended."""
+    disposed = False
+    """Whether `dispose` was called."""
 
     _drained_at = -math.inf
     _home_thread: int | None = None
@@ -142,6 +148,7 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
+        note(self)
         self.unproven_after = base.ping_after_idle if pre_ping and first_use_proves else None
         """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
 
@@ -274,11 +281,11 @@ class SteadyPool(pool.Pool):
     def _make_room(self) -> None:
         """Whoever is about to wait comes before the shared connections."""
         if (
-            self.before_waiting is not None
+            self.sharer is not None
             and not self.core.count(SlotState.IDLE)
             and self.core.count() >= self.options.limit
         ):
-            self.before_waiting()
+            self.sharer.make_room()
 
     def _acquire(self, workload: str | None, places: tuple[Place, ...]) -> Coroutine[Any, Any, Lease[Record]]:
         """Wait for a connection; whoever wants to know of waits is told of this one."""
@@ -309,13 +316,14 @@ class SteadyPool(pool.Pool):
         gone = entry._is_hard_or_soft_invalidated()  # pyright: ignore[reportPrivateUsage]
         fate = Fate.EVICT if gone else Fate.KEEP
         home = self._home_loop
-        if home is None or home.is_closed():
-            return  # the pool has ended with its loop
-        if entry.collected or not self.at_home:
+        if home is None:
+            return
+        if entry.collected or not self.at_home or home.is_closed():
             # The garbage collector runs in whichever thread happens to allocate, and in the middle of anything.
             if entry.collected:
-                home.call_soon_threadsafe(self.core.forgotten, lease)
-            home.call_soon_threadsafe(lease.release, fate)
+                self._at_home_soon(self.core.forgotten, lease)
+            self._cut_elsewhere(entry.driver_connection)
+            self._at_home_soon(lease.release, fate)
         else:
             if entry.read_only and not gone:
                 self._look_at_role(entry)
@@ -329,11 +337,38 @@ class SteadyPool(pool.Pool):
         """Whether this is the thread in which its connections are used."""
         return threading.get_ident() == self._home_thread
 
+    @property
+    def is_left(self) -> bool:
+        """Whether its event loop does not run any more."""
+        home = self._home_loop
+        return home is not None and not home.is_running()
+
+    def forked(self) -> None:
+        """This is a child of the process that it belongs to, whose threads have the same numbers."""
+        self._home_thread = None
+
+    def _at_home_soon(self, call: Callable[..., object], *args: Any) -> None:
+        """Call something on the pool's loop, if that may still run; not in a child, where it is the parent's."""
+        home = self._home_loop
+        if home is not None and standing_of(self.core.home) is not Standing.FORKED:
+            with contextlib.suppress(RuntimeError):  # closed
+                home.call_soon_threadsafe(call, *args)
+
+    def _cut_elsewhere(self, driver_connection: Any | None) -> None:
+        """Cut off what nobody will give back, where the pool's loop cannot."""
+        standing = standing_of(self.core.home)
+        if driver_connection is None or standing in (Standing.HERE, Standing.ELSEWHERE):
+            return
+        if standing is Standing.FORKED:
+            self.dialect.disown(driver_connection)
+        else:
+            self.dialect.cut(driver_connection)
+
     def forget(self, lease: Lease[Record]) -> None:
         """The garbage collector found a lease that nobody ended; it may be running in any thread."""
-        home = self._home_loop
-        if home is not None and not home.is_closed():
-            home.call_soon_threadsafe(self._end_forgotten, lease)
+        if lease.active:
+            self._cut_elsewhere(lease.connection.driver_connection)
+        self._at_home_soon(self._end_forgotten, lease)
 
     def _end_forgotten(self, lease: Lease[Record]) -> None:
         if lease.active:
@@ -392,15 +427,22 @@ class SteadyPool(pool.Pool):
                 self.dialect.guards.network.trust(place)
 
     def _close_connection(self, connection: DBAPIConnection, *, terminate: bool = False) -> None:
-        home = self._home_loop
-        if terminate and not self.at_home and home is not None and not home.is_closed():
-            home.call_soon_threadsafe(self._dialect.do_terminate, connection)
-        else:
-            super()._close_connection(connection, terminate=terminate)
+        if terminate and not self.at_home and self._home_loop is not None:
+            standing = standing_of(self.core.home)
+            if standing is Standing.ELSEWHERE:
+                self._at_home_soon(self._dialect.do_terminate, connection)
+                return
+            if standing is Standing.FORKED:
+                self.dialect.disown(cast(Any, connection).driver_connection)
+                return
+        super()._close_connection(connection, terminate=terminate)
 
     def recreate(self) -> SteadyPool:
         """A new pool with the same arguments, as `Engine.dispose` needs it."""
         self.logger.info("Pool recreating")
+        if standing_of(self.core.home) is Standing.FORKED:
+            # Also after `dispose(close=False)`: the garbage collector must not close the parent's connections.
+            dispose_of(self, Standing.FORKED)
         changed: dict[str, Any] = {
             "echo": self.echo,
             "logging_name": self._orig_logging_name,
@@ -410,35 +452,56 @@ class SteadyPool(pool.Pool):
             "dialect": self._dialect,
             "events": None,
         }
+        self.core.replaced = self.disposed
         successor = type(self)(self._creator, **{**self._arguments, **changed})
-        successor.predecessors = self.still_in_use()
+        successor.predecessors = tuple(map(weakref.ref, self.family()))
         return successor
 
-    def still_in_use(self) -> tuple[SteadyPool, ...]:
+    def family(self) -> tuple[SteadyPool, ...]:
         """This pool and those before it, as far as they have connections."""
-        return tuple(pool for pool in (*self.predecessors, self) if pool.core.count())
+        alive = (*(known() for known in self.predecessors), self)
+        return tuple(pool for pool in alive if pool is not None and pool.core.count())
 
     def dispose(self) -> None:
-        """Close all idle connections at once; those in use are closed when they come back."""
+        """Close all idle connections at once; those in use are closed when they come back.
+
+        May be called anywhere: where the pool belongs to another event loop, thread or process nothing waits for
+        that without an end, see `steadypool.sqlalchemy.elsewhere`.
+        """
+        self.disposed = True
+        for one in self.family():
+            standing = standing_of(one.core.home)
+            if standing is Standing.HERE:
+                one._dispose_here()
+            else:
+                dispose_of(one, standing)
+        self.logger.info("Pool disposed. %s", self.status())
+
+    def _dispose_here(self) -> None:
         if in_greenlet():
-            if self.core.count():
-                await_only(self.core.evict())
+            await_only(self.core.evict())
         else:
-            # Those that a task still watches are its own, as long as its loop runs.
-            running = self._home_loop is not None and self._home_loop.is_running()
-            watched = set(self.watched) if running else set[Record]()
+            watched = set(self.watched)  # by tasks, which go on
             self.core.abort_idle()
             for record in self.watched - watched:
                 self.stop_watching(record)
-        self.logger.info("Pool disposed. %s", self.status())
 
     async def close(self, grace: float | None = None) -> None:
         """Close for good, as `steadypool.pool.Pool.close`; `dispose` would leave a pool that can be used again."""
+        standing = standing_of(self.core.home)
         try:
-            await self.core.close(grace)
+            if standing is Standing.HERE:
+                await self.core.close(grace)
+            else:
+                await close_elsewhere(self, standing, self.options.close_grace if grace is None else grace)
         finally:
             self.done = True
-            self._stop_watching_all()
+            self.stop_watching_all()
+
+    def __del__(self) -> None:
+        core = self.__dict__.get("core")
+        if core is not None and core.count():
+            collected(self)
 
     def stop_watching(self, record: Record) -> None:
         """Nobody waits any more for the server to let go of this connection."""
@@ -447,7 +510,8 @@ class SteadyPool(pool.Pool):
             record.farewell = None
         self.watched.discard(record)
 
-    def _stop_watching_all(self) -> None:
+    def stop_watching_all(self) -> None:
+        """The same of all connections."""
         for record in tuple(self.watched):
             self.stop_watching(record)
 
@@ -466,7 +530,7 @@ class SteadyPool(pool.Pool):
         Those that were in use when the engine was disposed of are among them until they come back.
         """
         counts: dict[str, int] = dict.fromkeys(_WORDS.values(), 0)
-        for one in (*self.predecessors, self):
+        for one in self.family():
             for state, word in _WORDS.items():
                 counts[word] += one.core.by_state()[state]
         return counts

@@ -97,7 +97,10 @@ class Record(_ConnectionRecord):
     def watch_end(self) -> None:
         """Keep what tells when the server has let go of the connection, unless nobody is going to wait for that."""
         self._owner.stop_watching(self)
-        if not (self._owner.done or self.unattended) and self.driver_connection is not None:
+        if (
+            not (self._owner.done or self.unattended or self._owner.is_left)
+            and self.driver_connection is not None
+        ):
             self.farewell = take_farewell(self.driver_connection)
         if self.farewell is not None:
             self._owner.watched.add(self)
@@ -118,6 +121,8 @@ class RecordDriver:
     def __init__(self, owner: SteadyPool) -> None:
         self._owner = owner
         self._warned = False
+        # Event loops keep what they call when a connection ends: that must not keep the pool.
+        self._lost = _sweeps(weakref.ref(owner))
 
     async def open(self) -> Record:
         """Connect, in a greenlet of the pool's own task, with all of SQLAlchemy's connect events."""
@@ -152,7 +157,7 @@ class RecordDriver:
         try:
             record: Record = await greenlet_spawn(Record, self._owner)
             record.read_only = self._owner.dialect.takes_no_writes(record.driver_connection)
-            self._owner.dialect.when_lost(record.driver_connection, self._owner.core.sweep)
+            self._owner.dialect.when_lost(record.driver_connection, self._lost)
             return record
         except errors.SteadypoolError:
             raise
@@ -195,7 +200,7 @@ class RecordDriver:
 
     def rest(self, connection: Record, lost: Callable[[], None]) -> None:
         """Let the event loop look at its socket while nobody uses it."""
-        self._owner.dialect.rest(connection.driver_connection, lost)
+        self._owner.dialect.rest(connection.driver_connection, self._lost)
 
     def abort(self, connection: Record) -> None:
         """Cut it off; the event handlers of `invalidate` and `close` are called."""
@@ -208,6 +213,18 @@ class RecordDriver:
         finally:
             if driver_connection is not None:
                 self._owner.dialect.cut(driver_connection)
+
+    def hang_up(self, connection: Record) -> None:
+        """End it for the server, from another thread."""
+        driver_connection = connection.driver_connection
+        if driver_connection is not None:
+            self._owner.dialect.hang_up(driver_connection)
+
+    def disown(self, connection: Record) -> None:
+        """It is the parent process's: close this process's descriptors, and send nothing."""
+        driver_connection = connection.driver_connection
+        if driver_connection is not None:
+            self._owner.dialect.disown(driver_connection)
 
     async def close(self, connection: Record) -> None:
         """Close it politely, or, where it was cut off, wait until the server has let go."""
@@ -223,3 +240,14 @@ class RecordDriver:
             raise
         finally:
             self._owner.stop_watching(connection)
+
+
+def _sweeps(owner: weakref.ref[SteadyPool]) -> Callable[[], None]:
+    """What looks for dead connections in a pool, as long as there is one."""
+
+    def sweep() -> None:
+        pool = owner()
+        if pool is not None:
+            pool.core.sweep()
+
+    return sweep

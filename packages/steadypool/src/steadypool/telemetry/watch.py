@@ -12,6 +12,7 @@ from typing import Any
 
 from steadypool import events
 from steadypool.clock import Clock, wall_time
+from steadypool.home import end
 from steadypool.printable import printable
 from steadypool.settings import DatabaseSettings
 from steadypool.telemetry.alerts import Alerts
@@ -119,8 +120,7 @@ class Watch:
         """Look a last time, write, tell what is still to be told, and end."""
         if self._task is None:
             return
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        await end(self._task)
         self._task = None
         self.look()
         for unsubscribe in self._unsubscribe:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from steadypool.home import end
 from steadypool.printable import printable
 
 _log = logging.getLogger("steadypool.alerts")
@@ -62,12 +63,12 @@ class Webhook:
         """Send what waits, for at most one delivery's time, and end."""
         if self._task is None:
             return
+        here = self._task.get_loop() is asyncio.get_running_loop()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
-                while self._something.is_set() and not self._task.done():
+                while here and self._something.is_set() and not self._task.done():
                     await asyncio.wait({self._task}, timeout=0.05)
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        await end(self._task)
         self._task = None
 
     async def _run(self) -> None:

@@ -97,6 +97,10 @@ class _Server:
 
     def abort(self, connection: int) -> None: ...
 
+    def hang_up(self, connection: int) -> None: ...
+
+    def disown(self, connection: int) -> None: ...
+
     async def close(self, connection: int) -> None:
         await self._clock.sleep(self._timing.round_trip)
 
