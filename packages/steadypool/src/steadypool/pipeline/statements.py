@@ -17,6 +17,7 @@ from psycopg.pq import Format, abc
 
 from steadypool._sql_text import first_word
 from steadypool.pipeline.segment import Names
+from steadypool.session_state import touches
 
 _STALE = frozenset({"26000", "0A000", "42P05"})
 """SQLSTATEs by which a prepared statement is not, or no longer, what it was; 42P05: its name is another's."""
@@ -67,11 +68,14 @@ class Known:
         "sql",
         "state",
         "steps",
+        "touches",
     )
 
     def __init__(self, key: tuple[str, tuple[int, ...] | None]) -> None:
         self.key = key
         self.sql = key[0].encode()
+        self.touches = touches(key[0])
+        """Whether running it may change the session beyond its transaction."""
         self.name = b""
         self.seen = 0
         self.state = State.UNKNOWN
@@ -113,6 +117,8 @@ class Statements:
         self.keeps = keeps
         self.stale_names: list[bytes] = []
         """What the server may forget; `to_close` takes it."""
+        self.touched = False
+        """Whether a statement was looked up that may have changed the session; whoever resets it clears this."""
         self._adapters = adapters
         self._size = size
         self._known: OrderedDict[tuple[str, tuple[int, ...] | None], Known] = OrderedDict()
@@ -127,6 +133,7 @@ class Statements:
         known = self._known.get(key)
         if known is None:
             if len(sql) > _LONGEST or first_word(sql) in _NAMES_ANOTHER:
+                self.touched = self.touched or touches(sql)
                 return None
             known = self._known[key] = Known(key)
             if len(self._known) > self._size:
@@ -134,6 +141,8 @@ class Statements:
         else:
             self._known.move_to_end(key)
         known.seen += 1
+        if known.touches:
+            self.touched = True
         return known
 
     def begin(self, known: Known, preparer: object) -> bool:

@@ -11,15 +11,13 @@ from psycopg.pq import ConnStatus
 from steadypool.connect.guards import milliseconds
 from steadypool.lease import Lease
 from steadypool.pipeline import PipelinedConnection, Segment, Statement
+from steadypool.session_state import REPORTED
 from steadypool.sharable import REFUSED_TAGS
 from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions
 from steadypool.sqlstate import Fate
 
-_WATCHED = (
-    b"search_path", b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding", b"session_authorization",
-    b"default_transaction_read_only", b"standard_conforming_strings",
-)  # fmt: skip
+_WATCHED = tuple(name.encode() for name in REPORTED)
 _SET = "select set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false)"
 
 
@@ -51,7 +49,7 @@ class Seat:
         self.fresh: list[Call] = []
         """Answered in this turn of the loop, well and quickly; to be told together."""
         self._timer: asyncio.TimerHandle | None = None
-        self._told = [connection.pgconn.parameter_status(name) for name in _WATCHED]
+        self._told: list[bytes | None] = []
 
     async def begin(self, limit: float) -> None:
         """Set the limits of shared statements; also the proof that the connection lives.
@@ -66,6 +64,7 @@ class Seat:
             statements.append(Statement(_SET, limits, prepare=False))
         await connection.run(Segment(statements, limit=limit))
         connection.refused_tags = REFUSED_TAGS
+        self._told = [connection.pgconn.parameter_status(name) for name in _WATCHED]
 
     def until(self, seconds: float, then: Callable[[], None]) -> None:
         """Call `then` after so many seconds, unless it has gone before."""
@@ -129,9 +128,6 @@ class Seat:
             self.lease.touch(max(connection.last_answer, self.lease.acquired_at))
             if not self.options.local:
                 # Nobody waits for it: whoever is next comes behind it, and where it fails there is no connection.
-                reset = [
-                    Statement(f"RESET {name}", prepare=False)
-                    for name in ("statement_timeout", "lock_timeout")
-                ]
+                reset = [Statement(sql, prepare=False) for sql in self.options.reset]
                 connection.post(Segment(reset, limit=self.options.statement_timeout))
         self.lease.release(fate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import sqlalchemy.ext.asyncio as stock
@@ -16,11 +16,12 @@ from steadypool.connect.guards import milliseconds
 from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
-from steadypool.settings import Password, Pooler
+from steadypool.settings import Password, Pooler, Reset
 from steadypool.sqlalchemy.dialects import OURS, PIPELINED
 from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
+from steadypool.sqlalchemy.session_reset import SessionReset
 
 DEFAULT_CONNECTION_TIMEOUT = 30.0
 """Seconds that connecting may take where nothing says otherwise: as long as SQLAlchemy's pool waits."""
@@ -47,6 +48,7 @@ def create_async_engine(
     leave_timeout: float = 2.0,
     password: Password | None = None,
     pooler: Pooler = Pooler.AUTO,
+    reset: Reset | Literal["touched", "always", "never"] = Reset.NEVER,
     pool_name: str = "main",
     events: Events | None = None,
     ceilings: dict[str, int] | None = None,
@@ -76,6 +78,9 @@ def create_async_engine(
         leave_timeout: seconds that rollback, reset or close of one connection may take.
         password: asked for a password before each connect.
         pooler: what stands before the server; `auto` looks once, and takes any pooler for one in transaction mode.
+        reset: when a session is made clean before the next holder gets it: `never`, as SQLAlchemy's pool does,
+            `touched`, after a use whose statements may have changed it, or `always`. A pool of the caller's own never
+            does.
         pool_name: what errors and events call the pool.
         events: where the pool tells what happens.
         ceilings: for a workload, the most connections it may hold.
@@ -109,6 +114,7 @@ def create_async_engine(
             "steady_events": events,
             "steady_ceilings": ceilings,
             "steady_breaker": breaker,
+            "session_reset": _session_reset(reset),
         }
     guards = Guards(
         statement_timeout=statement_timeout,
@@ -202,6 +208,14 @@ def engine_for_workload(
 
     sync_view.raw_connection = raw_connection
     return view
+
+
+def _session_reset(reset: str) -> SessionReset | None:
+    try:
+        mode = Reset(reset)
+    except ValueError:
+        raise ConfigurationError(f"reset={reset!r}: allowed: {', '.join(Reset)}") from None
+    return None if mode is Reset.NEVER else SessionReset(mode)
 
 
 def _tell(events: Events | None, pool_name: str, reason: str) -> None:

@@ -22,6 +22,7 @@ from steadypool.connect.network import NETWORK, Network
 from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
 from steadypool.refusal import hook_failed
+from steadypool.session_state import touches
 from steadypool.settings import Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor
 from steadypool.sqlalchemy.pooler import PoolerWatch
@@ -116,6 +117,8 @@ class GuardedDialect:
         lease = None if context is None else lease_of(fairy_of(context))
         if lease is not None:
             lease.running = args[0], started
+            if touches(args[0]):
+                lease.connection.touched = True
         try:
             self.bounded_statement(server, connection_of(cursor), call, cursor, *args, context)
         finally:

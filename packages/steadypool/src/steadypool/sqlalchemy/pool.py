@@ -29,6 +29,7 @@ from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
 from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
 from steadypool.sqlalchemy.record import Record, RecordDriver
+from steadypool.sqlalchemy.session_reset import SessionReset
 from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
 from steadypool.whereabouts import Place, current_request, whereabouts
@@ -99,6 +100,7 @@ class SteadyPool(pool.Pool):
         steady_breaker: bool = True,
         ping_by_select: bool = False,
         first_use_proves: bool = False,
+        session_reset: SessionReset | None = None,
         recycle: float = -1,
         pre_ping: bool = False,
         **kw: Any,
@@ -129,6 +131,7 @@ class SteadyPool(pool.Pool):
             "steady_breaker": steady_breaker,
             "ping_by_select": ping_by_select,
             "first_use_proves": first_use_proves,
+            "session_reset": session_reset,
             "recycle": recycle,
             "pre_ping": pre_ping,
         }
@@ -141,6 +144,8 @@ class SteadyPool(pool.Pool):
             observers=self.observers,
             ceilings=self.ceilings,
         )
+        self.session_reset = session_reset
+        """What makes sessions clean between their holders; None where only transactions are rolled back."""
         self.watched: set[Record] = set()
         self.unproven_after = base.ping_after_idle if pre_ping and first_use_proves else None
         """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
@@ -188,6 +193,8 @@ class SteadyPool(pool.Pool):
         if record.fairy_ref is not None:
             # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
             record.fairy_ref = None
+        if record.suspect and self.session_reset is not None:
+            self.session_reset.look_again(self, record)
         if self.unproven_after is not None:
             age = core.clock.monotonic() - lease.slot.proven_at
             adapter: Any = record.dbapi_connection
@@ -207,6 +214,8 @@ class SteadyPool(pool.Pool):
             lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
             if lease is None:
                 lease = await self._acquire(workload, places)
+            if lease.connection.suspect and self.session_reset is not None:
+                self.session_reset.look_again(self, lease.connection)
             unproven_after = self.unproven_after
             if unproven_after is not None:
                 age = self.core.clock.monotonic() - lease.slot.proven_at
