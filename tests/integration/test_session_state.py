@@ -14,6 +14,8 @@ from steadypool import Database, DatabaseSettings, errors
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.testing import Observer
 
+from .poolers import pgbouncer
+
 pytestmark = pytest.mark.anyio
 
 CHANGES = {
@@ -217,3 +219,62 @@ async def test_what_is_done_on_the_drivers_own_connection_counts(make: MakeDatab
     async with db.connection() as connection:
         await connection.driver_connection.execute("set app.tenant = '42'")
     assert await run(db, "session", LEFT) == clean
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        r"""select U&"set\005fconfig"('role', 'mallory', false)""",
+        "select 1 as a\u00a0$$, set_config('role', 'mallory', false) as \"$$\"",
+        "update pg_settings set setting = 'evil' where name = 'search_path'",
+        "create table pg_temp.victims (secret text)",
+        "create or replace temporary recursive view victims (n) as select 1",
+        "select * from ts_stat('select pg_advisory_lock(99)::text::tsvector')",
+        "/* a */ ; set role mallory",
+    ],
+)
+async def test_what_changes_a_shared_session_is_refused(make: MakeDatabase, sql: str) -> None:
+    db = make()
+    clean = await run(db, "session", LEFT)
+    for call in (db.execute, db.fetch):
+        with pytest.raises(errors.NotForSharing):
+            await call(sql)
+    assert await run(db, "session", LEFT) == clean
+
+
+async def test_a_shared_connection_is_clean_when_it_is_handed_over(database_url: str) -> None:
+    """Also of what only a function did inside."""
+    async with Database(DatabaseSettings(url=database_url, pool_size=1, max_overflow=0)) as db:
+        await db.execute(
+            "create function sly() returns text language sql as $$ select set_config('app.tenant', '42', false) $$"
+        )
+        clean = await run(db, "session", LEFT)
+        for way in ("session", "connection"):
+            assert await db.fetchval("select sly()") == "42"
+            assert await run(db, way, LEFT) == clean
+
+
+async def test_settings_of_a_transaction_are_no_change(database_url: str, pg: Observer) -> None:
+    """Its ROLLBACK may still be on its way when the connection comes back."""
+    async with Database(DatabaseSettings(url=database_url, pool_size=1, max_overflow=0)) as db:
+        for _ in range(3):
+            async with db.session(local={"timezone": "Asia/Tokyo"}) as session:
+                pid = await session.scalar(sa.text("select pg_backend_pid()"))
+        await pg.wait_until(lambda: _is_idle(pg, pid))
+        assert await pg.fetch("select query from pg_stat_activity where pid = %s", pid) == [("ROLLBACK",)]
+        assert await run(db, "session", "select current_setting('timezone')") != "Asia/Tokyo"
+
+
+async def _is_idle(pg: Observer, pid: int) -> bool:
+    return await pg.fetch("select state from pg_stat_activity where pid = %s", pid) == [("idle",)]
+
+
+@pytest.mark.parametrize(("mode", "left"), [("session", False), ("transaction", True)])
+async def test_behind_a_pooler(database_url: str, driver: str, mode: str, left: bool) -> None:
+    """In transaction mode the session is the pooler's: a reset would arrive at whichever comes next."""
+    async with pgbouncer(database_url, mode) as url:
+        url = url.replace("postgresql://", f"postgresql+{driver}://")
+        settings = DatabaseSettings(url=url, pooler=mode, pool_size=1, max_overflow=0)
+        async with Database(settings) as db:
+            await run(db, "connection", "set app.tenant = '42'")
+            assert ('"tenant" : "42"' in await run(db, "session", LEFT)) is left
