@@ -74,6 +74,8 @@ class SteadyPool(pool.Pool):
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
     _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
+    session_reset: SessionReset | None
+    """What makes sessions clean between their holders; None where only transactions are rolled back."""
     predecessors: tuple[SteadyPool, ...] = ()
     """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs."""
     before_waiting: Callable[[], None] | None = None
@@ -145,7 +147,6 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.session_reset = session_reset
-        """What makes sessions clean between their holders; None where only transactions are rolled back."""
         self.watched: set[Record] = set()
         self.unproven_after = base.ping_after_idle if pre_ping and first_use_proves else None
         """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
