@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-async def until(condition: Callable[[], Any], seconds: float = 5.0) -> float:
+async def until(condition: Callable[[], Any], seconds: float = 20.0) -> float:
     """Wait until the condition holds, and tell how long it took; fail if it never does."""
     started = time.monotonic()
     while not condition():

@@ -22,6 +22,7 @@ class Plyr:
     url: str
     token: str = field(repr=False)
     output: Path
+    pid: int
 
     @property
     def said(self) -> str:
@@ -30,8 +31,12 @@ class Plyr:
 
 
 @contextmanager
-def running_plyr(home: Path, name: str = "plyr", **variables: str) -> Generator[Plyr]:
+def running_plyr(
+    home: Path, name: str = "plyr", descriptors: int | None = None, **variables: str
+) -> Generator[Plyr]:
     """`python -m backend` on a free port, with its data in `home`; ended with a signal, which must end it cleanly.
+
+    `descriptors` is its limit of open files.
 
     Several with one `home` share it, as `make run` in several terminals.
     """
@@ -47,14 +52,15 @@ def running_plyr(home: Path, name: str = "plyr", **variables: str) -> Generator[
         **variables,
     }
     output = home / f"{name}.out"
+    command = [sys.executable, "-m", "backend"]
+    if descriptors is not None:
+        command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
     with output.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "backend"], cwd=home, env=environment, stdout=file, stderr=file
-        )
+        process = subprocess.Popen(command, cwd=home, env=environment, stdout=file, stderr=file)
     with process:
         try:
             url, token = _ready(process, output)
-            yield Plyr(url, token, output)
+            yield Plyr(url, token, output, process.pid)
         finally:
             process.terminate()
     assert process.returncode == 0, output.read_text()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from steadypool import DatabaseSettings
-from steadypool.values import check_numeric, check_switch
+from steadypool.values import check_numeric, check_switch, shown
 
 MIB = 1024 * 1024
 DAY = 86_400.0
@@ -75,6 +75,9 @@ class QueueSettings(BaseSettings):
     max_state_bytes: Annotated[int, _whole(1024, 16 * MIB, "bytes")] = Field(
         default=MIB // 4, description="Largest queue that is kept, as JSON."
     )
+    max_tracks: Annotated[int, _whole(1, 100_000)] = Field(
+        default=2000, description="Most tracks that a queue may name, repetitions included."
+    )
 
 
 class StorageSettings(BaseSettings):
@@ -106,6 +109,29 @@ class ServerSettings(BaseSettings):
         default=(),
         description="Origins whose pages may use the session cookie, separated by commas; "
         "without any, every origin may call with a bearer token.",
+    )
+
+    max_connections: Annotated[
+        int | None, BeforeValidator(check_numeric(4, 1_000_000, "", whole=True, off=True, hint=""))
+    ] = Field(
+        default=None,
+        description="Connections that are open at once; off: as many as the limit of open files allows, at most 4096.",
+        validation_alias="SERVER_MAX_CONNECTIONS",
+    )
+    max_head_bytes: Annotated[int, _whole(1024, MIB, "bytes")] = Field(
+        default=32 * 1024,
+        description="Largest head of a request (request line and headers), and largest trailers.",
+        validation_alias="SERVER_MAX_HEAD_BYTES",
+    )
+    head_timeout: Annotated[float, _seconds(0.001, 3600)] = Field(
+        default=10.0,
+        description="Seconds for a head to arrive completely.",
+        validation_alias="SERVER_HEAD_TIMEOUT",
+    )
+    min_body_rate: Annotated[int, _whole(0, 1024 * MIB, "bytes/s")] = Field(
+        default=1024,
+        description="Bytes per second that the body of a request brings at least, over ten seconds.",
+        validation_alias="SERVER_MIN_BODY_RATE",
     )
 
     @field_validator("cors_origins", mode="before")
@@ -150,7 +176,10 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from None
+        problems = _explain(error)
+    raise ConfigError(
+        "\n".join(problems)
+    )  # out here: pydantic's own error quotes values, which may be secret
 
 
 @lru_cache(maxsize=1)
@@ -175,7 +204,8 @@ def _explain(error: ValidationError) -> list[str]:
     model = models.get(error.title)
     prefix = str(model.model_config.get("env_prefix", "")) if model is not None else ""
     return [
-        f"{_variable(prefix, detail['loc'])}={detail['input']!r}: {detail.get('ctx', {}).get('error') or detail['msg']}"
+        f"{_variable(prefix, detail['loc'])}={shown(detail['input'])}: "
+        f"{detail.get('ctx', {}).get('error') or detail['msg']}"
         for detail in error.errors(include_url=False)
     ]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import signal
 import socket
@@ -20,6 +19,8 @@ from urllib.parse import quote
 from sqlalchemy.exc import DBAPIError
 
 from backend.config import ConfigError, ServerSettings, Settings, load_settings
+from backend.log import start_log
+from backend.process_limits import raise_descriptor_limit
 from backend.start_error import StartError, one_line
 from steadypool.errors import SteadypoolError
 from steadypool.settings import Dashboard
@@ -33,9 +34,10 @@ FIRST_LOOK = 2.0
 
 def main() -> int:
     """Run until a signal; returns the exit code."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    start_log()
     try:
         settings = load_settings()
+        raise_descriptor_limit()
         with closing(_bind(settings.server)) as listener:
             asyncio.run(_run(settings, listener))
     except asyncio.CancelledError:

@@ -15,6 +15,7 @@ from backend.config import Settings, get_settings
 from backend.services.live_queues import LiveQueues
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.local import LocalStorage
+from backend.storage.probe import AudioProbe
 from backend.utilities.database import build_database, get_database, use_database
 from backend.utilities.observability import make_observable, observed
 from steadypool.fastapi import install
@@ -47,7 +48,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         database = build_database(settings)
         with use_database(database):
             live_queues = LiveQueues(database)
-            async with observed(app, database), database, UploadJobs(database) as jobs, live_queues:
+            async with observed(app, database), database, UploadJobs(database, storage) as jobs, live_queues:
                 app.state.jobs = jobs
                 app.state.live_queues = live_queues
                 yield
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.storage = storage
+    app.state.probe = AudioProbe()
     make_observable(app, settings)
     # CORS last: what is added later stands outside, and its headers belong on error answers as well.
     install(app, get_database)

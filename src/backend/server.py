@@ -10,19 +10,24 @@ import contextlib
 import socket
 from collections.abc import Callable, Generator
 from http import HTTPStatus
+from typing import Any, cast
 
 import uvicorn
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend.config import Settings
+from backend.config import ServerSettings, Settings
+from backend.connections import Connections, Limits
 from backend.main import create_app, end_streams
+from backend.process_limits import ACCEPT_AT_ONCE, connections_allowed, throttle_log
 from steadypool.deadline import deadline
 from steadypool.fastapi.problems import problem_response
 from steadypool.fastapi.requests import TIMEOUT_HEADER, parse_timeout
 
 HEALTH = ("/livez", "/readyz")
 """Answered whatever the database does."""
+BACKLOG = 2048
+"""Connections that the system holds until they are accepted."""
 
 
 class UntilPrepared:
@@ -71,8 +76,11 @@ def _not_ready(path: str) -> ASGIApp:
 
 
 class _Uvicorn(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, connections: Connections, on_ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._connections = connections
         self._on_ready = on_ready
 
     @contextlib.contextmanager
@@ -83,8 +91,25 @@ class _Uvicorn(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)  # asyncio has made it as short as the number that it accepts at once
         if self.started and not self.should_exit:
             self._on_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        # Ten times a second, also while it stops.
+        if counter % 10 == 0:
+            self._connections.sweep(self.server_state.connections)
+        return await super().on_tick(counter)
+
+
+def _limits(settings: ServerSettings) -> Limits:
+    return Limits(
+        connections=settings.max_connections or connections_allowed(),
+        head_bytes=settings.max_head_bytes,
+        head_seconds=settings.head_timeout,
+        body_rate=settings.min_body_rate,
+    )
 
 
 class Server:
@@ -102,18 +127,23 @@ class Server:
     ) -> None:
         self.app = create_app(settings)
         self.app.add_middleware(UntilPrepared, prepared=prepared, seconds=settings.database.request_deadline)
+        connections = Connections(_limits(settings.server))
         config = uvicorn.Config(
             self.app,
+            http=cast("Any", connections.create_protocol),
+            ws="none",  # there is no such route, and its protocol knows none of these bounds
+            backlog=ACCEPT_AT_ONCE,
             log_config=None,
             access_log=False,
             server_header=False,
             lifespan="on",
             timeout_graceful_shutdown=grace,
         )
-        self._uvicorn = _Uvicorn(config, on_ready)
+        self._uvicorn = _Uvicorn(config, connections, on_ready)
 
     async def serve(self, listeners: list[socket.socket]) -> None:
         """Serve on these sockets; returns when stopped and all requests have ended."""
+        throttle_log()
         await self._uvicorn.serve(listeners)
 
     @property

@@ -58,6 +58,7 @@ WANTED_DIFFERENCES = {
     "one loop, said clearly": "WrongEventLoop; stock fails in the driver",
     "cleaned behind SQLAlchemy's back": "a transaction begun by hand is rolled back at return",
     "what answered just now is not asked": "pre-ping leaves out what answered within ping_after_idle, 0.5 s",
+    "a commit that was a rollback is told": "TransactionRolledBack where an error was swallowed; stock is silent",
     "not a QueuePool": "isinstance(engine.pool, QueuePool) is False; so are listeners for that class only",
 }
 """Where ours is not like stock and wants not to be. Each has a test that asserts what both do."""

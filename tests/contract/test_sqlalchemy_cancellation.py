@@ -120,7 +120,6 @@ async def cancelled_at(step: int, use: Callable[[AsyncEngine], Awaitable[None]],
     return cancelled
 
 
-@pytest.mark.filterwarnings("ignore:<psycopg.AsyncServerCursor:ResourceWarning")
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.__name__)
 async def test_cancelled_at_each_step(
     engine: AsyncEngine, pg: Any, eventually: Any, use: Callable[[AsyncEngine], Awaitable[None]]

@@ -19,10 +19,10 @@ from steadypool.lab import FaultProxy
 from steadypool.lease import SlotState
 from steadypool.testing import Backend, Observer
 
-T = 0.4
+T = 0.8
 """Every timeout of the pool under test, in seconds."""
 
-MARGIN = 1.0
+MARGIN = 2.0
 """Seconds that a busy machine may add to any bound."""
 
 STATEMENT_GRACE = 0.5
@@ -101,7 +101,7 @@ def assert_at_rest(db: Database) -> None:
     assert not db.pool.watched
 
 
-async def rests(db: Database, seconds: float = 5.0) -> None:
+async def rests(db: Database, seconds: float = 20.0) -> None:
     """Wait until the pool has nothing left to do, then look at it."""
     core = db.pool.core
     busy = (SlotState.LEASED, SlotState.OPENING, SlotState.CLOSING, SlotState.RESETTING, SlotState.PROVING)
@@ -127,7 +127,7 @@ async def strays(pg: Observer, db: Database) -> list[Backend]:
     return [backend for backend in backends if backend.state != "idle"]
 
 
-async def nothing_strays(pg: Observer, db: Database, seconds: float = 2.5) -> None:
+async def nothing_strays(pg: Observer, db: Database, seconds: float = 5.0) -> None:
     """No backend runs on, stays in a transaction or outlives its connection."""
 
     async def gone() -> bool:

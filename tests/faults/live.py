@@ -74,7 +74,8 @@ class LiveRules:
         except errors.SteadypoolError as error:
             told = [one for one in self._refused if one is error]
             early = isinstance(error, errors.PoolClosed | errors.WrongEventLoop)
-            if len(told) != 1 and not early:
+            # For others, each of the statements in line has an event of its own.
+            if len(told) != 1 and not early and not how.get("for_others"):
                 self.blame(f"events: {name} was refused, and {len(told)} events tell of it: {error!r}")
             self._refused = [one for one in self._refused if one is not error]
             raise

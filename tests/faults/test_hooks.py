@@ -12,6 +12,7 @@ from steadypool.breaker import BreakerState
 from steadypool.connect import sockets
 from steadypool.events import BreakerChanged, ConnectStarted, Event
 from steadypool.lab import FaultProxy
+from steadypool.sqlalchemy.errors import sqlstate_of
 
 from .conftest import MakeDatabase
 from .kit import ask, assert_named, at_once, rests, serves, timed
@@ -64,13 +65,40 @@ async def test_a_bug_in_on_connect_is_told_as_what_it_is(
     await rests(db)
 
 
-async def test_sql_that_is_wrong_in_on_connect(make_db: MakeDatabase, proxied_url: str) -> None:
+@pytest.mark.parametrize(
+    ("sql", "state"),
+    [
+        ("this is a typo", "42601"),
+        ("select * from no_such_table", "42P01"),
+        ("select no_such_function()", "42883"),
+        ("create table no_such_schema.t ()", "3F000"),
+        ("select 1/0", "22012"),
+        ("set role no_such_role", "22023"),
+    ],
+)
+async def test_what_the_server_says_to_sql_of_on_connect_is_said_by_itself(
+    make_db: MakeDatabase, proxied_url: str, sql: str, state: str
+) -> None:
     async def on_connect(connection: Any) -> None:
-        await connection.execute("select * from no_such_table")
+        await connection.execute(sql)
 
     db = make_db(proxied_url, on_connect=on_connect)
-    assert_a_bug((await timed(ask(db))).error, Exception)
-    assert "no_such_table" in str((await timed(ask(db))).error)
+    seen = Seen(db)
+
+    async def session() -> None:
+        async with db.session() as session:
+            await session.connection()
+
+    async def connection() -> None:
+        async with db.connection():
+            pass
+
+    for use in (session, connection, db.warm_up, lambda: db.fetchval("select 1")):
+        error = (await timed(use())).error
+        assert sqlstate_of(error) == state, repr(error)
+        assert not isinstance(error, errors.SteadypoolError)
+    assert not seen.breaker
+    await rests(db)
 
 
 async def test_a_bug_in_a_handler_of_sqlalchemys_events(db: Database) -> None:

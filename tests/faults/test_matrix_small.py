@@ -15,7 +15,7 @@ from steadypool.lab.replays import run_replays, write_report
 
 pytestmark = pytest.mark.anyio
 
-ROWS = ("silent", "mid-query", "idle-reset", "asleep-held")
+ROWS = ("silent", "mid-query", "idle-reset", "idle-silent", "asleep-held")
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from steadypool import Database, DatabaseSettings, events
 from steadypool.fastapi import install
@@ -47,7 +48,7 @@ async def test_a_long_lease_is_told_with_its_stack(db: Database, caplog: pytest.
     assert db.stats().totals.leaks == 1
 
 
-async def test_a_request_is_named_by_its_path(db: Database, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_request_is_named_by_its_route(db: Database, caplog: pytest.LogCaptureFixture) -> None:
     app, seen = FastAPI(), reported(db)
     install(app, db)
 
@@ -62,4 +63,43 @@ async def test_a_request_is_named_by_its_path(db: Database, caplog: pytest.LogCa
             asking = asyncio.create_task(client.get("/tracks/7"))
             await seen.wait()
             await asking
-    assert any("by GET /tracks/7" in record.getMessage() for record in caplog.records)
+    assert any("by GET /tracks/{number}" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_path_forges_no_line_and_its_secrets_stay_out(
+    db: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, seen = FastAPI(), reported(db)
+    said: list[str] = []
+
+    class BeforeRouting:
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            async with db.session() as session:
+                await session.execute(text("select 1"))
+                said.append(str(db.stats().pool))
+            await self.app(scope, receive, send)
+
+    app.add_middleware(BeforeRouting)
+    install(app, db)
+
+    @app.get("/hold/{name}")
+    async def hold(name: str) -> str:
+        await forgets_to_leave(db, seen)
+        return "done"
+
+    hostile = "/hold/x%0A2026-12-01%2000:00:00,000%20CRITICAL%20root:%20FORGED%1b%5d0;pwned%07"
+    transport = httpx.ASGITransport(app=app)
+    with caplog.at_level(logging.WARNING, "steadypool"):
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await client.get(hostile)).json() == "done"
+    [line] = [record.getMessage() for record in caplog.records if "has been held" in record.getMessage()]
+    assert "by GET /hold/{name}: is it" in line
+    assert "FORGED" not in line
+    assert "await session.execute" not in line  # the source may have values in it
+    assert all(each.isprintable() for each in line.split("\n"))
+    assert len(said) == 1
+    assert "GET /hold/x\\n2026-12-01" in said[0]
+    assert said[0].isprintable()

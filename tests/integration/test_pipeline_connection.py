@@ -573,3 +573,141 @@ async def test_a_cancelled_caller_leaves_the_others_their_answers(connection: Pi
     assert (await second)[0].rows() == [("second",)]
     with pytest.raises(asyncio.CancelledError):
         await first
+
+
+# -- what raises while a connection ends ---------------------------------------------------------------------------
+
+
+async def test_a_creators_plain_connection_that_the_server_ends_settles_its_statement(
+    database_url: str, pg: Observer
+) -> None:
+    raw = await psycopg.AsyncConnection.connect(database_url, autocommit=True)
+    connection = PipelinedConnection(raw)
+    running = connection.send(Segment([Statement("select pg_sleep(30)")]))
+    behind = connection.send(Segment([Statement("select 1")]))
+    await pg.wait_until(lambda: _is_active(pg))
+    await pg.terminate(connection.pgconn.backend_pid)
+    for end in await settled(running, behind):
+        assert isinstance(end, ConnectionGone)
+        assert end.sqlstate == "57P01"
+    assert raw.closed
+    connection.abort()
+
+
+async def _is_active(pg: Observer) -> bool:
+    return any(backend.state == "active" for backend in await pg.backends())
+
+
+def _fail(*_args: object) -> Any:
+    raise RuntimeError("injected")
+
+
+def _leaving_the_loop(connection: PipelinedConnection, _segment: Segment) -> None:
+    leave = connection._leave_loop
+
+    def fail() -> None:
+        leave()
+        _fail()
+
+    connection._leave_loop = fail  # type: ignore[method-assign]
+
+
+def _the_driver(connection: PipelinedConnection, _segment: Segment) -> None:
+    raw: Any = connection.psycopg_connection
+    abort = raw.abort
+
+    def fail() -> None:
+        abort()
+        _fail()
+
+    raw.abort = fail
+
+
+def _a_callback(_connection: PipelinedConnection, segment: Segment) -> None:
+    segment.on_settled = _fail
+
+
+def _a_listener(connection: PipelinedConnection, _segment: Segment) -> None:
+    connection.when_ended(_fail)
+
+
+def _what_looks_at_answers(connection: PipelinedConnection, _segment: Segment) -> None:
+    connection.after_answers = _fail
+
+
+@pytest.mark.parametrize(
+    "raises", [_leaving_the_loop, _the_driver, _a_callback, _a_listener, _what_looks_at_answers]
+)
+async def test_whatever_raises_while_a_connection_ends_every_statement_is_settled(
+    connection: PipelinedConnection, pg: Observer, raises: Callable[[PipelinedConnection, Segment], None]
+) -> None:
+    reported = _reports()
+    first, ended = Segment([Statement("select pg_sleep(30)")]), []
+    raises(connection, first)
+    connection.when_ended(lambda: ended.append(True))
+    futures = [connection.send(first), connection.send(Segment([Statement("select 1")]))]
+    await pg.wait_until(lambda: _is_active(pg))
+    await pg.terminate(connection.pgconn.backend_pid)
+    assert all(isinstance(end, ConnectionGone) for end in await settled(*futures))
+    assert ended == [True], "who waits for the end is told of it"
+    assert set(map(str, reported)) == {"injected"}, "and what raised is not lost"
+
+
+async def test_an_answer_that_cannot_be_taken_ends_the_connection_and_settles_what_is_on_it(
+    connection: PipelinedConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steadypool.pipeline.flight.Flight.take", _fail)
+    futures = [connection.send(Segment([Statement(f"select {n}")])) for n in range(2)]
+    for end in await settled(*futures):
+        assert isinstance(end, ConnectionGone)
+        assert str(end.__cause__) == "injected"
+    assert connection.closed
+
+
+async def test_a_statement_that_cannot_be_sent_again_is_settled(
+    connection: PipelinedConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        await ask(connection, "select 1 as one")
+    await connection.execute("deallocate all")
+    put = connection._put
+
+    def once(segment: Segment, *, roll_back: bool = False) -> None:
+        _fail() if segment.repeated else put(segment, roll_back=roll_back)
+
+    monkeypatch.setattr(connection, "_put", once)
+    (end,) = await settled(connection.send(Segment([Statement("select 1 as one")])))
+    assert str(end) == "injected"
+    assert await ask(connection, "select 2") == [(2,)]
+
+
+async def test_what_was_held_back_is_settled_where_the_connection_cannot_go_on(
+    connection: PipelinedConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with connection.plain():
+        held = connection.send(Segment([Statement("select 1")]))
+        monkeypatch.setattr(connection, "_enter", _fail)
+    (end,) = await settled(held)
+    assert isinstance(end, ConnectionGone)
+    assert connection.closed
+
+
+async def test_what_looks_at_answers_may_raise_and_the_next_statement_is_answered(
+    connection: PipelinedConnection,
+) -> None:
+    reported = _reports()
+    connection.after_answers = _fail
+    assert await ask(connection, "select 1") == [(1,)]
+    assert await settled(*(connection.send(Segment([Statement(f"select {n}")])) for n in range(2))) == [
+        [(0,)],
+        [(1,)],
+    ]
+    assert set(map(str, reported)) == {"injected"}
+
+
+def _reports() -> list[Any]:
+    """The exceptions that the event loop is told of."""
+    reported: list[Any] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: reported.append(context.get("exception")))
+    return reported

@@ -46,12 +46,29 @@ async def test_the_state_is_kept_as_given(plyr: Plyr) -> None:
     assert (read.json(), read.headers["etag"]) == (answer.json(), '"1"')
 
 
-async def test_tracks_come_in_the_order_of_the_queue_and_as_often(plyr: Plyr) -> None:
+async def test_tracks_come_in_the_order_of_the_queue_and_each_once(plyr: Plyr) -> None:
     ids = [await plyr.upload(tone(pitch=pitch)) for pitch in (1, 2)]
     one, two = [(await plyr.client.get(f"/tracks/{each}")).json() for each in ids]
     state = {"track_ids": [two["file_id"], "gone", one["file_id"], two["file_id"]]}
     answer = await put(plyr, state, 0)
-    assert answer.json()["tracks"] == [two, one, two]
+    assert answer.json()["tracks"] == [two, one]
+    assert answer.json()["state"] == state
+    assert (await plyr.client.get("/queue/")).json() == answer.json()
+
+
+async def test_a_queue_that_repeats_one_track_is_answered_in_no_more_than_it_took(plyr: Plyr) -> None:
+    track_id = await plyr.upload(tone(), description="x" * 10_000, title="y" * 256)
+    file_id = (await plyr.client.get(f"/tracks/{track_id}")).json()["file_id"]
+    most = plyr.settings.queue.max_tracks
+    answer = await put(plyr, {"track_ids": [file_id] * most}, 0)
+    assert answer.status_code == 200
+    sent = len(answer.request.content)
+    for read in (answer, await plyr.client.get("/queue/")):
+        assert len(read.json()["tracks"]) == 1
+        assert len(read.content) < sent + 2000
+    refused = await put(plyr, {"track_ids": [file_id] * (most + 1)}, 1)
+    assert refused.status_code == 422
+    assert refused.json()["detail"] == "state.track_ids: a queue names 2,000 tracks at most"
 
 
 async def test_the_private_tracks_of_others_are_not_shown(plyr: Plyr) -> None:

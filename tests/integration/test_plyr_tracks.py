@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from backend.services import artists, likes
+from backend.services import artists, likes, tracks
 from backend.utilities.database import db_session
 
 from .conftest import Plyr, tone
@@ -186,6 +186,64 @@ async def test_uploads_and_deletes_of_one_file_at_once_never_lose_it(plyr: Plyr)
     for track_id in new:
         track = (await plyr.client.get(f"/tracks/{track_id}")).json()
         assert (await plyr.client.get(f"/audio/{track['file_id']}/download")).content == audio
+
+
+COPIES = text("""
+    INSERT INTO tracks (did, title, description, tags, file_id, file_type, visibility, publishing,
+                        atproto_record_uri, atproto_record_cid)
+    SELECT 'did:plc:bob', repeat('♪', 256), repeat('d', 10000), array_fill(repeat('♬', 50), ARRAY[20]), file_id,
+           file_type, visibility, publishing, 'at://bob/' || n, 'cid' FROM tracks, generate_series(1, 3000) n
+""")
+
+
+async def test_an_artist_cannot_make_the_lists_of_others_fail_nor_grow(plyr: Plyr) -> None:
+    """What has the greatest texts that can be published, 3,000 times: together 42 MB."""
+    track_id = await plyr.upload(tone(), title="Mine", description="Of my own")
+    mine = (await plyr.client.get(f"/tracks/{track_id}")).json()
+    bob = {"Authorization": f"Bearer {await plyr.add_artist('bob')}"}
+    async with db_session() as session:
+        await session.execute(COPIES)
+        await session.execute(text("INSERT INTO likes SELECT id, 'did:plc:alice' FROM tracks"))
+        await session.commit()
+    state = {"track_ids": [mine["file_id"]] * 2}
+    put = await plyr.client.put("/queue/", json={"state": state}, headers={"If-Match": '"0"'})
+    for answer in (put, await plyr.client.get("/queue/")):
+        assert answer.status_code == 200
+        assert answer.json()["tracks"] == [mine | {"description": None, "like_count": 1}]
+    for path, headers in (("/tracks/", {}), ("/tracks/me", bob), ("/tracks/liked", {})):
+        answer = await plyr.client.get(path, params={"limit": 1000}, headers=headers)
+        assert answer.status_code == 200
+        shown = answer.json()["tracks"]
+        assert 1000 > len(shown) > 300
+        assert len(answer.content) < 2 * tracks.MAX_LIST_BYTES
+        assert [track["id"] for track in shown] == list(
+            range(track_id + 3000, track_id + 3000 - len(shown), -1)
+        )
+        assert {track["description"] for track in shown} == {None}
+    assert (await plyr.client.get(f"/tracks/{shown[0]['id']}")).json()["description"] == "d" * 10_000
+    for viewer in (plyr.anonymous, plyr.client):
+        assert (await viewer.get(f"/audio/{mine['file_id']}")).content == tone()
+
+
+async def test_the_audio_of_a_file_is_that_of_the_oldest_track_that_allows_it(plyr: Plyr) -> None:
+    """Copies of others neither hide it nor show more of it than they may."""
+    bob = await plyr.add_artist("bob")
+    decisions = (
+        '{"access": {"visibility": "private"}}',
+        '{"access": {"listening": "signed_in"}}',
+        "{}",
+        "{}",
+    )
+    ids = [
+        await plyr.upload(tone(), title=str(number), token=bob, publishing=publishing)
+        for number, publishing in enumerate(decisions)
+    ]
+    file_id = (await plyr.client.get(f"/tracks/{ids[-1]}")).json()["file_id"]
+    names = {"anonymous": "2.wav", plyr.token: "1.wav", bob: "0.wav"}
+    for token, name in names.items():
+        headers = {} if token == "anonymous" else {"Authorization": f"Bearer {token}"}
+        answer = await plyr.anonymous.get(f"/audio/{file_id}/download", headers=headers)
+        assert answer.headers["content-disposition"].endswith(name)
 
 
 PRIVATE = '{"access": {"visibility": "private"}}'

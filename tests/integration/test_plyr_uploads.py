@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
+import foreign_audio
 from backend.services import uploads
-from backend.services.upload_jobs import UploadJobs
+from backend.services.upload_jobs import MAX_TRIES, UploadJobs
 from backend.utilities.database import UPLOADS, db_session
 from conditions import until
 
@@ -24,6 +26,33 @@ pytestmark = pytest.mark.anyio
 
 def form(audio: bytes, **fields: str) -> dict[str, Any]:
     return {"data": {"title": "A title"} | fields, "files": {"file": ("a.wav", audio)}}
+
+
+HARMFUL = [
+    b"MPCKAA\0",
+    foreign_audio.nested_boxes(5_000),
+    foreign_audio.m4a(1, 2**64 - 1),
+    foreign_audio.wav(8000, 2**32 - 1, bytes(100)),
+    foreign_audio.id3(foreign_audio.compressed_frame(64)),
+    foreign_audio.POLYGLOT,
+]
+
+
+async def test_a_harmful_file_is_a_415_and_hinders_nobody(plyr: Plyr) -> None:
+    wav = tone()
+    track_id = await plyr.upload(wav)
+    file_id = (await plyr.client.get(f"/tracks/{track_id}")).json()["file_id"]
+    mallory = {"Authorization": f"Bearer {await plyr.add_artist('mallory')}"}
+    attack = [
+        asyncio.create_task(plyr.client.post("/tracks/", **form(content), headers=mallory))
+        for content in HARMFUL
+    ]
+    assert (await plyr.anonymous.get(f"/audio/{file_id}")).content == wav
+    assert await plyr.upload(tone(pitch=7))
+    for answer in await asyncio.gather(*attack):
+        assert answer.status_code == 415, answer.text
+        assert "not audio" in answer.json()["detail"]
+    assert len(plyr.audio_files) == 2
 
 
 async def test_progress_is_told_until_the_track_is_there(plyr: Plyr) -> None:
@@ -191,7 +220,8 @@ async def _accept(plyr: Plyr) -> uuid.UUID:
     """An upload that was accepted by a process which died before it was published."""
     track_id = await plyr.upload(tone())
     async with db_session(UPLOADS) as session:
-        await session.execute(text("UPDATE uploads SET status = 'processing', track_id = NULL"))
+        undo = text("UPDATE uploads SET status = 'processing', track_id = NULL WHERE track_id = :id")
+        await session.execute(undo, {"id": track_id})
         await session.execute(text("DELETE FROM tracks WHERE id = :id"), {"id": track_id})
         [upload_id] = await uploads.list_unfinished(session)
         await session.commit()
@@ -236,6 +266,63 @@ async def test_an_upload_that_the_database_refuses_fails_with_a_reason(plyr: Ply
         await connection.execute("ALTER TABLE tracks DROP CONSTRAINT nothing")
     assert events[-1]["status"] == "failed"
     assert events[-1]["error"] == "the database refused the track"
+
+
+BAD_DRAFTS = [
+    """ '{"duration": 18446744073709551615}' """,  # no record of the AT Protocol holds it
+    """ '{"title": null}' """,
+    """ '{"publishing": {"access": {"listening": "nobody"}}}' """,
+    """ jsonb_build_object('title', repeat('x', 100), 'tags', 7) """,
+]
+
+
+async def test_an_upload_of_which_no_track_can_be_made_fails_with_a_reason(plyr: Plyr) -> None:
+    for draft in BAD_DRAFTS:
+        upload_id = await _accept(plyr)
+        async with db_session(UPLOADS) as session:
+            await session.execute(
+                text(f"UPDATE uploads SET draft = draft || {draft} WHERE id = :id").bindparams(id=upload_id)
+            )
+            await session.commit()
+        events = await plyr.progress(str(upload_id))
+        assert [event["status"] for event in events] == ["processing", "failed"], draft
+        assert events[-1]["error"] == "no track can be made of it"
+        assert (await plyr.progress(str(upload_id)))[0] == events[-1], "it is over, and stays so"
+        await until(lambda: plyr.audio_files == [])
+
+
+class _NoPauses:
+    """A clock that does not let anybody wait."""
+
+    def __init__(self) -> None:
+        self.pauses = 0
+
+    def monotonic(self) -> float:
+        return 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses += 1
+
+
+async def test_an_upload_that_never_gets_its_turn_fails_in_the_end(
+    plyr: Plyr, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = await _accept(plyr)
+    clock = _NoPauses()
+
+    async def publish(session: AsyncSession, upload_id: uuid.UUID) -> None:
+        await session.execute(text("SET LOCAL lock_timeout = 1"))
+        await session.execute(text("SELECT * FROM artists FOR UPDATE"))
+
+    async with plyr.database.session() as session:
+        await session.execute(text("SELECT * FROM artists FOR UPDATE"))
+        monkeypatch.setattr(uploads, "publish", publish)
+        async with UploadJobs(plyr.database, clock=clock) as jobs:
+            await jobs.finish(upload_id)
+    monkeypatch.undo()
+    assert clock.pauses == MAX_TRIES - 1
+    [event] = await plyr.progress(str(upload_id))
+    assert (event["status"], event["error"]) == ("failed", "the database refused the track")
 
 
 async def test_uploads_run_with_their_own_statement_timeout(plyr: Plyr) -> None:

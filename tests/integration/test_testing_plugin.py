@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from steadypool.lab import EmbeddedPostgres, FaultProxy, Mode
-from steadypool.testing import Observer
+from steadypool.testing import Backend, Databases, Observer
 
 pytestmark = pytest.mark.anyio
 
@@ -50,6 +50,21 @@ async def test_the_observer_sees_who_is_connected(database_url: str, pg: Observe
     assert (seen.state, seen.query, seen.application_name) == ("idle in transaction", "select 42", "mine")
     await connection.close()
     await pg.wait_until(pg.is_quiet)
+
+
+async def test_a_database_is_handed_out_again_when_who_cleaned_it_is_gone(
+    databases: Databases, server: EmbeddedPostgres
+) -> None:
+    name = databases.take()
+    observer = await Observer.connect(server.url.rpartition("/")[0] + f"/{name}")
+    seen: list[Backend] = []
+    for _ in range(20):
+        databases.give_back(name)
+        seen += await observer.backends()
+        assert databases.take() == name
+    await observer.close()
+    databases.give_back(name)
+    assert seen == []
 
 
 async def test_the_observer_says_what_it_saw_when_it_waited_in_vain(database_url: str, pg: Observer) -> None:

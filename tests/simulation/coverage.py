@@ -34,6 +34,7 @@ TABLE: dict[str, frozenset[SlotState]] = {
     ),
     # what the world does
     **dict.fromkeys(("wait", "weather", "fair", "cut", "cut all", "silence", "silence all"), EVERYWHERE),
+    "first use is silent": THERE,
     # what the server answers, which takes a connection
     **dict.fromkeys(("open ok", "open instant", "open refuse", "open final", "open bug"), THERE),
     **dict.fromkeys(("open says timeout", "open gives up", "open timeout", "open asleep"), THERE),

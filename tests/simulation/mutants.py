@@ -313,6 +313,11 @@ class TrustsTheSiblingsOfTheDead(Pool[Any]):
 
 
 @breaks("R7")
+class TrustsTheSiblingsOfTheSilent(Pool[Any]):
+    def doubt_idle(self, since: float) -> None: ...
+
+
+@breaks("R7")
 class AsksAllAtOnce(Pool[Any]):
     def _ask_idle(self) -> None:
         options, self.options = self.options, replace(self.options, max_connecting=1000)

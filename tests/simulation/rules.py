@@ -13,6 +13,7 @@ waits must have a reason. The numbers:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from steadypool import errors, events
@@ -278,11 +279,12 @@ class Rules:
         if fate is Fate.EVICT_AND_PROVE and lease.active:
             self.doubts()
 
-    def doubts(self) -> None:
-        """Every live connection has to prove itself."""
+    def doubts(self, since: float = math.inf) -> None:
+        """Every live connection has to prove itself, unless it has answered since then."""
         for slot in self.roster:
-            if slot.state in LIVE and slot.connection is not None:
-                slot.connection.doubted = True
+            connection = slot.connection
+            if slot.state in LIVE and connection is not None and connection.answered_at < since:
+                connection.doubted = True
 
     def proves_idle(self, ask: Callable[[], None]) -> None:
         """Somebody wants all idle connections to prove themselves, now."""

@@ -36,7 +36,15 @@ WEATHERS: tuple[tuple[str, tuple[object, ...]], ...] = (
 
 # How often each step comes, in three tempers: a busy pool, a bad server, an operator who fiddles.
 _CALM = {"acquire": 30, "release": 24, "use": 10, "cancel": 8, "release twice": 2, "wait": 6}
-_BAD = {"weather": 12, "fair": 4, "cut": 4, "cut all": 1, "silence": 3, "silence all": 3}
+_BAD = {
+    "first use is silent": 3,
+    "weather": 12,
+    "fair": 4,
+    "cut": 4,
+    "cut all": 1,
+    "silence": 3,
+    "silence all": 3,
+}
 _FIDDLE = {
     "evict": 4,
     "drain": 2,

@@ -292,6 +292,15 @@ class World:
         self.rules.doubts()
         self.pool.suspect_all()
 
+    def _do_first_use_is_silent(self, a: int, b: int) -> None:
+        """A holder's first use was not answered in time: its connection goes, and the idle ones have to answer."""
+        holder = self._holder(a)
+        if holder is not None and holder.lease is not None and holder.lease.active:
+            since = self.loop.now - (0.0, 0.05, 0.25)[b % 3]
+            self.rules.doubts(since)
+            self.pool.doubt_idle(since)
+            self._release(holder, Fate.EVICT)
+
     def _do_prove_idle(self, a: int, b: int) -> None:
         self.rules.doubts()
         self.rules.proves_idle(self.pool.prove_idle)

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import hashlib
 import os
-import struct
 from contextlib import aclosing
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import foreign_audio
 from backend.storage.audio import NotAudio, inspect
 from backend.storage.base import StorageFull, TooLarge
 from backend.storage.local import READ_SIZE, WRITE_AT, LocalStorage
@@ -130,17 +130,6 @@ async def test_only_a_hash_is_a_file_id(storage: LocalStorage, file_id: str) -> 
             await call(file_id)
 
 
-def test_webm_is_known_by_its_header(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes(
-        b"\x1aE\xdf\xa3\x9fB\x86\x81\x01B\x82\x84webm" + bytes(50) + b"\x86\x86A_OPUS" + bytes(50)
-    )
-    assert inspect(path).file_type == "webm"
-    path.write_bytes(b"\x1aE\xdf\xa3\x9fB\x86\x81\x01B\x82\x88matroska\x86\x86A_OPUS" + bytes(50))
-    with pytest.raises(NotAudio):
-        inspect(path)
-
-
 HEADS = [
     b"",
     b"RIFF\x24\0\0\0WAVEfmt ",
@@ -150,7 +139,11 @@ HEADS = [
     b"\xff\xfb\x90\x64",
     b"FORM\0\0\0\0AIFF",
 ]
-HEADS += [b"\0\0\0\x20ftypM4A ", b"\x1aE\xdf\xa3"]
+HEADS += [
+    b"\0\0\0\x20ftypM4A ",
+    b"\x1aE\xdf\xa3",
+    *(content[:200] for content in foreign_audio.GOOD.values()),
+]
 
 
 @given(st.sampled_from(HEADS), st.binary(max_size=300))
@@ -166,23 +159,8 @@ def test_damaged_files_are_audio_or_not_but_never_an_accident(
     assert found.duration is None or found.duration >= 0
 
 
-def chunk(name: bytes, content: bytes) -> bytes:
-    return name + struct.pack(">I", len(content)) + content
-
-
-AIFF_COMMON = struct.pack(">hIh", 1, 800, 16) + b"\x40\x0b\xfa\0\0\0\0\0\0\0"  # 8,000 Hz as an 80-bit float
-FLAC_STREAM_INFO = struct.pack(">HH6xQ16x", 4096, 4096, 8000 << 44 | 15 << 36 | 800)
-SAMPLES = {
-    "mp3": (b"\xff\xfb\x90\x64" + bytes(413)) * 10,
-    "flac": b"fLaC" + bytes((0x80, 0, 0, 34)) + FLAC_STREAM_INFO,
-    "aiff": chunk(b"FORM", b"AIFF" + chunk(b"COMM", AIFF_COMMON) + chunk(b"SSND", bytes(1608))),
-}
-
-
-@pytest.mark.parametrize("file_type", SAMPLES)
+@pytest.mark.parametrize("file_type", foreign_audio.GOOD)
 def test_the_kind_is_told_by_the_content(tmp_path: Path, file_type: str) -> None:
     path = tmp_path / "wrong.txt"
-    path.write_bytes(SAMPLES[file_type])
-    found = inspect(path)
-    assert found.file_type == file_type
-    assert found.duration == pytest.approx(0.1, abs=0.2)
+    path.write_bytes(foreign_audio.GOOD[file_type])
+    assert inspect(path).file_type == file_type

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from steadypool.telemetry.recorder import (
     Recorder,
     Recording,
     Row,
+    Verdict,
     View,
     WorkloadFacts,
     verdict,
@@ -29,7 +33,7 @@ from steadypool.telemetry.recorder.histogram import EDGES, Histogram
 from steadypool.telemetry.recorder.keeping import RecorderFile
 from steadypool.telemetry.recorder.memory import Arrivals, Moments, Rows
 from steadypool.telemetry.recorder.recorder import MOST_ARRIVALS, MOST_NOTES, SECONDS
-from steadypool.telemetry.recorder.recording import COLUMNS
+from steadypool.telemetry.recorder.recording import COLUMNS, LISTENER_STATES
 from steadypool.telemetry.recorder.verdict import Reason
 
 START = 1_800_000_000.0
@@ -578,6 +582,144 @@ def test_the_verdict_names_what_is_no_fault_of_the_pool() -> None:
     )
     assert verdict([row_of(acquired=3)], None, []).level == "good"
     assert verdict([row_of(acquired=3, peak=4, leased=4)], None, []).level == "strained"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One cause: what the headline says of it, and what is recorded where it cost callers little and much.
+
+    `values` are of the row; `waiting`, `connecting`, `executing` are durations."""
+
+    says: str
+    make: Callable[[bool], dict[str, Any]]
+
+    def recorded(self, much: bool) -> dict[str, Any]:
+        empty: dict[str, Any] = {"values": {}, "held": [], "waiters": [], "at_ceiling": {}}
+        return empty | self.make(much)
+
+
+def waiters(count: int, seconds: float, workload: str | None = None) -> list[dict[str, Any]]:
+    return [{"holder": "GET /wait", "workload": workload, "seconds": seconds, "left": 1.0}] * count
+
+
+TROUBLES = {
+    "loop": Trouble("The event loop was busy", lambda much: {"values": {"lag": 30.0 if much else 0.6}}),
+    "unreachable": Trouble(
+        "could not be reached",
+        lambda much: {"values": {"connect_failures": 3, "connect_errors": 20 if much else 1}},
+    ),
+    "lost": Trouble("Connections broke", lambda much: {"values": {"connections_lost": 20 if much else 1}}),
+    "connecting": Trouble(
+        "Opening connections was slow", lambda much: {"connecting": slow(1, 90.0 if much else 2.0)}
+    ),
+    "lock": Trouble(
+        "waited for a lock that PUT /title kept",
+        lambda much: {
+            "held": [
+                held_by("PUT /title", 20, **WRITER),
+                held_by("PUT /t", 21, **BLOCKED | {"executing": 90.0 if much else 0.6}),
+            ]
+        },
+    ),
+    "full": Trouble(
+        "exhausted by slow statements",
+        lambda much: {
+            "values": {"leased": 6, "peak": 6, "waiting": 9},
+            "held": [held_by(f"GET /r/{n}", n, **SLOW) for n in range(6)],
+            "waiters": waiters(9, 20.0 if much else 0.2),
+        },
+    ),
+    "ceiling": Trouble(
+        "Workload exports was at its ceiling of 1",
+        lambda much: {
+            "held": [
+                held_by("POST /exports", 30, workload="exports", running="[8] copy a to b", executing=0.1)
+            ],
+            "waiters": waiters(3, 30.0 if much else 0.2, "exports"),
+            "at_ceiling": {"exports": 1},
+        },
+    ),
+    "slow": Trouble(
+        "Statements were slow.",
+        lambda much: {
+            "held": [held_by("GET /r", 40, **SLOW)],
+            "executing": slow(30 if much else 1, 3.0),
+        },
+    ),
+    "leak": Trouble(
+        "A connection was held for too long",
+        lambda _much: {"held": [held_by("GET /leaky", 50, leak=True, **QUIET)]},
+    ),
+    "deaf": Trouble(
+        "the listener is deaf", lambda _much: {"values": {"listener": LISTENER_STATES.index("deaf")}}
+    ),
+}
+SAID_WITH = {("full", "slow")}
+"""The headline of the former says the latter."""
+
+
+def judged(*recorded: dict[str, Any]) -> Verdict:
+    """The verdict on troubles at the same time."""
+    values = {name: value for each in recorded for name, value in each["values"].items()}
+    durations = {
+        name: Histogram().merge(each[name] for each in recorded if name in each)
+        for name in ("waiting", "connecting", "executing")
+    }
+    row = Row(0, {"size": 4.0, "overflow": 2.0, "elapsed": 1.0, "acquired": 5.0} | values, **durations)
+    moment = moment_of(*(held for each in recorded for held in each["held"])) | {
+        "waiters": [waiter for each in recorded for waiter in each["waiters"]],
+        "at_ceiling": {name: most for each in recorded for name, most in each["at_ceiling"].items()},
+    }
+    return verdict([row], moment, [])
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_a_cause_that_is_alone_is_the_only_one_named(name: str) -> None:
+    said = judged(TROUBLES[name].recorded(much=True))
+    assert TROUBLES[name].says in said.headline
+    assert len(said.reasons) == 1
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(TROUBLES, 2)))
+def test_two_causes_are_both_named(one: str, other: str) -> None:
+    said = judged(TROUBLES[one].recorded(much=False), TROUBLES[other].recorded(much=False))
+    assert len(said.reasons) == 2
+    assert TROUBLES[one].says in said.headline
+    if (one, other) in SAID_WITH:
+        assert TROUBLES[other].says in said.reasons[1].text
+    else:
+        assert TROUBLES[other].says in said.headline
+
+
+ORDERS = [
+    (first, second)
+    for first, second in itertools.permutations(TROUBLES, 2)
+    # What a leak and a deaf listener cost is not known.
+    if first not in ("leak", "deaf") and not {(first, second), (second, first)} & SAID_WITH
+]
+
+
+@pytest.mark.parametrize(("first", "second"), ORDERS)
+def test_the_cause_that_cost_callers_most_is_named_first(first: str, second: str) -> None:
+    said = judged(TROUBLES[second].recorded(much=False), TROUBLES[first].recorded(much=True))
+    assert said.headline.index(TROUBLES[first].says) < said.headline.index(TROUBLES[second].says)
+
+
+def test_a_loop_late_by_seconds_does_not_hide_an_exhausted_pool() -> None:
+    full = TROUBLES["full"].recorded(much=False) | {"waiters": waiters(12, 1.2)}
+    said = judged(full, {"values": {"lag": 1.4}, "held": [], "waiters": [], "at_ceiling": {}})
+    assert said.headline == (
+        "The pool was exhausted by slow statements: 6 of 6 connections ran `select sum(plays) from plays`, for up to "
+        "4.0 s. The event loop was busy: for 1.4 s this process ran something that does not await, or got no processor."
+    )
+    assert [reason.runbook for reason in said.reasons] == ["exhaustion", "background-work"]
+
+
+def test_of_three_causes_the_headline_names_two_and_the_reasons_all() -> None:
+    said = judged(*(TROUBLES[name].recorded(much=name == "lost") for name in ("loop", "lost", "deaf")))
+    assert said.headline.startswith("Connections broke while they were used. Notifications did not arrive")
+    assert "The event loop was busy" not in said.headline
+    assert said.reasons[2].text.startswith("The event loop was busy: for 600 ms")
 
 
 def test_workloads_are_part_of_the_settings() -> None:

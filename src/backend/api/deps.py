@@ -13,6 +13,7 @@ from backend.services.artists import Identity
 from backend.services.live_queues import LiveQueues
 from backend.services.upload_jobs import UploadJobs
 from backend.storage.base import Storage
+from backend.storage.probe import AudioProbe
 from backend.utilities.database import get_database
 from steadypool import Database
 
@@ -85,6 +86,11 @@ def _storage(request: Request) -> Storage:
     return storage
 
 
+def _probe(request: Request) -> AudioProbe:
+    probe: AudioProbe = request.app.state.probe
+    return probe
+
+
 def _jobs(request: Request) -> UploadJobs:
     jobs: UploadJobs = request.app.state.jobs
     return jobs
@@ -97,5 +103,6 @@ def _live_queues(request: Request) -> LiveQueues:
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
 StorageDep = Annotated[Storage, Depends(_storage)]
+ProbeDep = Annotated[AudioProbe, Depends(_probe)]
 JobsDep = Annotated[UploadJobs, Depends(_jobs)]
 LiveQueuesDep = Annotated[LiveQueues, Depends(_live_queues)]

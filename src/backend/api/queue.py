@@ -100,10 +100,15 @@ async def _change(request: Request, settings: SettingsDep) -> tuple[int, dict[st
         if len(body) > limit:
             raise HTTPException(413, f"the queue is larger than the {limit:,} bytes that are kept")
     try:
-        return expected, QueueUpdate.model_validate_json(bytes(body)).state
+        state = QueueUpdate.model_validate_json(bytes(body)).state
     except ValidationError as error:
         problem: Any = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise HTTPException(422, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    if len(state.get("track_ids", [])) > settings.queue.max_tracks:
+        raise HTTPException(
+            422, f"state.track_ids: a queue names {settings.queue.max_tracks:,} tracks at most"
+        )
+    return expected, state
 
 
 # The order of the parameters is the order of the work: the body first.

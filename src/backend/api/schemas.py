@@ -22,7 +22,10 @@ class AlbumOut(BaseModel):
 
 
 class TrackOut(BaseModel):
-    """A track as clients see it. `r2_url` is where its audio is; the name is the one that clients know."""
+    """A track as clients see it. `r2_url` is where its audio is; the name is the one that clients know.
+
+    `description` is told by the track alone, and null in lists.
+    """
 
     id: int
     title: str
@@ -88,7 +91,7 @@ class DeletedOut(BaseModel):
 
 
 class QueueOut(BaseModel):
-    """A queue: the state as it was given, its revision, and the tracks it names."""
+    """A queue: the state as it was given, its revision, and the tracks it names, each once."""
 
     state: dict[str, Any]
     revision: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.sse import EventSourceResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError
 
-from backend.api.deps import CurrentArtist, DatabaseDep, JobsDep, SettingsDep, StorageDep
+from backend.api.deps import CurrentArtist, DatabaseDep, JobsDep, ProbeDep, SettingsDep, StorageDep
 from backend.api.multipart import MalformedForm, read_form
 from backend.api.schemas import ProgressOut, UploadOut
 from backend.models import UploadStatus
@@ -19,8 +18,9 @@ from backend.services import uploads
 from backend.services.policy import Publishing
 from backend.services.tracks import TrackDraft
 from backend.services.uploads import Progress
-from backend.storage.audio import NotAudio, inspect
+from backend.storage.audio import NotAudio
 from backend.storage.base import StorageFull, TooLarge
+from backend.storage.probe import ProbeBusy
 from backend.utilities.database import UPLOADS, db_session
 from steadypool import Database
 from steadypool.fastapi import route_deadline
@@ -59,14 +59,19 @@ NO_DEADLINE = [Depends(route_deadline(None))]
 
 @router.post("/", status_code=202, dependencies=NO_DEADLINE)
 async def upload_track(
-    request: Request, artist: CurrentArtist, settings: SettingsDep, storage: StorageDep, jobs: JobsDep
+    request: Request,
+    artist: CurrentArtist,
+    settings: SettingsDep,
+    storage: StorageDep,
+    probe: ProbeDep,
+    jobs: JobsDep,
 ) -> UploadOut:
     try:
         _refuse_early(request, settings.storage.max_upload_bytes)
         async with storage.receive() as incoming:
             form = _validated(await read_form(request, "file", incoming.write))
             file_id = await incoming.finish()
-            audio = await asyncio.to_thread(inspect, incoming.path)
+            audio = await probe.inspect(incoming.path, artist.did)
             draft = TrackDraft(
                 title=form.title,
                 description=form.description,
@@ -86,6 +91,8 @@ async def upload_track(
         raise HTTPException(413, str(error), headers={"Connection": "close"}) from error
     except NotAudio as error:
         raise HTTPException(415, str(error)) from error
+    except ProbeBusy as error:
+        raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
     except StorageFull as error:
         raise HTTPException(507, str(error)) from error
     jobs.start(upload_id)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import Text, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.models import Track
@@ -35,19 +35,20 @@ class Recording:
     file_type: str
 
 
-_BY_FILE = (
-    select(Track.did, Track.publishing, Track.id, Track.title, Track.file_id, Track.file_type)
-    .where(Track.file_id == bindparam("file_id"))
-    .order_by(Track.id)
-)
-_ONE_BY_FILE = _BY_FILE.where(Track.id == bindparam("track_id"))
+_FILE_ID = bindparam("file_id")
+_OWN = Track.did.is_not_distinct_from(bindparam("viewer", type_=Text))
+# Of all copies of a file, whose number is up to others, the oldest for each decision, and of the viewer's own.
+_OLDEST = select(func.min(Track.id)).where(Track.file_id == _FILE_ID).group_by(Track.publishing, _OWN)
+_TRACKS = select(Track.did, Track.publishing, Track.id, Track.title, Track.file_id, Track.file_type)
+_BY_FILE = _TRACKS.where(Track.id.in_(_OLDEST)).order_by(Track.id)
+_ONE_BY_FILE = _TRACKS.where(Track.file_id == _FILE_ID, Track.id == bindparam("track_id"))
 
 
 async def find(
     database: Database, file_id: str, viewer: str | None, allowed: Rule, track_id: int | None = None
 ) -> Recording | Refusal:
     """The track for which this viewer may have the file: the named one, or the oldest that allows it."""
-    query, values = _BY_FILE, {"file_id": file_id}
+    query, values = _BY_FILE, {"file_id": file_id, "viewer": viewer}
     if track_id is not None:
         query, values = _ONE_BY_FILE, {"file_id": file_id, "track_id": track_id}
     refusal = Refusal.UNKNOWN

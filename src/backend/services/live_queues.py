@@ -201,6 +201,8 @@ class LiveQueues:
                     await subscription.live.wait()
         except ConfigurationError as error:
             log.error("changes of queues on other instances are not heard: %s", error)
+        except Exception:
+            log.exception("changes of queues on other instances are not heard")
         finally:
             self._subscription = None
             self._forget_all()

@@ -37,7 +37,8 @@ class QueueCache:
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._copies: OrderedDict[str, tuple[Queue, int]] = OrderedDict()
+        # As JSON: many small lists and numbers take twenty times as much once they are read.
+        self._copies: OrderedDict[str, tuple[int, str]] = OrderedDict()
         self._readings: dict[str, set[Reading]] = {}
 
     def __len__(self) -> int:
@@ -49,7 +50,8 @@ class QueueCache:
         if copy is None:
             return None
         self._copies.move_to_end(did)
-        return copy[0]
+        revision, text = copy
+        return Queue(json.loads(text), revision)
 
     @contextmanager
     def reading(self, did: str) -> Generator[Reading]:
@@ -72,19 +74,19 @@ class QueueCache:
     def keep(self, did: str, queue: Queue) -> None:
         """Keep this copy, unless a newer one is here."""
         known = self._copies.get(did)
-        if known is not None and known[0].revision > queue.revision:
+        if known is not None and known[0] > queue.revision:
             return
         self._drop(did)
-        size = len(json.dumps(queue.state))
-        self._copies[did] = (queue, size)
-        self._bytes += size
+        text = json.dumps(queue.state)
+        self._copies[did] = (queue.revision, text)
+        self._bytes += len(text)
         while self._bytes > self._max_bytes:
             self._drop(next(iter(self._copies)))
 
     def changed(self, did: str, revision: int) -> None:
         """There is a revision as high as this: anything lower is old."""
         known = self._copies.get(did)
-        if known is not None and known[0].revision < revision:
+        if known is not None and known[0] < revision:
             self._drop(did)
         for reading in self._readings.get(did, ()):
             reading.at_least = max(reading.at_least, revision)
@@ -106,4 +108,4 @@ class QueueCache:
     def _drop(self, did: str) -> None:
         dropped = self._copies.pop(did, None)
         if dropped is not None:
-            self._bytes -= dropped[1]
+            self._bytes -= len(dropped[1])

@@ -6,13 +6,25 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Executable, Integer, Text, any_, bindparam, delete, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Integer,
+    Text,
+    any_,
+    bindparam,
+    delete,
+    func,
+    null,
+    or_,
+    select,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -48,7 +60,10 @@ class AlbumView(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrackView:
-    """A track as it is shown, with its artist, its album and what is counted about it. In the order of `_VIEWS`."""
+    """A track as it is shown, with its artist, its album and what is counted about it. In the order of `_COLUMNS`.
+
+    In lists `description` is None.
+    """
 
     id: int
     did: str
@@ -71,58 +86,96 @@ class TrackView:
 
     @classmethod
     def from_row(cls, row: Row) -> TrackView:
-        """A row of `_VIEWS`: the last three columns are the album's."""
+        """A row of `_COLUMNS`: the last three columns are the album's."""
         *track, album_id, album_title, album_slug = row
         track.append(None if album_id is None else AlbumView(album_id, album_title, album_slug))
         view = cls(*track)
         return replace(view, publishing=Publishing.model_validate(view.publishing))
 
 
-_VIEWS = (
-    select(
-        Track.id,
-        Track.did,
-        Artist.display_name,
-        Artist.handle,
-        Track.title,
-        Track.description,
-        Track.tags,
-        Track.file_id,
-        Track.file_type,
-        Track.duration,
-        Track.visibility,
-        Track.publishing,
-        Track.play_count,
-        Track.atproto_record_uri,
-        Track.atproto_record_cid,
-        Track.created_at,
-        select(func.count()).where(Like.track_id == Track.id).correlate(Track).scalar_subquery(),
-        Album.id,
-        Album.title,
-        Album.slug,
-    )
-    .join(Track.artist)
-    .outerjoin(Track.album)
+_COLUMNS = (
+    Track.id,
+    Track.did,
+    Artist.display_name,
+    Artist.handle,
+    Track.title,
+    Track.description,
+    Track.tags,
+    Track.file_id,
+    Track.file_type,
+    Track.duration,
+    Track.visibility,
+    Track.publishing,
+    Track.play_count,
+    Track.atproto_record_uri,
+    Track.atproto_record_cid,
+    Track.created_at,
+    select(func.count()).where(Like.track_id == Track.id).correlate(Track).scalar_subquery(),
+    Album.id,
+    Album.title,
+    Album.slug,
 )
+_LIST_COLUMNS = tuple(
+    null().label("description") if column is Track.description else column for column in _COLUMNS
+)
+
+MAX_LIST_BYTES = 2 * 1024 * 1024
+"""What the tracks of one list may hold in texts of any length; the list ends before the first that would exceed it."""
 
 # Made once: to build a statement takes longer than to ask it.
 _VIEWER = bindparam("viewer", type_=Text)
 _VISIBLE = or_(Track.visibility != "private", Track.did == _VIEWER)
 _LIMIT = bindparam("limit", type_=Integer)
 
-_PUBLIC = _VIEWS.where(Track.visibility == "public").order_by(Track.id.desc()).limit(_LIMIT)
-_BY_ARTIST = _VIEWS.where(Track.did == _VIEWER).order_by(Track.id.desc()).limit(_LIMIT)
-_LIKED = (
-    _VIEWS.join(Like, Like.track_id == Track.id)
-    .where(Like.did == _VIEWER, _VISIBLE)
-    .order_by(Like.created_at.desc(), Track.id.desc())
-    .limit(_LIMIT)
+_FIXED_BYTES = 512
+_TEXTS = (
+    Track.title,
+    func.array_to_string(Track.tags, ","),
+    Artist.display_name,
+    Artist.handle,
+    Album.title,
+    Album.slug,
 )
-_BY_FILES = _VIEWS.where(Track.file_id == any_(bindparam("file_ids", type_=ARRAY(Text))), _VISIBLE).order_by(
-    Track.id.desc()
+_BYTES = _FIXED_BYTES + func.octet_length(func.concat(*_TEXTS))
+
+# The type of a query differs between the series of SQLAlchemy.
+Query = Any
+
+
+def _joined(*columns: Any) -> Query:
+    return select(*columns).join(Track.artist).outerjoin(Track.album)
+
+
+def _listed(narrowed: Callable[[Query], Query], *order: ColumnElement[Any]) -> Executable:
+    """The list that `narrowed` makes of all tracks, in this order, at most `limit` of them and `MAX_LIST_BYTES`."""
+    so_far = func.sum(_BYTES).over(order_by=order, rows=(None, 0)).label("so_far")
+    rows = narrowed(_joined(*_LIST_COLUMNS, so_far)).order_by(*order).limit(_LIMIT).subquery()
+    *columns, so_far = rows.c
+    return select(*columns).where(so_far <= MAX_LIST_BYTES).order_by(so_far)
+
+
+_NEWEST = Track.id.desc()
+_PUBLIC = _listed(lambda tracks: tracks.where(Track.visibility == "public"), _NEWEST)
+_BY_ARTIST = _listed(lambda tracks: tracks.where(Track.did == _VIEWER), _NEWEST)
+_LIKED = _listed(
+    lambda tracks: tracks.join(Like, Like.track_id == Track.id).where(Like.did == _VIEWER, _VISIBLE),
+    Like.created_at.desc(),
+    _NEWEST,
 )
-_BY_ID = _VIEWS.where(Track.id == bindparam("track_id"), _VISIBLE)
-_BY_URI = _VIEWS.where(Track.atproto_record_uri == bindparam("uri"), _VISIBLE)
+_FILE_IDS = bindparam("file_ids", type_=ARRAY(Text))
+_WANTED = (
+    func.unnest(_FILE_IDS)
+    .table_valued("file_id", with_ordinality="place", name="wanted")
+    .render_derived()  # names its columns
+)
+# Of all copies of a file, whosever they are, the oldest stands for it.
+_OLDEST = select(func.min(Track.id)).where(Track.file_id == any_(_FILE_IDS), _VISIBLE).group_by(Track.file_id)
+_BY_FILES = _listed(
+    lambda tracks: tracks.join(_WANTED, _WANTED.c.file_id == Track.file_id).where(Track.id.in_(_OLDEST)),
+    _WANTED.c.place,
+)
+_BY_ID = _joined(*_COLUMNS).where(Track.id == bindparam("track_id"), _VISIBLE)
+_BY_URI = _joined(*_COLUMNS).where(Track.atproto_record_uri == bindparam("uri"), _VISIBLE)
 
 
 async def _views(database: Database, query: Executable, **values: Any) -> list[TrackView]:
@@ -145,13 +198,11 @@ async def list_liked(database: Database, did: str, limit: int) -> list[TrackView
 
 
 async def list_by_files(database: Database, file_ids: Sequence[str], viewer: str | None) -> list[TrackView]:
-    """One track for each file id that has one, in the order given, repeated where it is repeated."""
+    """One track for each file id that has one, each once, in the order of their first places."""
     if not file_ids:
         return []
-    views = await _views(database, _BY_FILES, file_ids=sorted(set(file_ids)), viewer=viewer)
-    # the oldest track of a file stands for it: it comes last, and so wins
-    by_file = {view.file_id: view for view in views}
-    return [by_file[file_id] for file_id in file_ids if file_id in by_file]
+    each_once = list(dict.fromkeys(file_ids))
+    return await _views(database, _BY_FILES, file_ids=each_once, viewer=viewer, limit=len(each_once))
 
 
 async def get(database: Database, track_id: int, viewer: str | None) -> TrackView | None:

@@ -51,12 +51,14 @@ async def publish(session: AsyncSession, upload_id: uuid.UUID) -> None:
     await session.flush()
 
 
-async def fail(session: AsyncSession, upload_id: uuid.UUID, error: str) -> None:
-    """Note that there will be no track, and why."""
-    await session.execute(
+async def fail(session: AsyncSession, upload_id: uuid.UUID, error: str) -> str | None:
+    """Note that there will be no track, and why; returns the upload's file, or None if it was finished already."""
+    return await session.scalar(
         update(Upload)
         .where(Upload.id == upload_id, Upload.status == UploadStatus.PROCESSING)
         .values(status=UploadStatus.FAILED, error=error)
+        .returning(Upload.file_id)
+        .execution_options(synchronize_session=False)
     )
 
 

@@ -167,6 +167,11 @@ def statements(sql: str, *, backslashes: bool = False) -> list[list[str]]:
 _STAND_INS = {STRING: "'", PLAIN: "'", ESCAPED_NAME: 'U&"', NUMBER: "0", PARAMETER: "0"}
 
 
+def is_name(word: str) -> bool:
+    """Whether a word of `statements` is a name or a keyword."""
+    return word[0] in '"U_' or word[0].isalpha() or word[0] >= "\x80"
+
+
 def _folded(name: str) -> str:
     """A name as the server compares it: only ASCII letters have a lower case for certain."""
     return name.lower() if name.isascii() else name

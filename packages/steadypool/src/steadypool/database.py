@@ -21,7 +21,7 @@ from steadypool.breaker import BreakerState
 from steadypool.clock import Backoff
 from steadypool.connect.guards import milliseconds, session_guards, socket_guards
 from steadypool.dedicated import Dedicated
-from steadypool.errors import ConfigurationError, HookFailed, PoolSnapshot, words_of
+from steadypool.errors import ConfigurationError, HookFailed, PoolSnapshot, SteadypoolError, words_of
 from steadypool.events import Events
 from steadypool.holding import Holding, HoldingAConnection, Terms
 from steadypool.listener import Listener, ListenerOptions, ListenerState, ListenerStats
@@ -33,9 +33,11 @@ from steadypool.settings import DatabaseSettings
 from steadypool.sharing import Sharing
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.engine import engine_for_workload, sqlalchemy_url
+from steadypool.sqlalchemy.errors import raise_as_sqlalchemy
 from steadypool.sqlalchemy.local import set_local
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.source import source_of
+from steadypool.sqlstate import sqlstate_in
 from steadypool.telemetry.counters import Totals
 from steadypool.telemetry.recorder import View
 from steadypool.telemetry.source import ListenerFacts, Source
@@ -149,8 +151,8 @@ class Database(Sharing, Notifying):
             try:
                 dbapi_connection.run_async(on_connect)
             except Exception as error:
-                if not dialect.is_open(dbapi_connection.driver_connection):
-                    raise  # the network's doing
+                if sqlstate_in(error) or not dialect.is_open(dbapi_connection.driver_connection):
+                    raise  # what the server said is said by itself; the rest is the network's doing
                 raise HookFailed(f"on_connect: {hook_failed(error)}") from error
 
         event.listen(self.engine.sync_engine, "connect", run_on_connect)
@@ -176,6 +178,7 @@ class Database(Sharing, Notifying):
             pool_pre_ping={"true": True, "false": False}.get(s.pool_pre_ping.value, s.pool_pre_ping.value),
             pool_use_lifo=True,
             connection_timeout=s.connection_timeout,
+            connect_retry=s.connect_retry,
             statement_timeout=s.statement_timeout,
             server_settings=session_guards(s),
             socket_options=socket_guards(s),
@@ -250,8 +253,10 @@ class Database(Sharing, Notifying):
                 lease.release()
                 opened += 1
         failures = [lease for lease in leases if isinstance(lease, BaseException)]
-        if failures and not opened:
-            raise failures[0]
+        for failure in failures if not opened else ():
+            if isinstance(failure, SteadypoolError):
+                raise_as_sqlalchemy(failure)
+            raise failure
         return opened
 
     # -- workloads ---------------------------------------------------------------------------------------------

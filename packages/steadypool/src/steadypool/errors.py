@@ -36,6 +36,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar, Self
 
+from steadypool.printable import printable
+
 
 class Phase(StrEnum):
     """What the library was doing for the caller when the error happened."""
@@ -210,7 +212,7 @@ def words_of(failure: BaseException) -> str:
         ('the pool is closed', 'OSError')
     """
     said = failure.message if isinstance(failure, SteadypoolError) else str(failure)
-    return said.strip() or type(failure).__name__
+    return printable(said.strip(), keep="\n") or type(failure).__name__
 
 
 class PoolTimeout(SteadypoolError, TimeoutError):
@@ -287,7 +289,7 @@ class TransactionRolledBack(SteadypoolError):
     """COMMIT was answered by ROLLBACK: a statement had failed before, and nobody noticed."""
 
     @classmethod
-    def at_commit(cls) -> TransactionRolledBack:
+    def at_commit(cls) -> Self:
         """The error for whoever sent the COMMIT."""
         return cls(
             "COMMIT was answered by ROLLBACK: a statement in the transaction had failed, and its error "

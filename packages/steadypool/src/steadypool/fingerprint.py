@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from steadypool import _sql_text
 from steadypool._sql_text import TextCache
+from steadypool.printable import printable
 
 LONGEST = 120
 """Characters of a statement that are shown; the hash tells longer ones apart."""
@@ -88,7 +89,7 @@ class Name(NamedTuple):
 
 
 def _name(statement: str) -> Name:
-    text = re.sub(r"\s+", " ", _without_values(statement)).strip()
+    text = printable(re.sub(r"\s+", " ", _without_values(statement)).strip())
     text = _FOLDED_ROWS.sub("(?)", _FOLDED.sub("?", text))
     if len(statement) == LONGEST_READ:
         text = _CUT_ROW.sub(r"\1", text)  # where it was cut depends on how long the values were

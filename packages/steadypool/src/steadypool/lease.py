@@ -47,6 +47,10 @@ class PoolOptions:
     idle_timeout: float | None = None
     """An idle connection is closed after this time."""
     use_lifo: bool = True
+    connect_wait: float | None = None
+    """Seconds a caller waits while connections are being opened; None for the longer of the two timeouts."""
+    retry_connects: bool = True
+    """Whether callers wait for another attempt after one that failed."""
     shed: bool = True
     """Callers who cannot be served in time are turned away early."""
 
@@ -58,6 +62,8 @@ class PoolOptions:
     @property
     def acquire_limit(self) -> float:
         """Seconds a caller without a deadline waits while connections are being opened."""
+        if self.connect_wait is not None:
+            return self.connect_wait
         return max(self.pool_timeout, self.connect_timeout)
 
 

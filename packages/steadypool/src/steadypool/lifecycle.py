@@ -24,7 +24,7 @@ from steadypool.roster import CONNECTING, LIVE, SUPPLY, Roster
 T = TypeVar("T")
 
 PATIENCE = 0.25
-"""Seconds (or the time of the last connect, if that was longer) after which callers do not count on a ping any more."""
+"""The least of `Lifecycle.ping_patience`, in seconds."""
 
 
 _this_process = os.getpid()
@@ -130,6 +130,26 @@ class Lifecycle(ABC, Generic[T]):
         self._proves_idle = self._home is not None
         self._ask_idle()
 
+    @property
+    def ping_patience(self) -> float:
+        """Seconds after which callers do not count on a ping any more: the time of the last connect, or `PATIENCE`."""
+        return max(PATIENCE, self._connect_seconds)
+
+    def doubt_idle(self, since: float) -> None:
+        """A connection has gone silent: ask all idle ones now, and serve callers without counting on any of them.
+
+        Where one connection has gone silent the others often have too, and meeting them one by one adds up.
+
+        Args:
+            since: the moment at which the silence began; a connection that has answered since is not asked.
+        """
+        self.suspect_all(since)
+        for slot in [slot for slot in self._idle if slot.suspect]:
+            self._idle.remove(slot)
+            self._slots.move(slot, SlotState.SILENT)
+            self._start(slot, self._prove(slot))
+        self._serve()
+
     def _ask_idle(self) -> None:
         """Go on with `prove_idle` as far as it may."""
         if not self._proves_idle:
@@ -216,7 +236,7 @@ class Lifecycle(ABC, Generic[T]):
     async def _prove(self, slot: Slot[T]) -> None:
         connection = self._connection(slot)
         began = self.clock.monotonic()
-        doubt = self._loop().call_later(max(PATIENCE, self._connect_seconds), self._doubt, slot, began)
+        doubt = self._loop().call_later(self.ping_patience, self._doubt, slot, began)
         try:
             # Half the time of a connect, so that whoever waits for this can still get a new one.
             async with asyncio.timeout(self.options.connect_timeout / 2):
@@ -233,20 +253,10 @@ class Lifecycle(ABC, Generic[T]):
         self._answered(slot)
 
     def _doubt(self, slot: Slot[T], began: float) -> None:
-        """A ping takes long: ask all idle connections now, and serve whoever waits without counting on any of them.
-
-        Where one connection has gone silent the others often have too, and meeting them one by one adds up. Those
-        that answered since the ping began are not asked again.
-        """
-        if slot.state is not SlotState.PROVING:
-            return
-        self._slots.move(slot, SlotState.SILENT)
-        self.suspect_all(began)
-        for sibling in [sibling for sibling in self._idle if sibling.suspect]:
-            self._idle.remove(sibling)
-            self._slots.move(sibling, SlotState.SILENT)
-            self._start(sibling, self._prove(sibling))
-        self._serve()
+        """A ping takes long: callers are served without counting on it."""
+        if slot.state is SlotState.PROVING:
+            self._slots.move(slot, SlotState.SILENT)
+            self.doubt_idle(began)
 
     def _answered(self, slot: Slot[T]) -> None:
         """The server has answered on a clean connection."""

@@ -22,6 +22,7 @@ from steadypool.deadline import current_deadline
 from steadypool.leaks import LeakWatch
 from steadypool.lease import Driver, Lease, PoolOptions, Slot, SlotState, Waiter
 from steadypool.operating import Operating
+from steadypool.printable import printable
 from steadypool.roster import CONNECTING, LIVE, SUPPLY
 from steadypool.sqlstate import Fate
 from steadypool.whereabouts import Place
@@ -122,7 +123,7 @@ class Pool(Operating[T]):
             pool_timeout=self.options.pool_timeout if timeout is None else timeout,
             connect_wait=self.options.acquire_limit,
             deadline=current_deadline(),
-            name=name or _task_name(loop),
+            name=_caller(name, loop),
             workload=workload,
             places=places,
             for_others=for_others,
@@ -168,7 +169,7 @@ class Pool(Operating[T]):
         if not self.driver.is_open(connection):
             return None
         idle.pop() if lifo else idle.popleft()
-        return self._lease(slot, now, 0.0, name or _task_name(loop), workload, places)
+        return self._lease(slot, now, 0.0, _caller(name, loop), workload, places)
 
     def _leave(self, waiter: Waiter[T]) -> None:
         """The caller was cancelled; a lease that was handed over in the same moment goes to the next."""
@@ -378,6 +379,9 @@ class Pool(Operating[T]):
         self._leaks.stop()
 
 
-def _task_name(loop: asyncio.AbstractEventLoop) -> str:
-    task = asyncio.current_task(loop)
-    return task.get_name() if task is not None else "no task"
+def _caller(name: str | None, loop: asyncio.AbstractEventLoop) -> str:
+    """The name of who asks, by default the task's: escaped once, since logs, errors and pages show it."""
+    if not name:
+        task = asyncio.current_task(loop)
+        name = task.get_name() if task is not None else "no task"
+    return printable(name)

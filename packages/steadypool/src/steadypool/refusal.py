@@ -9,6 +9,7 @@ from steadypool import errors
 from steadypool.deadline import Deadline
 from steadypool.errors import Elapsed, Phase, PoolSnapshot, Report, words_of
 from steadypool.fingerprint import fingerprint
+from steadypool.sqlstate import sqlstate_in
 
 LATE = 0.25
 """Seconds by which a busy event loop may be late before it is mentioned."""
@@ -191,6 +192,12 @@ def hook_failed(failure: BaseException) -> str:
         f"opening a connection raised {type(failure).__name__}: {words_of(failure)}. Neither the network nor the "
         "server did this; look at on_connect and at the handlers of connect events"
     )
+
+
+def said_by_server(failure: BaseException) -> BaseException | None:
+    """What the server said to SQL that the application runs while a connection is opened; None for other failures."""
+    cause = failure.__cause__ if isinstance(failure, errors.HookFailed) else None
+    return cause if cause is not None and sqlstate_in(cause) else None
 
 
 def is_bug(failure: BaseException) -> TypeGuard[errors.SteadypoolError]:

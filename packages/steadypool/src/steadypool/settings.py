@@ -75,6 +75,13 @@ class Pooler(StrEnum):
     TRANSACTION = "transaction"
 
 
+class ConnectRetry(StrEnum):
+    """What callers do after a connect that failed."""
+
+    WAKE = "wake"
+    NEVER = "never"
+
+
 def _pre_ping(value: object) -> object:
     if isinstance(value, str | int):
         word = str(value).strip().lower()
@@ -186,6 +193,11 @@ class DatabaseSettings(BaseSettings):
         "How long opening a connection may take: names, every address, TLS and log-in together. "
         "Longer than the 5-10 s a sleeping database needs to wake.",
         "s",
+    )
+    connect_retry: Annotated[ConnectRetry, BeforeValidator(check_word(ConnectRetry))] = _setting(
+        ConnectRetry.WAKE,
+        "What a caller does after a connect that failed: wake waits for the database, which may be waking or "
+        "restarting, and tries again until the caller's time is up; never fails at once.",
     )
     pool_timeout: Annotated[float, _seconds(0.001, 3600, hint=_NO_ZERO)] = _setting(
         PydanticUndefined,

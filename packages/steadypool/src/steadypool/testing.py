@@ -16,6 +16,7 @@ by anyio's plugin. It needs `steadypool[lab,psycopg]`, pytest and anyio.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import time
@@ -93,7 +94,7 @@ class Observer:
         chosen: Sequence[int] = pids or [backend.pid for backend in await self.backends()]
         await self.fetch("select pg_terminate_backend(pid) from unnest(%s::int[]) pid", list(chosen))
 
-    async def wait_until(self, condition: Callable[[], Awaitable[object]], *, seconds: float = 5.0) -> None:
+    async def wait_until(self, condition: Callable[[], Awaitable[object]], *, seconds: float = 10.0) -> None:
         """Ask again and again until the condition holds; fail with what the server shows when it never does."""
         end = asyncio.get_running_loop().time() + seconds
         while not await condition():
@@ -156,6 +157,7 @@ class Databases:
                 connection.execute(_DROP_TABLES)
                 empty = connection.execute(_IS_EMPTY.encode()).fetchone()
                 connection.execute("select pg_stat_reset()")  # what was counted there was another test's
+                _leave(connection)
         except psycopg.Error:
             return False  # the test let nobody in any more
         return empty == (True,)
@@ -169,6 +171,13 @@ def _cut_off(connection: psycopg.Connection[tuple[Any, ...]], patience: float = 
             return False
         time.sleep(0.002)
     return True
+
+
+def _leave(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
+    """Be gone before the next test looks who is connected. A client that hangs up does not know when its backend ends;
+    one that is ended by the server reads up to the end of the backend's process."""
+    with contextlib.suppress(psycopg.errors.AdminShutdown):
+        connection.execute("select pg_terminate_backend(pg_backend_pid())")
 
 
 _TERMINATE = """

@@ -6,12 +6,13 @@ allowed. They know no variable's name: `settings.py` puts it before the message.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from pydantic import SecretStr
 
@@ -102,32 +103,99 @@ def check_word(kind: type[StrEnum]) -> Callable[[object], object]:
 
 
 _SCHEME = re.compile(r"(postgresql|postgres)(\+[a-z0-9_]+)?://")
-_CLEAN_AUTHORITY = re.compile(r"(?:([^:@/?#]*)(:[^@/?#]*)?@)?([^@/?#]*)((?:[/?#][^@]*)?)", re.S)
-_SECRET_OPTION = re.compile(r"((?:^|[?&\s])(?:password|passwd|pwd|sslpassword)=)[^&\s]*", re.I)
+_ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-_]*")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.%\w]*\]|[^\[\]:@#\s]*)(:\d{0,5})?")
+_SECRET_OPTION = re.compile(
+    r"(?:password|passwd|passphrase|pwd|secret|token|api_?key|scram_(?:client|server)_key)\s*=", re.I
+)
+_MAY_HAVE_AT = frozenset({"user", "host", "application_name", "fallback_application_name", "krbsrvname"})
+_WORD = re.compile(r"[^\s\"'<>]+")
 HIDDEN = "***"
 
 
+def is_secret_option(name: str) -> bool:
+    """Whether the value of this option of a URL is a secret; `passfile` and the like are paths.
+
+    Example:
+        >>> is_secret_option("sslpassword"), is_secret_option("pwd"), is_secret_option("passfile")
+        (True, True, False)
+    """
+    return _SECRET_OPTION.search(f"{name}=") is not None
+
+
 def redact_url(url: str) -> str:
-    """The URL with its passwords replaced by `***`, whatever state it is in.
+    """The URL with its passwords replaced by `***`, whatever state it is in; in linear time.
+
+    A URL that can be read in two ways, since an `@` was forgotten or a password was not percent-encoded, is cut
+    where the password may begin. The userinfo of `http://` is hidden as a whole: it may be a token.
 
     Example:
         >>> redact_url("postgresql://app:secret@db.example/plyr?sslpassword=x")
         'postgresql://app:***@db.example/plyr?sslpassword=***'
+        >>> redact_url("postgresql://app:secret/plyr")
+        'postgresql://app:***'
     """
     scheme, mark, rest = url.partition("://")
-    if not mark:
+    if not mark or not _ANY_SCHEME.fullmatch(scheme):
         return HIDDEN
-    clean = _CLEAN_AUTHORITY.fullmatch(rest)
-    if clean is not None:
-        user, password, hosts, tail = clean.groups()
-        userinfo = "" if user is None else f"{user}:{HIDDEN}@" if password is not None else f"{user}@"
-        # "user:secret" with the "@host" forgotten looks like a host and its port; a port is a number
-        hosts = ",".join(re.sub(r"(?<!:):(?!\d*$)[^:\]]*$", f":{HIDDEN}", host) for host in hosts.split(","))
-        return f"{scheme}://{userinfo}{hosts}" + _SECRET_OPTION.sub(rf"\g<1>{HIDDEN}", tail)
-    # an "@", "/" or "?" that should have been percent-encoded: hide everything up to the last "@"
-    before, _, after = rest.rpartition("@")
-    user = re.split(r"[:@/?#]", before, maxsplit=1)[0]
-    return f"{scheme}://{user}:{HIDDEN}@" + _SECRET_OPTION.sub(rf"\g<1>{HIDDEN}", after)
+    before, question, query = rest.partition("?")
+    authority, slash, path = before.partition("/")
+    user = re.split(r"[:@/?#]", rest, maxsplit=1)[0] if scheme.startswith("postgres") else ""
+    cut = f"{scheme}://{user}:{HIDDEN}" if user else f"{scheme}://{HIDDEN}"
+    if _has_stray_at(query):
+        return cut
+    if "@" in path:  # of a password with a "/" in it
+        return f"{cut}@{before.rpartition('@')[2]}{question}{_redact_options(query)}"
+    userinfo, at, hosts = authority.rpartition("@")
+    if not all(map(_is_host, hosts.split(","))):  # "user:secret" with the "@host" forgotten
+        return cut if not at else f"{cut}@{HIDDEN}"
+    if not at:
+        shown = f"{scheme}://"
+    elif user and ":" not in userinfo:
+        shown = f"{scheme}://{user}@"
+    else:
+        shown = f"{cut}@"
+    return f"{shown}{hosts}{slash}{path}{question}{_redact_options(query)}"
+
+
+def redact_urls(text: str) -> str:
+    """The text with the passwords of all URLs in it replaced by `***`."""
+    return _WORD.sub(lambda word: redact_url(word[0]) if "://" in word[0] else word[0], text)
+
+
+def _has_stray_at(query: str) -> bool:
+    """Whether an `@` says that this is no query, but the rest of a password with a `?` in it."""
+    parts = (part.partition("=")[0] for part in query.split("&") if "@" in part)
+    return any(name not in _MAY_HAVE_AT and not is_secret_option(name) for name in parts)
+
+
+def _is_host(spec: str) -> bool:
+    """Whether this can be a host with its port: a port is a number, a password need not be one."""
+    found = _HOST.fullmatch(spec)
+    if found is not None:
+        return int((found[2] or ":0")[1:] or 0) <= 65_535
+    try:
+        ipaddress.IPv6Address(spec)
+    except ValueError:
+        return False
+    return True
+
+
+def _redact_options(query: str) -> str:
+    shown: list[str] = []
+    hiding = (
+        False  # what has no name belongs to the value before it: an "&" that should have been percent-encoded
+    )
+    for part in query.split("&"):
+        secret = _SECRET_OPTION.search(part)
+        if secret is not None:
+            shown.append(part[: secret.end()] + HIDDEN)
+        elif _SECRET_OPTION.search(unquote_plus(part)):
+            shown.append(HIDDEN)
+        elif not hiding or "=" in part:
+            shown.append(part)
+        hiding = secret is not None or (hiding and "=" not in part)
+    return "&".join(shown)
 
 
 def check_url(value: object) -> object:
@@ -157,7 +225,7 @@ def check_web_url(value: object) -> object:
         raise ValueError("allowed: http://… or https://…, percent-encoded")
     try:
         parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) > 0
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
@@ -181,8 +249,8 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 200:
         return "a number of very many digits"  # Python refuses to write down the longest of them
     text = value if isinstance(value, str) else repr(value)
-    if "://" in text:
-        text = redact_url(text)
+    if "://" in text or "@" in text or _SECRET_OPTION.search(text):
+        text = redact_url(text)  # a URL that went astray, perhaps without its scheme
     if not text.isprintable():
         text = repr(text)
     return f"{text[:57]}..." if len(text) > 60 else text

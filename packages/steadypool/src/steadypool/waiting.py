@@ -56,6 +56,12 @@ class Waiting(Lifecycle[T]):
         """How many callers wait for a connection."""
         return len(self._waiters)
 
+    @property
+    def waits_for(self) -> float:
+        """Seconds for which the last of the callers that are waiting now goes on waiting; 0 if there is none."""
+        now = self.clock.monotonic()
+        return max((self._latest(waiter) - now for waiter in self._waiters), default=0.0)
+
     def snapshot(self) -> errors.PoolSnapshot:
         """The pool at this moment: counts, and who holds what for how long."""
         now = self.clock.monotonic()
@@ -357,14 +363,16 @@ class Waiting(Lifecycle[T]):
 
         A failure that is final, such as a wrong password, is told at once to everybody who waits, unless a
         connection is in use or being cleaned or proven: it will be free again, so they wait for it, as they wait
-        for a busy pool and no longer. Who goes without then is told the cause.
+        for a busy pool and no longer. Who goes without then is told the cause. Without `retry_connects` any failure
+        is the answer to the caller that has waited longest.
         """
         bug = refusal.is_bug(failure)
         if not bug:
             self.server_fails(errors.words_of(failure))
         self._wanted_idle = 0
         others = self.count(SlotState.LEASED, SlotState.RESETTING, SlotState.PROVING)
-        if bug or (final and not others):
+        at_once = bug or not self.options.retry_connects
+        if at_once or (final and not others):
             pool = self.snapshot()
             # A bug is told to the first, without a pause, so that attempts end with those who wait; the rest may
             # still get a connection that is there.

@@ -6,7 +6,6 @@ somebody wants to read it.
 
 from __future__ import annotations
 
-import linecache
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -20,8 +19,8 @@ Place = tuple[CodeType, int]
 DEEPEST = 8
 """Frames that are kept."""
 
-current_request: ContextVar[str | None] = ContextVar("steadypool_request", default=None)
-"""What is being worked on, such as `GET /tracks/7`; set by whoever knows, shown as the holder of a connection."""
+current_request: ContextVar[Callable[[], str] | None] = ContextVar("steadypool_request", default=None)
+"""How to name the request that is being worked on, as the holder of a connection: its route, once it was routed."""
 
 current_endpoint: ContextVar[Callable[[], str] | None] = ContextVar("steadypool_endpoint", default=None)
 """How to find out which kind of request that is, such as `GET /tracks/{id}`: known only once it was routed."""
@@ -30,6 +29,12 @@ current_endpoint: ContextVar[Callable[[], str] | None] = ContextVar("steadypool_
 def endpoint() -> str | None:
     """The kind of request that is being worked on, free of what the client typed; None where nobody has said."""
     ask = current_endpoint.get()
+    return None if ask is None else ask()
+
+
+def request_name() -> str | None:
+    """The name of the request that is being worked on, for the holder of a connection; None outside of requests."""
+    ask = current_request.get()
     return None if ask is None else ask()
 
 
@@ -117,11 +122,8 @@ def _outer(greenlet: Any) -> Any:
 
 
 def as_text(places: tuple[Place, ...]) -> str:
-    """The frames as a traceback shows them, innermost last."""
+    """The frames as a traceback shows them, innermost last, without the source, which may have values in it."""
     lines: list[str] = []
     for code, line in reversed(places):
         lines.append(f'  File "{code.co_filename}", line {line}, in {code.co_name}')
-        source = linecache.getline(code.co_filename, line).strip()
-        if source:
-            lines.append(f"    {source}")
     return "\n".join(lines)

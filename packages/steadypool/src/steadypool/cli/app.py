@@ -18,6 +18,7 @@ from steadypool.cli.lab import lab
 from steadypool.cli.output import Output
 from steadypool.cli.why import why
 from steadypool.errors import SteadypoolError
+from steadypool.values import redact_urls
 
 DONE, FAILED, MISUSED = 0, 1, 2
 EXIT_CODES = "Exit codes: 0 done, 1 the answer is no or it failed, 2 used wrongly."
@@ -59,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         ended = app(list(arguments), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         command = " ".join(("steadypool", *(error.command_chain or ())))
-        Output().fail(f"{_said_by(error)} How it is used: {command} --help")
+        Output().fail(f"{redact_urls(_said_by(error))} How it is used: {command} --help")
         return MISUSED
     except KeyboardInterrupt:
         return FAILED

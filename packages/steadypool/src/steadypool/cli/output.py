@@ -25,7 +25,21 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from steadypool.printable import printable
+
 _WIDTH_IN_A_PIPE = 400
+
+
+def plain(text: str) -> str:
+    """Text for a person, escaped for rich's markup and for the terminal: it may come from servers, files, clients."""
+    return escape(printable(text, keep="\n"))
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return json.dumps(value, indent=indent, default=str)  # escapes all that is not ASCII, by JSON's rules
 
 
 class Output:
@@ -49,11 +63,11 @@ class Output:
 
     def say(self, message: str) -> None:
         """Tell a person what is going on."""
-        self._err.print(escape(message), soft_wrap=True)
+        self._err.print(plain(message), soft_wrap=True)
 
     def fail(self, message: str) -> None:
         """Tell a person what went wrong."""
-        self._err.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
+        self._err.print(f"[red]error:[/red] {plain(message)}", soft_wrap=True)
 
     def show(self, what: RenderableType) -> None:
         """Part of the result for people; nothing when it is JSON. In a pipe a table is columns and no lines."""
@@ -76,19 +90,20 @@ class Output:
     def document(self, markdown: str) -> None:
         """A text for people: laid out on a terminal, as it is in a pipe; nothing when the result is JSON."""
         if not self.as_json:
-            self._out.print(Markdown(markdown) if self._out.is_terminal else escape(markdown), soft_wrap=True)
+            text = printable(markdown, keep="\n")
+            self._out.print(Markdown(text) if self._out.is_terminal else escape(text), soft_wrap=True)
 
     def result(self, value: Any) -> None:
         """The result as JSON; nothing when it is for people."""
         if self.as_json:
-            print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)
+            print(_json(value, indent=2), flush=True)
 
     def line(self, value: dict[str, Any], text: str) -> None:
         """One event of many: a line of JSON, or of text."""
         if self.as_json:
-            print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+            print(_json(value), flush=True)
         else:
-            self._out.print(escape(text), soft_wrap=True)
+            self._out.print(plain(text), soft_wrap=True)
 
     @contextmanager
     def progress(self, total: int, doing: str) -> Generator[Step]:
@@ -99,7 +114,7 @@ class Output:
         columns = (SpinnerColumn(), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
         description = TextColumn("{task.description}")
         with Progress(*columns, description, console=self._err, transient=True) as bar:
-            yield Step(self, bar, bar.add_task(escape(doing), total=total))
+            yield Step(self, bar, bar.add_task(plain(doing), total=total))
 
     @contextmanager
     def quiet_progress(self, total: int, doing: str) -> Generator[Step]:
@@ -141,4 +156,4 @@ class Step:
         if self._bar is None or self._task is None:
             self._output.say(text)
         else:
-            self._bar.update(self._task, advance=steps, description=escape(text))
+            self._bar.update(self._task, advance=steps, description=plain(text))

@@ -7,6 +7,7 @@ import dataclasses
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import Any
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
@@ -79,7 +80,7 @@ async def open_asyncpg(
                 **given.get("server_settings", {}),
                 **(arguments.get("server_settings") or {}),
             }
-            given |= {**arguments, "timeout": None}
+            given |= {"connection_class": _Connection, **arguments, "timeout": None}
             if settings:
                 given["server_settings"] = settings
             login = Login(target.user, given.get("password"), target.database)
@@ -118,6 +119,29 @@ async def _connect(dialling: _Dialling, arguments: dict[str, Any], role: str) ->
         raise
     connection._loop = dialling.loop
     return connection
+
+
+class _Transaction(_asyncpg.transaction.Transaction):
+    """asyncpg's; where its connection was aborted, leaving the block replaces no exception."""
+
+    async def __aexit__(
+        self,
+        extype: type[BaseException] | None,
+        ex: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if ex is None or not self._connection.is_closed():  # else the server has rolled back by itself
+            await super().__aexit__(extype, ex, tb)  # pyright: ignore[reportUnknownMemberType]
+
+
+class _Connection(_asyncpg.Connection):
+    """asyncpg's, with transactions that keep a cancellation."""
+
+    __slots__ = ()
+
+    def transaction(self, **options: Any) -> _Transaction:
+        """As asyncpg's."""
+        return _Transaction(self, **{"isolation": None, "readonly": False, "deferrable": False, **options})
 
 
 class _Dialling:

@@ -18,13 +18,12 @@ from urllib.parse import parse_qsl, unquote
 from pydantic import SecretStr
 
 from steadypool.errors import ConfigurationError
-from steadypool.values import HIDDEN, redact_url
+from steadypool.values import HIDDEN, is_secret_option, redact_url
 
 DEFAULT_PORT = 5432
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SCHEME = re.compile(r"(?:postgresql|postgres)(?:\+([a-z0-9_]+))?://(.*)", re.S)
-_SECRETS = frozenset({"password", "sslpassword"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,16 @@ class Host:
     def is_socket(self) -> bool:
         """Whether this is a Unix socket (a directory, or `@name` of Linux's abstract namespace)."""
         return self.name.startswith(("/", "@"))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine: a Unix socket or a loopback address."""
+        if self.is_socket or (self.name == "localhost" and not self.address):
+            return True
+        try:
+            return ipaddress.ip_address(self.address or self.name).is_loopback
+        except ValueError:  # a name: where it leads is not asked
+            return False
 
     @property
     def socket_path(self) -> str:
@@ -82,7 +91,7 @@ class ConnectTarget:
         return hash((self.hosts, self.user, self.database, self.driver, tuple(sorted(self.options.items()))))
 
     def __repr__(self) -> str:
-        options = {name: HIDDEN if name in _SECRETS else value for name, value in self.options.items()}
+        options = {name: HIDDEN if is_secret_option(name) else value for name, value in self.options.items()}
         return f"ConnectTarget({self}, {options})"
 
     def __str__(self) -> str:

@@ -18,7 +18,10 @@ import contextlib
 import os
 import socket
 import struct
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from steadypool.errors import SteadypoolError
 
 if TYPE_CHECKING:
     from steadypool.connect.psycopg_connection import SteadyAsyncConnection
@@ -139,12 +142,32 @@ def abort_asyncpg(connection: Any) -> None:
 
 
 class _Aborted:
-    """In the place of an aborted asyncpg connection's protocol: whoever goes on is told what happened."""
+    """In the place of an aborted asyncpg connection's protocol: any use raises why it was aborted."""
 
     def __getattr__(self, name: str) -> NoReturn:
         from asyncpg import ConnectionDoesNotExistError  # pyright: ignore[reportMissingTypeStubs]
 
+        cancellation = current_cancellation()
+        if cancellation is not None:
+            raise cancellation
         raise ConnectionDoesNotExistError("the connection was aborted in the middle of an operation")
+
+
+def current_cancellation() -> BaseException | None:
+    """The exception by which the current task leaves an operation that was cut short; None if it does not.
+
+    A driver's clean-up (`transaction()`, a cursor's `close()`) still uses a connection that was given up. It raises
+    this exception, so that a failed clean-up never replaces a cancellation, or what a time limit made of one.
+    """
+    handled = sys.exception()
+    if isinstance(handled, asyncio.CancelledError | TimeoutError | SteadypoolError):
+        return handled
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return None
+    # The exception may be handled in a greenlet, where it is not seen from here.
+    return asyncio.CancelledError() if task is not None and task.cancelling() else None
 
 
 def abort_psycopg(connection: SteadyAsyncConnection[Any]) -> None:

@@ -28,6 +28,10 @@ _NETWORK_ERRORS = ("ECONNREFUSED", "ECONNRESET", "ECONNABORTED", "EPIPE", "ETIME
                    "EMFILE", "ENFILE", "ENOBUFS", "ENOTCONN")  # fmt: skip
 
 
+class _Refused(ServerRefused, psycopg.OperationalError):
+    """What the server answered to the log-in; psycopg's OperationalError too, which stock SQLAlchemy has as `orig`."""
+
+
 def refusal(pgconn: pq.abc.PGconn, status: int | None = None) -> Exception:
     """The exception for a connect that failed.
 
@@ -39,7 +43,7 @@ def refusal(pgconn: pq.abc.PGconn, status: int | None = None) -> Exception:
     code = _CODE.search(text)
     if code is not None:
         # the lines after the first are the DETAIL, which may hold data, and where in the server's source it happened
-        return ServerRefused(text[code.end() :].partition("\n")[0], code[1])
+        return _Refused(text[code.end() :].partition("\n")[0], code[1])
     number = _errno_of(text)
     if number is not None:
         return OSError(number, os.strerror(number))

@@ -13,7 +13,8 @@ import ssl
 from dataclasses import dataclass
 
 from steadypool.errors import ConfigurationError, causes
-from steadypool.sqlstate import THE_DRIVERS_OWN, is_final_at_connect
+from steadypool.printable import printable
+from steadypool.sqlstate import THE_DRIVERS_OWN, Fate, fate_of, is_final_at_connect
 
 INVALID_PASSWORD = "28P01"
 
@@ -39,6 +40,16 @@ class ConnectOutcome:
         return self.sqlstate in _GUARDS_REFUSED
 
     @property
+    def answers_application(self) -> bool:
+        """Whether the server said it to SQL of the application: after the log-in, on a connection that goes on.
+
+        Only for what a handler, a hook or a creator of the application raised.
+        """
+        if self.sqlstate is None or self.sqlstate.startswith(("08", "28", "3D")):
+            return False  # about the log-in of a creator
+        return fate_of(self.sqlstate) not in (Fate.EVICT, Fate.EVICT_AND_PROVE, Fate.BACK_OFF)
+
+    @property
     def concerns_all_hosts(self) -> bool:
         """Whether the next host would say the same: it is about who asks for what, not about the host."""
         return self.sqlstate is not None and self.sqlstate.startswith(_STOPS_AT_THE_FIRST_HOST)
@@ -51,7 +62,7 @@ BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError, NotIm
 class ServerRefused(Exception):
     """The server answered the log-in with an error; its code survives here whatever its language."""
 
-    def __init__(self, message: str, sqlstate: str | None) -> None:
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.sqlstate = sqlstate
@@ -136,5 +147,5 @@ def _summary(error: BaseException) -> str:
     )
     if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
         text = os.strerror(error.errno) if error.errno > 0 else text
-    line = " ".join(str(text).split())
+    line = printable(" ".join(str(text).split()))
     return line or type(error).__name__

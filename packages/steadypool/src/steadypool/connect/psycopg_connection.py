@@ -10,22 +10,50 @@ from __future__ import annotations
 import asyncio
 import select
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
-from psycopg import AsyncConnection, AsyncPipeline, OperationalError, errors
+from psycopg import (
+    AsyncConnection,
+    AsyncCursor,
+    AsyncPipeline,
+    AsyncServerCursor,
+    AsyncTransaction,
+    OperationalError,
+    errors,
+)
 from psycopg.abc import PQGen
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import Row
 from psycopg.waiting import Ready, Wait
 
+from steadypool.connect.leaving import current_cancellation
+
 Result = TypeVar("Result")
+Block = TypeVar("Block")
 
 _BUSY = 0.005
 """Seconds after which a connection that never has to wait lets the other tasks run."""
 
 _EVENTS = {Wait.R: select.POLLIN, Wait.W: select.POLLOUT, Wait.RW: select.POLLIN | select.POLLOUT}
+
+
+class _ServerCursor(AsyncServerCursor[Any]):
+    """psycopg's; it ends with a connection that was given up, without an error or a warning."""
+
+    async def close(self) -> None:
+        """As psycopg's."""
+        if getattr(self.connection, "interrupted", False):
+            await AsyncCursor.close(self)
+        else:
+            await super().close()
+
+    def __del__(self, *_warn: Any) -> None:
+        if (
+            not self.connection.closed
+        ):  # else it has ended with its connection, and there is nothing to warn of
+            super().__del__()
 
 
 class SteadyAsyncConnection(AsyncConnection[Row]):
@@ -37,6 +65,10 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
     _waiter: asyncio.Future[None] | None = None
     _watched: int = -1
     _yielded: float = 0.0
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self.server_cursor_factory = _ServerCursor
 
     def abort(self) -> None:
         """Close the socket now, whatever the server is doing; a statement on its way raises `OperationalError`.
@@ -80,7 +112,9 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
             timeout: seconds; given by psycopg where running out of them is an ordinary end.
         """
         if self.interrupted:
-            raise OperationalError("the connection was given up in the middle of a statement")
+            raise current_cancellation() or OperationalError(
+                "the connection was given up in the middle of a statement"
+            )
         self.unwatch()
         try:
             return await self._drive(gen, None if timeout is None else time.monotonic() + timeout)
@@ -89,27 +123,45 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
             raise
 
     @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncGenerator[AsyncTransaction]:
+        """As psycopg's; a cancellation inside stays one."""
+        async with self._outcome_kept(super().transaction(savepoint_name, force_rollback)) as transaction:
+            yield transaction
+
+    @asynccontextmanager
     async def pipeline(self) -> AsyncGenerator[AsyncPipeline]:
         """As psycopg's; a cancellation inside stays one."""
-        with self._cancellation_kept():
-            async with super().pipeline() as pipeline:
-                yield pipeline
+        async with self._outcome_kept(super().pipeline()) as pipeline:
+            yield pipeline
 
     @asynccontextmanager
     async def _pipeline_nolock(self) -> AsyncGenerator[AsyncPipeline]:
         """As psycopg's, which `executemany` uses; a cancellation inside stays one."""
-        with self._cancellation_kept():
-            async with super()._pipeline_nolock() as pipeline:
-                yield pipeline
+        async with self._outcome_kept(super()._pipeline_nolock()) as pipeline:
+            yield pipeline
 
-    @contextmanager
-    def _cancellation_kept(self) -> Generator[None]:
-        """Whoever is cancelled while psycopg leaves a pipeline would hear that it cannot be left."""
-        before = self.interrupted
+    @asynccontextmanager
+    async def _outcome_kept(self, block: AbstractAsyncContextManager[Block]) -> AsyncGenerator[Block]:
+        """Enter one of psycopg's blocks; that it cannot be left on a connection given up replaces no exception."""
+        before = interrupted = self.interrupted
+        raised: BaseException | None = None
         try:
-            yield
+            async with block as inside:
+                try:
+                    yield inside
+                except BaseException as error:
+                    raised = error
+                    raise
+                finally:
+                    interrupted = self.interrupted
         except OperationalError as error:
-            if self.interrupted and not before:
+            if error is raised or before or not self.interrupted:
+                raise
+            if raised is not None:
+                raise raised  # noqa: B904 - psycopg's error is already the consequence of this one
+            if not interrupted:  # it was cancelled while it was left
                 raise asyncio.CancelledError from error
             raise
 

@@ -11,7 +11,7 @@ import math
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -21,16 +21,18 @@ from sqlalchemy.util import await_only
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.deadline import TimeLimit
 from steadypool.dialect.cursor import Cursor, ServerSideCursor
-from steadypool.errors import TransactionRolledBack
 from steadypool.pipeline import (
     ConnectionGone,
     Overdue,
+    PingTimeout,
     PipelinedConnection,
     Result,
     Segment,
     Statement,
     Unclean,
 )
+from steadypool.reads import only_reads
+from steadypool.sqlalchemy.errors import TransactionRolledBack
 
 _OBJECTS = (
     b"DOMAIN EXTENSION FOREIGN_TABLE FUNCTION MATERIALIZED_VIEW OPERATOR PROCEDURE ROUTINE RULE SCHEMA SEQUENCE TABLE"
@@ -49,13 +51,17 @@ _ROLLBACK = Statement("ROLLBACK", prepare=False)
 
 
 def roll_back_soon(connection: PipelinedConnection, limit: float | None) -> None:
-    """Send a ROLLBACK that nobody waits for: it comes before whatever is sent next, and may travel with it.
+    """Send a ROLLBACK whose answer has no reader: it is on its way when this returns, before whatever is sent next.
 
     Args:
         connection: in a transaction in which everything has succeeded, with nothing on its way.
         limit: seconds after which the connection is aborted if there is no answer.
     """
-    connection.post(Segment([_ROLLBACK], limit=limit), lingers=True)
+    connection.post(Segment([_ROLLBACK], limit=limit))
+
+
+Renew: TypeAlias = Callable[["Connection", float | None], Awaitable[bool]]
+"""Puts another connection in the place of a dead one; takes the moment since which that has been silent."""
 
 
 @dataclass
@@ -93,6 +99,7 @@ class Connection(AdaptedConnection):
         "_changes_schema",
         "_failed",
         "_local",
+        "_may_hold_locks",
         "_renew",
         "_schema",
         "_surroundings",
@@ -104,9 +111,9 @@ class Connection(AdaptedConnection):
         "dbapi",
         "deferrable",
         "isolation_level",
+        "ping_limit",
         "read_only",
         "statement_timeout",
-        "unproven",
     )
 
     _connection: PipelinedConnection  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -128,9 +135,9 @@ class Connection(AdaptedConnection):
         self.isolation_level: str | None = None
         self.read_only: bool | None = None
         self.deferrable: bool | None = None
-        self._renew: Callable[[Connection], Awaitable[bool]] | None = None
-        self.unproven = False
-        """Whether it has been idle for long, and what cannot be sent twice needs a proof before it."""
+        self._renew: Renew | None = None
+        self.ping_limit: float | None = None
+        """Seconds in which the first use has to be answered, if the connection has been idle for long."""
         self.statement_timeout = surroundings.statement_timeout
         """Seconds that the last statement might run on the server: its COMMIT may take as long."""
         self._awaited: asyncio.Future[list[Result]] | None = None
@@ -139,6 +146,7 @@ class Connection(AdaptedConnection):
         self._local: dict[str, str] = {}
         self._begun = False
         self._failed = False
+        self._may_hold_locks = False
         self._xid: str | None = None
 
     # -- what can be seen --------------------------------------------------------------------------------------
@@ -197,8 +205,9 @@ class Connection(AdaptedConnection):
     ) -> list[Result]:
         """Send statements in one flight, with the beginning of the transaction where it has not begun.
 
-        Where the connection turns out to be dead, its first flight is sent again over another, once: unless the
-        server began to answer, or fell silent, or the flight is one that is not `repeatable`.
+        Where the connection turns out to be dead, or does not begin to answer within `ping_limit`, its first flight
+        is sent again over another, once: unless the server began to answer, or the flight is not `repeatable`.
+        It carries no COMMIT, so the server undoes what it did of the first one.
 
         Args:
             statements: in their order.
@@ -210,8 +219,8 @@ class Connection(AdaptedConnection):
             Overdue: they took longer.
             psycopg.Error: what the server said, or why the connection ended.
         """
-        if self.unproven and self.autocommit and not self.read_only:
-            await self.prove()
+        if self.ping_limit is not None and self.autocommit:
+            await self._prove_autocommit()
         if self._schema != self._surroundings.schema:
             self._schema = self._surroundings.schema
             self._connection.statements.forget_all()
@@ -221,9 +230,13 @@ class Connection(AdaptedConnection):
         else:
             prelude = self._prelude()
             segment = Segment([*prelude, *statements], prelude=len(prelude), ping=True)
+            segment.ping_limit = self.ping_limit
         answer = self._connection.send(segment)  # raises where nothing can be sent; then nothing has begun
         if segment.prelude:
             self._begun, self._failed = True, False
+            self._may_hold_locks = self.isolation_level == "SERIALIZABLE"  # whose reads others can meet
+        if self._begun and not self._may_hold_locks:
+            self._may_hold_locks = not all(only_reads(statement.sql) for statement in statements)
         if until is not None:
             self._give_up_at(until, answer)
         try:
@@ -238,7 +251,7 @@ class Connection(AdaptedConnection):
             raise
         finally:
             self._awaited = None
-        self.unproven, self._renew = False, None  # from here on it may know things that another does not
+        self.ping_limit = self._renew = None  # from here on it may know things that another does not
         for result in results:
             if result.pgresult.command_status in _CHANGES_SCHEMA:
                 self._schema_changed()
@@ -270,20 +283,24 @@ class Connection(AdaptedConnection):
             return
         if self._until > self._surroundings.clock.monotonic():
             self._give_up_at(self._until, answer)
-        else:
+            return
+        self._connection.read_now()
+        if not answer.done():
             answer.set_exception(Overdue("no answer within the limit", sent=True))
 
     # -- a connection that turns out to be dead ----------------------------------------------------------------
 
-    def lease_begins(self, renew: Callable[[Connection], Awaitable[bool]], *, unproven: bool) -> None:
-        """Somebody has it from now on.
+    def lease_begins(self, renew: Renew, *, ping_limit: float | None) -> None:
+        """A lease begins.
 
         Args:
-            renew: puts another connection in the place of a dead one by `adopt`; returns whether it could.
-            unproven: whether it has been idle for long.
+            renew: puts another connection in the place of a dead one by `adopt`; returns whether it could. Takes this
+                connection, and the moment since which it has been silent, None where it has ended.
+            ping_limit: seconds in which the first use has to be answered; None for a connection that has just proven
+                that it lives.
         """
         self._renew = renew
-        self.unproven = unproven
+        self.ping_limit = ping_limit
 
     def twin(self) -> Connection:
         """The same connection once more, for whoever buries it."""
@@ -294,17 +311,30 @@ class Connection(AdaptedConnection):
         self._connection = other._connection  # pyright: ignore[reportIncompatibleVariableOverride]
         self._schema = other._schema
         self._begun = self._failed = False
+        self.ping_limit = None  # the pool has had it proven
 
     async def prove(self) -> None:
         """Send a Sync before what cannot be sent twice, if the connection has been idle for long."""
-        if not self.unproven:
+        if self.ping_limit is None:
             return
-        self.unproven = False
         try:
-            await self._connection.run(Segment([], limit=self._surroundings.leave_timeout))
+            await self._connection.run(self._ping())
         except ConnectionGone as gone:
-            if gone.answered or not await self._exchanged():
+            if not await self._renewed(gone):
                 raise
+        self.ping_limit = None
+
+    async def _prove_autocommit(self) -> None:
+        """What may be sent twice travels right behind the Sync; all else waits for its answer."""
+        if self.read_only and not self._surroundings.one_at_a_time():
+            self._connection.post(self._ping())
+        else:
+            await self.prove()
+
+    def _ping(self) -> Segment:
+        ping = Segment([])
+        ping.ping_limit = self.ping_limit
+        return ping
 
     async def _over_another(
         self, statements: Sequence[Statement], gone: ConnectionGone, until: float | None
@@ -326,11 +356,13 @@ class Connection(AdaptedConnection):
         """Whether there is another connection now; at most once a lease."""
         if gone.answered or isinstance(gone, Overdue | Unclean):
             return False
-        return await self._exchanged()
-
-    async def _exchanged(self) -> bool:
         renew, self._renew = self._renew, None
-        return renew is not None and await renew(self)
+        if renew is None:
+            return False
+        silent_since: float | None = None
+        if self.ping_limit is not None and PingTimeout in (type(gone), type(gone.__cause__)):
+            silent_since = self._surroundings.clock.monotonic() - self.ping_limit
+        return await renew(self, silent_since)
 
     def _schema_changed(self) -> None:
         """Seen here at once, by others after the commit, and here again after a rollback."""
@@ -380,7 +412,10 @@ class Connection(AdaptedConnection):
                 raise TransactionRolledBack.at_commit()
 
     def rollback(self) -> None:
-        """Roll back what has begun; waited for only where something had failed."""
+        """Roll back what has begun; when this returns, others can have what the transaction had locked.
+
+        The ROLLBACK of one that has only read, and succeeded in that, is sent and not waited for.
+        """
         if self._local:
             self._local.clear()
         if not self._is_open():
@@ -394,12 +429,14 @@ class Connection(AdaptedConnection):
         roll_back_soon(self._connection, self._surroundings.leave_timeout)
 
     def rolls_back_at_once(self) -> bool:
-        """Whether `rollback` waits for nothing: there is no transaction, or everything in it has succeeded."""
+        """Whether `rollback` waits for nothing: there is no transaction, or it has only read, and succeeded in that."""
         if not self._is_open():
             return True
         connection = self._connection
         return (
-            not self._failed
+            self._begun
+            and not self._failed
+            and not self._may_hold_locks
             and not connection.pending
             and connection.transaction_status is TransactionStatus.INTRANS
             and not self._surroundings.one_at_a_time()
@@ -489,6 +526,10 @@ class Connection(AdaptedConnection):
         return [name for (name,) in rows]
 
     # -- the end -----------------------------------------------------------------------------------------------
+
+    def terminate(self) -> None:
+        """Close the socket now. Never waits."""
+        self._connection.abort()
 
     def close(self) -> None:
         """Say goodbye."""

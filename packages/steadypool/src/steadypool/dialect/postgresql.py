@@ -87,7 +87,7 @@ class SteadypoolDialect(PsycopgDialect):
         if lease is not None:
             lease.running = statement, started
         limit, deadline = nearest_end(None if server is None else server + CLIENT_GRACE, started)
-        proves = adapter.unproven and adapter.autocommit  # which has a limit of its own
+        proves = adapter.ping_limit is not None and adapter.autocommit  # which has a limit of its own
         try:
             if proves:
                 self.within(limit, deadline, cursor.execute, statement, parameters)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steadypool import errors
 from steadypool.errors import Phase, SteadypoolError
+from steadypool.printable import printable
 
 _log = logging.getLogger("steadypool.fastapi")
 
@@ -232,10 +233,10 @@ def _report(error: SteadypoolError, scope: Scope, status: int) -> None:
     _log.log(
         logging.ERROR if unexpected else logging.WARNING,
         "%s %r -> %d %s: %s",
-        scope["method"],
+        printable(scope["method"]),
         scope["path"],
         status,
         type(error).__name__,
-        error,
+        printable(str(error)),
         exc_info=error if unexpected else None,
     )

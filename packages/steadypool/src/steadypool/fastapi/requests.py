@@ -20,10 +20,14 @@ from steadypool.clock import SYSTEM_CLOCK
 from steadypool.deadline import Deadline, deadline, override_deadline
 from steadypool.fastapi.managed import DatabaseOrGetter, resolve
 from steadypool.fastapi.problems import problem_response
+from steadypool.printable import printable
 from steadypool.whereabouts import current_endpoint, current_request
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 """Seconds that a client gives its request; shortens the deadline, never lengthens it."""
+
+LONGEST_PATH = 200
+"""Characters of a path that are shown where its route is not known."""
 
 _SCOPE_KEY = "steadypool.request"
 
@@ -69,6 +73,17 @@ def endpoint_of(scope: Scope) -> str:
     return f"{method if method in _METHODS else 'other'} {path or 'elsewhere'}"
 
 
+def holder_of(scope: Scope) -> str:
+    """The name of a request that holds a connection: its route, or the beginning of its escaped path before routing.
+
+    A path may contain line breaks, and secrets: routes have neither.
+    """
+    if "route" in scope:
+        return endpoint_of(scope)
+    path = printable(scope["path"][:LONGEST_PATH])
+    return f"{printable(scope['method'])} {path}"
+
+
 class DeadlineMiddleware:
     """Sets the deadline before anything else of the request runs, and lifts it when the response is complete.
 
@@ -106,7 +121,7 @@ class DeadlineMiddleware:
             if complete and asyncio.current_task() is task:
                 override_deadline(None)
 
-        named = current_request.set(f"{scope['method']} {scope['path']}")
+        named = current_request.set(partial(holder_of, scope))
         routed = current_endpoint.set(partial(endpoint_of, scope))
         try:
             with nullcontext() if seconds is None else deadline(seconds):

@@ -8,6 +8,7 @@ from steadypool.pipeline.connection import PipelinedConnection
 from steadypool.pipeline.segment import (
     ConnectionGone,
     Overdue,
+    PingTimeout,
     Result,
     ResultTooLarge,
     Segment,
@@ -18,6 +19,7 @@ from steadypool.pipeline.segment import (
 __all__ = [
     "ConnectionGone",
     "Overdue",
+    "PingTimeout",
     "PipelinedConnection",
     "Result",
     "ResultTooLarge",

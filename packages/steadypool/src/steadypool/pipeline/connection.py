@@ -24,9 +24,18 @@ from steadypool.errors import ConfigurationError
 from steadypool.pipeline.adapting import Adapted, adapt
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
 from steadypool.pipeline.library import OLDEST, libpq_function
-from steadypool.pipeline.segment import ConnectionGone, Overdue, Result, Segment, Statement, Unclean
+from steadypool.pipeline.segment import (
+    ConnectionGone,
+    Overdue,
+    PingTimeout,
+    Result,
+    Segment,
+    Statement,
+    Unclean,
+    gone_with,
+)
 from steadypool.pipeline.statements import State, Statements, Step, is_stale
-from steadypool.pipeline.wire import Wire
+from steadypool.pipeline.wire import Wire, cut_off
 
 _TEXT, _BINARY = Format.TEXT, Format.BINARY
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
@@ -42,13 +51,15 @@ _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
 
 
 class Adopted(Protocol):
-    """The psycopg connection underneath (`SteadyAsyncConnection`): open, and in nobody's hands."""
+    """The psycopg connection underneath: open, and in nobody's hands."""
 
     @property
     def pgconn(self) -> abc.PGconn: ...  # noqa: D102
     @property
     def adapters(self) -> AdaptersMap: ...  # noqa: D102
-    def abort(self) -> None: ...  # noqa: D102
+
+    interrupted: bool
+
     async def cancel_safe(self, *, timeout: float = 30.0) -> None: ...  # noqa: D102
 
 
@@ -196,14 +207,20 @@ class PipelinedConnection(Wire):
         return future
 
     def post(self, segment: Segment, *, lingers: bool = False) -> None:
-        """Send it without anybody waiting for it; where it fails the connection is aborted.
+        """Send a segment whose answer has no reader; where it fails the connection is aborted.
+
+        It is written to the socket before `post` returns, so that it reaches the server also where the event loop
+        is blocked or stopped next.
 
         Args:
             segment: what to send.
-            lingers: whether it may travel with what comes next, if that comes soon (`LINGER`).
+            lingers: leave it unwritten for a moment (`LINGER`), to travel with what comes next. Only for what the
+                server may as well receive later, such as a BEGIN.
         """
         segment.must_succeed, segment.lingers = True, lingers
         self.send(segment).add_done_callback(_look_at)
+        if not lingers and self._unsent and self._descriptor != -1:
+            self._flush()
 
     def _put(self, segment: Segment, *, roll_back: bool = False) -> None:
         transformer, known = self._transformer, self.statements
@@ -216,7 +233,7 @@ class PipelinedConnection(Wire):
                 flight = self._put_prepared(segment, adapted[0])
             if flight is None:
                 flight = self._put_commands(segment, adapted, roll_back=roll_back)
-        except psycopg.Error as error:
+        except Exception as error:  # noqa: BLE001 - what libpq has of it already, no answer would fit
             flights.append(Flight(segment, [], {}))
             self._end(error)
             return
@@ -302,12 +319,12 @@ class PipelinedConnection(Wire):
             self._take_answers()
         except Deadly as deadly:
             self._end(deadly.error)
-        except (OutOfStep, psycopg.Error) as error:
+        except Exception as error:  # noqa: BLE001 - out of step, or a bug: no later answer could be trusted
             self._end(error)
         if not self._flights and self._drained is not None:
             self._at_rest()
         if self.after_answers is not None:
-            self.after_answers()
+            self._call(self.after_answers)
 
     def _take_answers(self) -> None:
         pgconn, flights = self.pgconn, self._flights
@@ -357,7 +374,11 @@ class PipelinedConnection(Wire):
             self.pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         error = segment.error
         if error is not None:
-            if self._repeat(flight, error):
+            try:
+                if self._repeat(flight, error):
+                    return
+            except Exception as failure:  # noqa: BLE001 - it cannot be sent again: its caller has to know
+                self._settle(segment, failure)
                 return
             if segment.must_succeed:
                 self._end(error)
@@ -399,7 +420,7 @@ class PipelinedConnection(Wire):
                 if not self._loop.is_closed():
                     raise
         if segment.on_settled is not None:
-            segment.on_settled(segment)
+            self._call(segment.on_settled, segment)
 
     def _offend(self, flight: Flight, result: abc.PGresult) -> None:
         """It did what strangers would feel: it, and nobody else, gets to hear that."""
@@ -413,7 +434,7 @@ class PipelinedConnection(Wire):
     def _new_head(self) -> float:
         """The clock of the next segment to be answered starts, if there is one; returns the time."""
         now = self._head_at = self._clock.monotonic()
-        limit = self._flights[0].segment.limit if self._flights else None
+        limit = self._flights[0].segment.due_within if self._flights else None
         if limit is not None and (self._timer is None or now + limit < self._timer_at):
             self._watch(now + limit, limit)
         return now
@@ -426,13 +447,15 @@ class PipelinedConnection(Wire):
 
     def _look_at_head(self) -> None:
         self._timer = None
-        if self._flights and (limit := self._flights[0].segment.limit) is not None:
+        self.read_now()
+        if self._flights and (limit := self._flights[0].segment.due_within) is not None:
             left = self._head_at + limit - self._clock.monotonic()
             if left > 0:
                 self._watch(self._head_at + limit, left)
             else:
                 head = self._flights.popleft().segment
-                error = Overdue(
+                pinged = not head.answered and limit == head.ping_limit
+                error = (PingTimeout if pinged else Overdue)(
                     f"no answer within {limit:.2f}s; the connection was dropped",
                     sent=True,
                     answered=head.answered,
@@ -511,16 +534,23 @@ class PipelinedConnection(Wire):
             return
         pgconn = self.pgconn
         if self._descriptor == -1:
-            if pgconn.status != ConnStatus.OK or pgconn.transaction_status == TransactionStatus.ACTIVE:
+            given_up = (
+                self.psycopg_connection.interrupted or pgconn.transaction_status == TransactionStatus.ACTIVE
+            )
+            if given_up or pgconn.status != ConnStatus.OK:
                 self._end(None)
                 return
-            self._enter()
-            self._transformer = Transformer(self.psycopg_connection)  # type: ignore[arg-type]
-            self.statements.look_anew()
+            try:
+                self._enter()
+                self._transformer = Transformer(self.psycopg_connection)  # type: ignore[arg-type]
+                self.statements.look_anew()
+            except Exception as error:  # noqa: BLE001 - it cannot go on: what was held back has to know
+                self._end(error)
+                return
         held, self._held = self._held or (), None
         for segment in held:
             if self._closed:
-                self._settle(segment, _gone(None, segment))
+                self._settle(segment, gone_with(None, segment))
                 continue
             try:
                 self._put(segment)
@@ -550,37 +580,25 @@ class PipelinedConnection(Wire):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._leave_loop()
-        self.psycopg_connection.abort()
+        self._call(self._leave_loop)
+        self._call(cut_off, self.psycopg_connection)
         flights, held = list(self._flights), self._held or ()
         self._flights.clear()
         self._held = None
         if because_of is not None:
             self._settle(because_of, reason)
         for flight in flights:
-            self._settle(flight.segment, _gone(reason, flight.segment))
+            self._settle(flight.segment, gone_with(reason, flight.segment))
         for segment in held:
-            self._settle(segment, _gone(reason, segment))
-        self._at_rest()
+            self._settle(segment, gone_with(reason, segment))
+        self._call(self._at_rest)
         listeners, self._listeners = self._listeners, []
         for tell in listeners:
-            tell()
+            self._call(tell)
 
     def _at_rest(self) -> None:
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-
-
-def _gone(reason: BaseException | None, segment: Segment) -> ConnectionGone:
-    said = "it was aborted" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
-    error = ConnectionGone(
-        f"the connection ended: {said}",
-        sent=segment.sent,
-        answered=segment.answered,
-        sqlstate=getattr(reason, "sqlstate", None),
-    )
-    error.__cause__ = reason
-    return error
 
 
 def _look_at(future: asyncio.Future[list[Result]]) -> None:

@@ -40,6 +40,10 @@ class Overdue(ConnectionGone):
     """The server did not answer the segment within its limit; the connection was ended because of it."""
 
 
+class PingTimeout(ConnectionGone):
+    """The server did not begin to answer within the segment's `ping_limit`; the connection was ended because of it."""
+
+
 class Unclean(ConnectionGone):
     """The segment left something behind that would have reached strangers; the connection was ended because of it."""
 
@@ -102,6 +106,8 @@ class Segment:
     """Whether any of it may have reached the server."""
     answered = False
     """Whether the server has answered the first statement."""
+    ping_limit: float | None = None
+    """Seconds in which the server has to begin to answer; then the connection is ended by PingTimeout."""
     error: psycopg.Error | None = None
     failed_at: int | None = None
     """The index of the statement that failed; None where it was the commit that the Sync is."""
@@ -131,6 +137,27 @@ class Segment:
         self.results: list[Result] = []
         if ping:
             self.ping = True
+
+    @property
+    def due_within(self) -> float | None:
+        """Seconds from when it is the next to be answered until its next answer is due; None for no limit."""
+        ping = None if self.answered else self.ping_limit
+        if ping is None or self.limit is None:
+            return self.limit if ping is None else ping
+        return min(ping, self.limit)
+
+
+def gone_with(reason: BaseException | None, segment: Segment) -> ConnectionGone:
+    """The error for a segment whose connection ended for `reason`; None where it was aborted."""
+    said = "it was aborted" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
+    error = ConnectionGone(
+        f"the connection ended: {said}",
+        sent=segment.sent,
+        answered=segment.answered,
+        sqlstate=getattr(reason, "sqlstate", None),
+    )
+    error.__cause__ = reason
+    return error
 
 
 class Names(tuple[str, ...]):

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import struct
 import termios
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -55,6 +56,15 @@ class Wire:
     def _new_head(self) -> float:
         """The clock of what is to be answered next starts."""
         raise NotImplementedError
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        """Call what others left here. What it raises is reported, and keeps nothing else from being settled."""
+        try:
+            function(*args)
+        except Exception as error:  # noqa: BLE001 - theirs, and the other callers' answers must not wait for it
+            self._loop.call_exception_handler(
+                {"message": f"{function!r} raised, called by a connection", "exception": error}
+            )
 
     def _flush_soon(self) -> None:
         """Send what there is to send at the end of this turn of the loop."""
@@ -110,20 +120,26 @@ class Wire:
                 self._loop.remove_writer(self._descriptor)
 
     def _readable(self) -> None:
-        waiting, self._flushing = (
-            self._flushing,
-            True,
-        )  # whoever is answered may send more: all of it goes at once
+        # Whoever is answered may send more: all of it goes at once.
+        waiting, self._flushing = self._flushing, True
         try:
             self.pgconn.consume_input()
             if self._encrypted:
                 self._read_all()
-        except psycopg.Error as error:
+        except (psycopg.Error, OSError) as error:
             self._collect_and_end(error)
             return
         self._collect()
         if not waiting:
             self._turn_over()
+
+    def read_now(self) -> None:
+        """Take the answers that have arrived, before a limit is judged by their absence.
+
+        An event loop that was busy may run a timer before it looks at the socket (libuv always does).
+        """
+        if self._descriptor != -1:
+            self._readable()
 
     def _read_all(self) -> None:
         """What the TLS library holds already, the loop does not see: read until the socket was empty twice in a row.
@@ -143,3 +159,12 @@ class Wire:
     def _read_on(self) -> None:
         if self._descriptor != -1:
             self._readable()
+
+
+def cut_off(connection: Any) -> None:
+    """Close libpq's socket. A connection that a caller's own creator made is psycopg's plain one."""
+    if hasattr(connection, "abort"):
+        connection.abort()
+    else:
+        connection._closed = True  # what psycopg's own close() sets: no warning when the object goes
+        connection.pgconn.finish()

@@ -17,8 +17,8 @@ import psycopg
 from steadypool.census import SHARED
 from steadypool.clock import Clock
 from steadypool.events import ConnectionLost
-from steadypool.lease import SlotState
-from steadypool.pipeline import PipelinedConnection, Segment, Statement
+from steadypool.lease import Lease, SlotState
+from steadypool.pipeline import Overdue, PipelinedConnection, Segment, Statement
 from steadypool.pool import Pool
 from steadypool.sharable import ATTEMPTS
 from steadypool.shared.call import Call
@@ -101,11 +101,46 @@ class Seating(ABC):
         waiting = self.pool.waiting - (self._growing is not None)
         return waiting > 0 and self.pool.count() >= self.pool.options.limit
 
+    async def _lease_alive(self, name: str | None = None) -> Lease[Any]:
+        """A lease of a connection that has answered just now, if it had been idle for long.
+
+        Raises what `Pool.acquire` raises.
+        """
+        while True:
+            pool = self.pool
+            lease = await pool.acquire(name=name, for_others=True)
+            connection = self._pipelined(lease.connection)
+            if not self._is_silent(connection, lease.slot.proven_at):
+                return lease
+            began = self._now()
+            try:
+                await connection.run(Segment([], limit=self._ping_limit))
+            except psycopg.Error as error:
+                if isinstance(error, Overdue):
+                    pool.doubt_idle(began)
+                else:
+                    pool.suspect_all()
+                lease.release(Fate.EVICT)
+            except BaseException:  # cancelled: nobody else knows the lease
+                lease.release(Fate.EVICT)
+                raise
+            else:
+                return lease
+
+    @property
+    def _ping_limit(self) -> float:
+        """Seconds in which a connection that was idle for long has to answer; a pooler may have no server to spare."""
+        return self.pool.options.connect_timeout / 2 if self._pooled() else self.pool.ping_patience
+
+    def _is_silent(self, connection: PipelinedConnection, proven_at: float = 0.0) -> bool:
+        limit = self.options.prove_after
+        return limit is not None and self._now() - max(connection.last_answer, proven_at) > limit
+
     async def _add_seat(self) -> None:
         for attempt in range(ATTEMPTS):
             self._asking, pool = True, self.pool
             try:
-                lease = await pool.acquire(name=SHARED, for_others=True)
+                lease = await self._lease_alive(SHARED)
             finally:
                 self._asking = False
             if pool is not self.pool:  # it was replaced meanwhile

@@ -20,7 +20,6 @@ from steadypool import errors, refusal
 from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, current_deadline
 from steadypool.events import QuickStatements, StatementFinished, StatementTimedOut
 from steadypool.fingerprint import fingerprint
-from steadypool.lease import Lease
 from steadypool.pipeline import (
     ConnectionGone,
     Overdue,
@@ -30,6 +29,7 @@ from steadypool.pipeline import (
     Unclean,
 )
 from steadypool.pool import Pool
+from steadypool.printable import printable
 from steadypool.sharable import ATTEMPTS, check_timeout
 from steadypool.shared import naming
 from steadypool.shared.call import Call
@@ -234,16 +234,18 @@ class SharedWay(Seating):
                     break
         if least and staying < self.options.connections:
             self._grow()
-        if (
-            chosen is None
-            or least
-            or call.harmless
-            or chosen.proven
-            or not self._is_silent(chosen.connection)
-        ):
+        if chosen is None or least or chosen.proven or not self._is_silent(chosen.connection):
             return chosen
-        chosen.prove(self.pool.options.leave_timeout, self._pump)
-        return self._choose(call)  # while this one is asked, another may be known to live
+        self._prove_silent()
+        # What may run twice travels right behind the ping; for all else another may be known to live.
+        return chosen if call.harmless else self._choose(call)
+
+    def _prove_silent(self) -> None:
+        """Ask all connections that were idle for long: where one has died, the others often have too."""
+        limit = self._ping_limit
+        for seat in self._seats:
+            if not (seat.load or seat.proving or seat.leaving) and self._is_silent(seat.connection):
+                seat.prove(limit, self._pump)
 
     def _send(self, seat: Seat, call: Call) -> asyncio.Future[list[Result]]:
         lease = seat.lease
@@ -334,7 +336,11 @@ class SharedWay(Seating):
         if isinstance(failure, Overdue | Unclean):
             self._offences += 1
             seat.offence = str(failure)
-            _log.warning("a shared connection was dropped because of %s: %s", fingerprint(call.sql), failure)
+            _log.warning(
+                "a shared connection was dropped because of %s: %s",
+                fingerprint(call.sql),
+                printable(str(failure)),
+            )
         elif seat.offence is not None:
             self._collateral += 1
 
@@ -363,7 +369,7 @@ class SharedWay(Seating):
                 error = copy.copy(failure)
                 error.__cause__ = failure.__cause__ or failure
                 went_without(self.pool, call, error)
-                future.set_exception(error)
+                future.set_exception(refusal.said_by_server(error) or error)
 
     # -- alone -------------------------------------------------------------------------------------------------
 
@@ -371,16 +377,16 @@ class SharedWay(Seating):
         """On a connection that nobody else uses meanwhile."""
         self._alone += 1
         try:
-            lease: Lease[Any] = await self.pool.acquire(for_others=True)
+            lease = await self._lease_alive()
         except errors.SteadypoolError as error:
             went_without(self.pool, call, error)
+            if (said := refusal.said_by_server(error)) is not None:
+                raise said from said.__cause__
             raise
         connection = self._pipelined(lease.connection)
         call.connection, call.connecting = lease.slot.number, lease.connecting
         fate = Fate.EVICT
         try:
-            if not call.harmless and self._is_silent(connection):
-                await connection.run(Segment([], limit=self.pool.options.leave_timeout))
             results = await connection.run(call.prepare(self.options, alone=True))
             fate = Fate.KEEP
             return results
@@ -392,10 +398,6 @@ class SharedWay(Seating):
         finally:
             lease.touch(connection.last_answer)
             lease.release(fate)
-
-    def _is_silent(self, connection: PipelinedConnection) -> bool:
-        limit = self.options.prove_after
-        return limit is not None and self._clock.monotonic() - connection.last_answer > limit
 
     # -- how long the queue waits ------------------------------------------------------------------------------
 

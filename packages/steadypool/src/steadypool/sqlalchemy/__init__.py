@@ -5,7 +5,7 @@ from steadypool.sqlalchemy import create_async_engine   # instead of sqlalchemy.
 ```
 """
 
-from steadypool.sqlalchemy.engine import create_async_engine
+from steadypool.sqlalchemy.engine import async_engine_from_config, create_async_engine
 from steadypool.sqlalchemy.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -14,6 +14,7 @@ from steadypool.sqlalchemy.errors import (
     PoolQueueFull,
     PoolTimeout,
     StatementTimeout,
+    TransactionRolledBack,
 )
 from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.source import source_of
@@ -27,6 +28,8 @@ __all__ = [
     "PoolTimeout",
     "StatementTimeout",
     "SteadyPool",
+    "TransactionRolledBack",
+    "async_engine_from_config",
     "create_async_engine",
     "source_of",
 ]

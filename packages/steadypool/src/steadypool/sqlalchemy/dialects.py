@@ -11,7 +11,11 @@ from sqlalchemy import util
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg, PGExecutionContext_asyncpg
 from sqlalchemy.dialects.postgresql.base import PGReadOnlyConnectionCharacteristic
-from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg, PGExecutionContext_psycopg
+from sqlalchemy.dialects.postgresql.psycopg import (
+    AsyncAdapt_psycopg_connection,
+    PGDialectAsync_psycopg,
+    PGExecutionContext_psycopg,
+)
 
 from steadypool.connect.dsn import ConnectTarget
 from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
@@ -26,6 +30,7 @@ from steadypool.connect.options import (
 from steadypool.deadline import CLIENT_GRACE
 from steadypool.settings import Password
 from steadypool.sqlalchemy.cursors import BoundedCursors
+from steadypool.sqlalchemy.errors import TransactionRolledBack
 from steadypool.sqlalchemy.guarded import (
     TAKES_NO_WRITES,
     GuardedDialect,
@@ -91,6 +96,19 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         """Close the socket now. Never waits."""
         abort_asyncpg(driver_connection)
 
+    def do_commit(self, dbapi_connection: Any) -> None:
+        """As every dialect of ours; a transaction in which a statement has failed says so."""
+        adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
+        transaction = adapter._transaction
+        if transaction is None:
+            super().do_commit(dbapi_connection)
+            return
+        answers = _Answers(adapter.driver_connection)
+        transaction._connection = answers
+        super().do_commit(dbapi_connection)
+        if answers.tag == "ROLLBACK":
+            raise TransactionRolledBack.at_commit()
+
     def is_confused(self, error: BaseException) -> bool:
         """asyncpg's state does not fit any more, as after a last word of the server that it read while idle."""
         from asyncpg import InternalClientError  # pyright: ignore[reportMissingTypeStubs]
@@ -134,6 +152,28 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         # As asyncpg's own reset() does; otherwise the next BEGIN would be a SAVEPOINT.
         driver_connection._top_xact = None
         self.spoke(driver_connection)
+
+
+class _Answers:
+    """An asyncpg connection as its transaction sees it: the same, and the answer to a command is kept in `tag`.
+
+    asyncpg throws away the answer to COMMIT, which alone says whether anything was committed.
+    """
+
+    tag: str = ""
+
+    def __init__(self, connection: Any) -> None:
+        self.__dict__["connection"] = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.connection, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.connection, name, value)
+
+    async def execute(self, query: str) -> None:
+        """As the connection's."""
+        self.__dict__["tag"] = await self.connection.execute(query)
 
 
 class PsycopgContext(BoundedCursors, PGExecutionContext_psycopg):
@@ -199,12 +239,30 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         """There is no other for async."""
         return cls
 
+    @classmethod
+    def import_dbapi(cls) -> Any:
+        """As SQLAlchemy's, whose connections can be terminated."""
+        dbapi: Any = super().import_dbapi()
+        connect = dbapi.connect
+
+        def terminable(*args: Any, **arguments: Any) -> Any:
+            adapter = connect(*args, **arguments)
+            adapter.__class__ = TerminableConnection
+            return adapter
+
+        dbapi.connect = terminable
+        return dbapi
+
     def cut(self, driver_connection: Any) -> None:
         """Close the socket now. Never waits."""
-        if hasattr(driver_connection, "abort"):
-            abort_psycopg(driver_connection)
-        else:  # a caller's own creator made it
-            driver_connection.pgconn.finish()
+        _cut_psycopg(driver_connection)
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        """As every dialect of ours; a transaction in which a statement has failed says so."""
+        failed = driver_connection_of(dbapi_connection).pgconn.transaction_status == _IN_ERROR
+        super().do_commit(dbapi_connection)
+        if failed:
+            raise TransactionRolledBack.at_commit()
 
     def takes_no_writes(self, driver_connection: Any) -> bool:
         """Whether the server said last that it is a standby, or read-only by default."""
@@ -251,7 +309,27 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         await driver_connection.set_autocommit(value)
 
 
-_IN_TRANSACTION = frozenset({1, 2, 3})
+class TerminableConnection(AsyncAdapt_psycopg_connection):
+    """SQLAlchemy's adapter of a psycopg connection, and how to end it without waiting."""
+
+    __slots__ = ()
+
+    def terminate(self) -> None:
+        """Close the socket now. Never waits."""
+        _cut_psycopg(self._connection)
+
+
+def _cut_psycopg(driver_connection: Any) -> None:
+    if hasattr(driver_connection, "abort"):
+        abort_psycopg(driver_connection)
+    else:  # a caller's own creator made it
+        driver_connection.pgconn.finish()
+
+
+_IN_ERROR = 3
+"""libpq's PQTRANS_INERROR: a statement has failed, so that COMMIT will be answered by ROLLBACK."""
+
+_IN_TRANSACTION = frozenset({1, 2, _IN_ERROR})
 """libpq's PQTRANS_ACTIVE, PQTRANS_INTRANS and PQTRANS_INERROR."""
 
 

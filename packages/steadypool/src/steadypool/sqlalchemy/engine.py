@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import sqlalchemy.ext.asyncio as stock
-from sqlalchemy import URL, event, make_url
+from sqlalchemy import URL, make_url
+from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import asbool
 
 from steadypool.clock import SYSTEM_CLOCK
+from steadypool.connect.dsn import parse_url
 from steadypool.connect.guards import milliseconds
 from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
-from steadypool.settings import Password, Pooler, Reset
+from steadypool.settings import ConnectRetry, Password, Pooler, Reset
 from steadypool.sqlalchemy.dialects import OURS, PIPELINED
 from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
-from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_error
+from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_errors
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
 from steadypool.sqlalchemy.session_reset import SessionReset
+from steadypool.values import HIDDEN, is_secret_option, redact_url
+
+_stock_create_async_engine = stock.create_async_engine
+"""SQLAlchemy's own, whatever its module is made to say later."""
 
 DEFAULT_CONNECTION_TIMEOUT = 30.0
 """Seconds that connecting may take where nothing says otherwise: as long as SQLAlchemy's pool waits."""
+
+LEAST_CONNECT_WAIT = 1.0
+"""Seconds that a caller waits for a connect, however short its `pool_timeout` is."""
+
+Word = TypeVar("Word", bound=StrEnum)
 
 NOTICE_VANISHED_CLIENT = {"client_connection_check_interval": "1000"}
 """Milliseconds after which a backend notices in the middle of a statement that its client has gone. Without it an
@@ -35,6 +49,7 @@ def create_async_engine(
     url: str | URL,
     *,
     connection_timeout: float | None = None,
+    connect_retry: ConnectRetry | Literal["wake", "never"] | None = None,
     statement_timeout: float | None = None,
     server_settings: Mapping[str, str] | None = None,
     socket_options: Mapping[str, str] | None = None,
@@ -47,7 +62,7 @@ def create_async_engine(
     breaker: bool = True,
     leave_timeout: float = 2.0,
     password: Password | None = None,
-    pooler: Pooler = Pooler.AUTO,
+    pooler: Pooler | Literal["auto", "none", "session", "transaction"] = Pooler.AUTO,
     reset: Reset | Literal["touched", "always", "never"] = Reset.NEVER,
     pool_name: str = "main",
     events: Events | None = None,
@@ -62,7 +77,11 @@ def create_async_engine(
     Args:
         url: `postgresql://…`, which is `postgresql+steadypool://…`: psycopg's types over pipelined connections; or
             `postgresql+asyncpg://…`, `postgresql+psycopg://…`.
-        connection_timeout: seconds for a whole connect; the driver's `connect_args` value, or 30, by default.
+        connection_timeout: seconds for a whole connect; the driver's `connect_args` value, or 30, by default. Where
+            neither is given, but `pool_timeout` is, a caller waits no longer than that, a second at least.
+        connect_retry: `wake` lets callers wait for a database that refuses connects, until their time is up;
+            `never` fails at once, as SQLAlchemy does. By default as `wake`, except that a connect which this
+            machine itself refuses fails at once until one has succeeded: the port is probably wrong.
         statement_timeout: seconds that a statement may run, enforced by the server and, half a second later, by
             the client; no limit by default.
         server_settings: Postgres settings for every session, as start-up options; what the URL says wins.
@@ -94,13 +113,19 @@ def create_async_engine(
         >>> engine.pool.status()
         'Pool size: 10  Connections in pool: 0 Current Overflow: -10 Current Checked out connections: 0'
     """
+    if "steadypool_guards" in arguments:  # this function stands in the place of SQLAlchemy's, which it calls
+        return _stock_create_async_engine(url, **arguments)
     given = _without_word_for_none(sqlalchemy_url(url))
-    guarded = given.set(drivername=_our_name(given))
-    connect_args = dict(arguments.pop("connect_args", {}))
-    limit = connection_timeout or _driver_timeout(connect_args) or DEFAULT_CONNECTION_TIMEOUT
+    dialect_name = _our_name(given)
+    connect_args = dict(arguments.pop("connect_args", None) or {})
+    own_limit = connection_timeout or _driver_timeout(connect_args)
+    limit = own_limit or DEFAULT_CONNECTION_TIMEOUT
+    retry = None if connect_retry is None else _chosen(ConnectRetry, "connect_retry", connect_retry)
     if arguments.get("pool") is None and arguments.get("poolclass") is None:
         options = PoolOptions(
             connect_timeout=limit,
+            connect_wait=None if own_limit else _connect_wait(arguments.get("pool_timeout")),
+            retry_connects=retry is not ConnectRetry.NEVER,
             ping_after_idle=ping_after_idle,
             leave_timeout=leave_timeout,
             max_waiting=max_waiting,
@@ -109,37 +134,105 @@ def create_async_engine(
             leak_after=leak_after,
             idle_timeout=idle_timeout,
         )
-        arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), guarded) | {
-            "steady_name": pool_name,
-            "steady_events": events,
-            "steady_ceilings": ceilings,
-            "steady_breaker": breaker,
-            "session_reset": _session_reset(reset),
-        }
+        arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), dialect_name)
+        arguments |= {"steady_name": pool_name, "steady_events": events, "steady_breaker": breaker}
+        arguments |= {"steady_ceilings": ceilings, "session_reset": _session_reset(reset)}
     guards = Guards(
         statement_timeout=statement_timeout,
         connect_timeout=limit,
+        connect_retry=retry,
         leave_timeout=leave_timeout,
         password=password,
         socket_options=socket_options or {},
-        pooler=pooler,
+        pooler=_chosen(Pooler, "pooler", pooler),
         on_guards_lost=lambda reason: _tell(events, pool_name, reason),
         server_settings=_at_start(statement_timeout) | dict(server_settings or {}),
     )
     arguments |= {"connect_args": connect_args, "steadypool_guards": guards}
-    return _built(guarded, given, arguments)
+    return _built(given, arguments)
 
 
-def _built(guarded: URL, given: URL, arguments: dict[str, Any]) -> AsyncEngine:
+def async_engine_from_config(
+    configuration: Mapping[str, Any], prefix: str = "sqlalchemy.", **arguments: Any
+) -> AsyncEngine:
+    """SQLAlchemy's `async_engine_from_config`, for steadypool's `create_async_engine`.
+
+    Args:
+        configuration: such as a section of an INI file; `prefix` + "url" is the URL, text becomes numbers and truth.
+        prefix: of the names that are meant.
+        **arguments: as `create_async_engine`'s; they win.
+
+    Example:
+        >>> config = {"sqlalchemy.url": "postgresql+asyncpg://app@h/d", "sqlalchemy.pool_size": "3"}
+        >>> async_engine_from_config(config).pool.size()
+        3
+    """
+    given: dict[str, Any] = {"_coerce_config": True}
+    for name, value in configuration.items():
+        if name.startswith(prefix):
+            short = name.removeprefix(prefix)
+            given[short] = _coerced(short, value) if isinstance(value, str) else value
+    given |= arguments
+    url = given.pop("url")
+    return create_async_engine(url, **given)
+
+
+_SECONDS = frozenset(
+    {"connection_timeout", "statement_timeout", "ping_after_idle", "close_grace", "leak_after", "idle_timeout",
+     "leave_timeout"}
+)  # fmt: skip
+_COUNTS = frozenset({"max_waiting", "max_connecting"})
+
+
+def _coerced(name: str, value: str) -> Any:
+    """Text of a configuration as the argument of ours that it is for; SQLAlchemy's own it coerces itself."""
+    kinds: dict[str, Callable[[str], Any]] = {
+        **dict.fromkeys(_SECONDS, float),
+        **dict.fromkeys(_COUNTS, int),
+        "breaker": asbool,
+        "pool_pre_ping": lambda text: text if text == "select1" else asbool(text),
+    }
+    convert = kinds.get(name)
     try:
-        engine = stock.create_async_engine(guarded, **arguments)
+        return value if convert is None else convert(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{name}={value!r}: {error}") from None
+
+
+class _OurUrl(URL):
+    """A URL that leads to our dialect, and is what was asked for to all who look at it while the engine is made."""
+
+    __slots__ = ()
+
+    def _instantiate_plugins(self, kwargs: Mapping[str, Any]) -> tuple[URL, list[Any], dict[str, Any]]:
+        url, plugins, left = super()._instantiate_plugins(kwargs)
+        return _OurUrl(*url), plugins, left
+
+    def _get_entrypoint(self) -> type[Dialect]:
+        return URL(*self).set(drivername=OURS[self.drivername])._get_entrypoint()
+
+
+def _built(given: URL, arguments: dict[str, Any]) -> AsyncEngine:
+    try:
+        engine = stock.create_async_engine(_OurUrl(*given), **arguments)
     except ModuleNotFoundError as error:
         raise _missing(given, error) from error
     sync_engine = engine.sync_engine
-    # The dialect was found by our name for it; everybody who looks at the URL sees what was asked for.
-    sync_engine.url = sync_engine.url.set(drivername=given.drivername)
-    event.listen(sync_engine, "handle_error", name_error)
+    sync_engine.url = _without_secrets(URL(*sync_engine.url))
+    name_errors(sync_engine)
     return engine
+
+
+def _connect_wait(pool_timeout: float | None) -> float | None:
+    """Seconds a caller waits for a connect where `pool_timeout` is all that was said; a connect takes its time."""
+    return None if pool_timeout is None else max(pool_timeout, LEAST_CONNECT_WAIT)
+
+
+def _chosen(kind: type[Word], name: str, value: str) -> Word:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigurationError(f"{name}={value!r}: allowed: {', '.join(kind)}") from None
 
 
 def sqlalchemy_url(url: str | URL) -> URL:
@@ -156,11 +249,32 @@ def sqlalchemy_url(url: str | URL) -> URL:
     authority, slash, path = rest.partition("/")
     userinfo, at, hosts = authority.rpartition("@")
     if "," not in hosts:
-        return make_url(url)
-    parsed = make_url(f"{scheme}://{userinfo}{at}{slash}{path}{mark}{query}")
+        return _parsed(url, url)
+    parsed = _parsed(f"{scheme}://{userinfo}{at}{slash}{path}{mark}{query}", url)
     if "host" in parsed.query:  # which wins, as in libpq
         return parsed
     return parsed.update_query_pairs([("host", unquote(host)) for host in hosts.split(",")])
+
+
+def _parsed(url: str, given: str) -> URL:
+    """SQLAlchemy's object for `url`; its own error for a port that is none quotes it, and that may be the password.
+
+    Raises:
+        errors.ConfigurationError: it cannot be read; shows `given` without its passwords.
+    """
+    with suppress(ValueError):
+        return make_url(url)
+    parse_url(given)  # says what is wrong, where that is known
+    raise ConfigurationError(f"{redact_url(given)}: SQLAlchemy cannot read this URL")
+
+
+def _without_secrets(url: URL) -> URL:
+    """The URL of an engine: a password in the options goes where SQLAlchemy hides it, other secrets become `***`."""
+    password = url.query.get("password")
+    if isinstance(password, str):
+        url = url.difference_update_query(["password"]).set(password=password)
+    hidden = {name: HIDDEN for name in url.query if is_secret_option(name)}
+    return url.update_query_dict(hidden) if hidden else url
 
 
 def _at_start(statement_timeout: float | None) -> dict[str, str]:
@@ -170,7 +284,7 @@ def _at_start(statement_timeout: float | None) -> dict[str, str]:
     return {**NOTICE_VANISHED_CLIENT, "statement_timeout": milliseconds(statement_timeout)}
 
 
-def _pool_arguments(options: PoolOptions, pre_ping: bool | str, url: URL) -> dict[str, Any]:
+def _pool_arguments(options: PoolOptions, pre_ping: bool | str, dialect_name: str) -> dict[str, Any]:
     """What SQLAlchemy passes on to our pool; `select1` means a real SELECT before every use.
 
     Over the pipelined driver BEGIN travels with the first statement, and its answer is the ping.
@@ -180,7 +294,7 @@ def _pool_arguments(options: PoolOptions, pre_ping: bool | str, url: URL) -> dic
         "poolclass": SteadyPool,
         "pool_pre_ping": bool(pre_ping),
         "ping_by_select": by_select,
-        "first_use_proves": url.drivername == PIPELINED and not by_select,
+        "first_use_proves": dialect_name == PIPELINED and not by_select,
         "steady_options": replace(options, ping_after_idle=0.0) if by_select else options,
     }
 
@@ -211,10 +325,7 @@ def engine_for_workload(
 
 
 def _session_reset(reset: str) -> SessionReset | None:
-    try:
-        mode = Reset(reset)
-    except ValueError:
-        raise ConfigurationError(f"reset={reset!r}: allowed: {', '.join(Reset)}") from None
+    mode = _chosen(Reset, "reset", reset)
     return None if mode is Reset.NEVER else SessionReset(mode)
 
 

@@ -6,12 +6,13 @@ DETAIL (which quotes row data) become part of a message.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import exc
 
 from steadypool import errors
-from steadypool.errors import Report
+from steadypool.errors import Report, causes
+from steadypool.refusal import said_by_server
 
 
 class PoolTimeout(errors.PoolTimeout, exc.TimeoutError):
@@ -70,6 +71,10 @@ class DatabaseUnavailable(ConnectFailed, errors.DatabaseUnavailable):
     """Recent attempts to connect failed, so this one was not made."""
 
 
+class TransactionRolledBack(errors.TransactionRolledBack, exc.InvalidRequestError):
+    """COMMIT was answered by ROLLBACK: a statement had failed before, and its error was not let through."""
+
+
 class StatementTimeout(_Operational, errors.StatementTimeout):
     """A statement ran longer than its limit and was ended on the server."""
 
@@ -87,16 +92,35 @@ _BY_CORE: dict[type[errors.SteadypoolError], type[errors.SteadypoolError]] = {
 }
 
 
-def as_sqlalchemy(error: errors.SteadypoolError) -> errors.SteadypoolError:
-    """The same error as an exception of SQLAlchemy's, where the table has one; its cause is kept."""
+def raise_as_sqlalchemy(error: errors.SteadypoolError) -> NoReturn:
+    """Raise the same error as an exception of SQLAlchemy's, where there is one; the cause is kept.
+
+    An argument of the engine that makes no sense, and what the server said to SQL of a connect handler, `on_connect`
+    or a creator, is raised as itself.
+    """
+    if (itself := _mistake_in(error) or said_by_server(error)) is not None:
+        raise itself from itself.__cause__
     kind = _BY_CORE.get(type(error))
     if kind is None:
-        return error
-    translated = kind(error.message, error.report)
-    if isinstance(translated, errors.ConnectFailed) and isinstance(error, errors.ConnectFailed):
-        translated.final = error.final
-    translated.__cause__ = error.__cause__
-    return translated
+        raise error from error.__cause__
+    if not issubclass(kind, ConnectFailed) or not isinstance(error, errors.ConnectFailed):
+        raise kind(error.message, error.report) from error.__cause__
+    raise kind(
+        error.message, error.report, orig=_said_by_driver(error), final=error.final
+    ) from error.__cause__
+
+
+def _said_by_driver(error: BaseException) -> BaseException | None:
+    """What the driver or the system said that made a connect fail."""
+    found = [cause for cause in causes(error) if not isinstance(cause, errors.SteadypoolError)]
+    return next((cause for cause in found if sqlstate_of(cause)), found[0] if found else None)
+
+
+def _mistake_in(error: BaseException) -> BaseException | None:
+    for cause in causes(error):
+        if isinstance(cause, exc.ArgumentError):
+            return cause
+    return None
 
 
 def sqlstate_of(error: BaseException) -> str | None:

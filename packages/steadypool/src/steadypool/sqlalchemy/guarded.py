@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-from sqlalchemy import URL, exc
+from sqlalchemy import URL, Connection, exc
 
 from steadypool import errors
 from steadypool.clock import SYSTEM_CLOCK, Clock
-from steadypool.connect.dsn import ConnectTarget, Host, parse_url
+from steadypool.connect.dsn import DEFAULT_PORT, ConnectTarget, Host, parse_url
 from steadypool.connect.network import NETWORK, Network
 from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
+from steadypool.errors import causes
 from steadypool.refusal import hook_failed
 from steadypool.session_state import touches
-from steadypool.settings import Password, Pooler
+from steadypool.settings import ConnectRetry, Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor
+from steadypool.sqlalchemy.errors import raise_as_sqlalchemy
 from steadypool.sqlalchemy.pooler import PoolerWatch
 from steadypool.sqlalchemy.telling import COMMIT, fairy_of, lease_of, mark_commit, tell_statement
 
@@ -48,6 +51,7 @@ class Guards:
 
     statement_timeout: float | None = None
     connect_timeout: float = 30.0
+    connect_retry: ConnectRetry | None = None
     leave_timeout: float = 2.0
     password: Password | None = None
     server_settings: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -82,6 +86,7 @@ class GuardedDialect:
         self.guards = steadypool_guards or Guards()
         self._proven: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
         self._limits: weakref.WeakKeyDictionary[Any, float | None] = weakref.WeakKeyDictionary()
+        self._has_connected = False
         self.pooler_watch = PoolerWatch(
             self.guards.pooler, self.guards.server_settings, self.guards.on_guards_lost
         )
@@ -194,7 +199,7 @@ class GuardedDialect:
         that is what was asked for. An error here would replace the one that the caller has to see.
         """
         roll_back = cast(Callable[[Any], None], super().do_rollback)  # type: ignore[misc]
-        self._leave(roll_back, dbapi_connection, self.guards.leave_timeout)
+        self._leave(roll_back, dbapi_connection, self.guards.leave_timeout, keeps=True)
 
     def do_commit(self, dbapi_connection: Any) -> None:
         """As SQLAlchemy's, within the limit of the transaction's statements and the deadline."""
@@ -222,14 +227,18 @@ class GuardedDialect:
         limit = min(GOODBYE, 0.8 * self.guards.leave_timeout)
         self._leave(super().do_close, dbapi_connection, limit)  # type: ignore[misc]
 
-    def _leave(self, call: Callable[[Any], None], dbapi_connection: Any, limit: float) -> None:
+    def _leave(
+        self, call: Callable[[Any], None], dbapi_connection: Any, limit: float, *, keeps: bool = False
+    ) -> None:
+        """`keeps` says whether an error of the driver's on a living connection leaves the connection alive."""
         driver_connection = driver_connection_of(dbapi_connection)
         try:
             self.bounded(limit, call, dbapi_connection)
         except BaseException as error:
             # asyncpg's own limit, where it is the shorter one, is as good a reason as ours.
             lost = isinstance(error, TimeoutError) or not self.is_open(driver_connection)
-            self.cut(driver_connection)
+            if lost or not keeps or not isinstance(error, Exception):
+                self.cut(driver_connection)
             if not (lost and isinstance(error, Exception)):
                 raise
         else:
@@ -261,12 +270,35 @@ class GuardedDialect:
         """The server answered on this connection just now."""
         self._proven[driver_connection] = self.guards.clock.monotonic()
 
+    def ping_failed(self, error: Exception, dbapi_connection: Any) -> None:
+        """Call the handlers of `handle_error` for a failed ping. Whatever they say, the connection is replaced."""
+        handle: Callable[..., NoReturn] = Connection._handle_dbapi_exception_noconnection  # pyright: ignore[reportPrivateUsage]
+        try:
+            if hasattr(
+                dbapi_connection, "_handle_exception"
+            ):  # which gives it the name that SQLAlchemy has for it
+                dbapi_connection._handle_exception(error)
+            raise error
+        except self.loaded_dbapi.Error as named:
+            with contextlib.suppress(Exception):
+                handle(
+                    named,
+                    self,
+                    is_disconnect=True,
+                    invalidate_pool_on_disconnect=False,
+                    is_pre_ping=True,
+                )
+        except Exception:  # noqa: BLE001 - not the driver's: SQLAlchemy calls no handlers for it
+            return
+
     # -- what differs between drivers --------------------------------------------------------------------------
 
     def connect_error(self, error: Exception) -> errors.SteadypoolError:
         """The name of an exception in a connect that is not steadypool's own: from an event handler or a creator."""
         outcome = classify_connect_error(error)
         report = errors.Report(phase=errors.Phase.CONNECTING)
+        if outcome.answers_application:
+            return errors.HookFailed(hook_failed(error), report)
         if isinstance(error, TimeoutError):
             limit = self.guards.connect_timeout
             return errors.ConnectTimeout(f"not connected within {limit:g} s: {outcome.summary}", report)
@@ -296,20 +328,36 @@ class GuardedDialect:
                 if name not in self._url_arguments or self._url_arguments[name] != value
             }
             cparams = {"async_creator_fn": functools.partial(self._open, changed), **adapter}
-        return self.bounded(self.guards.connect_timeout, functools.partial(connect, *cargs, **cparams))
+        try:
+            return self.bounded(self.guards.connect_timeout, functools.partial(connect, *cargs, **cparams))
+        except (
+            errors.SteadypoolError
+        ) as error:  # to be caught as SQLAlchemy's, also from a pool of the caller's
+            raise_as_sqlalchemy(error)
 
     async def _open(self, changed: dict[str, Any]) -> Any:
         target = self._target
         password: Password | None = changed.pop("password", self.guards.password)
-        if "host" in changed or "port" in changed:
-            known = target.hosts[0] if target.hosts else Host("localhost")
-            place = Host(str(changed.pop("host", known.name)), int(changed.pop("port", known.port)))
-            target = replace(target, hosts=(place,))
+        target = replace(target, hosts=_changed_hosts(target, changed))
         if "user" in changed:
             target = replace(target, user=changed.pop("user"))
         prepares = changed["prepare_threshold"] is not None if "prepare_threshold" in changed else None
         own = [target.options.get("options"), changed.get("options"), changed.get("server_settings")]
-        opened = await self.open_raw(target, password, changed)
+        try:
+            opened = await self.open_raw(target, password, changed)
+        except errors.ConnectFailed as error:
+            if (
+                self.guards.connect_retry is None
+                and not self._has_connected
+                and _refused_locally(target, error)
+            ):
+                error.final = True
+                error.message += (
+                    ". No server listens there: check host and port, or wait for one that starts later with "
+                    "connect_retry='wake'"
+                )
+            raise
+        self._has_connected = True
         try:
             await self.pooler_watch.look(self.library, opened, str(own))
             return self.adopted(opened, prepares=prepares)
@@ -384,6 +432,53 @@ class GuardedDialect:
 
     async def set_autocommit(self, driver_connection: Any, value: bool) -> None:
         """Let a driver that begins transactions by itself leave that."""
+
+
+def _refused_locally(target: ConnectTarget, error: BaseException) -> bool:
+    """Whether a connect failed because there is no server where it would be on this machine."""
+    if not any(isinstance(cause, ConnectionRefusedError | FileNotFoundError) for cause in causes(error)):
+        return False
+    if not target.hosts:
+        return "PGHOST" not in os.environ
+    return all(host.is_local for host in target.hosts)
+
+
+def _changed_hosts(target: ConnectTarget, changed: dict[str, Any]) -> tuple[Host, ...]:
+    """The target's hosts, with what `connect_args` say about them: each a value, a list, or as libpq writes lists."""
+    if not {"host", "hostaddr", "port"} & changed.keys():
+        return target.hosts
+    known = target.hosts or (Host("localhost"),)
+    names, addresses, ports = (_listed(changed.pop(name, None)) for name in ("host", "hostaddr", "port"))
+    names = names or addresses or [host.name for host in known]
+    ports = ports or (
+        [str(host.port) for host in known] if len(known) == len(names) else [str(known[0].port)]
+    )
+    ports = ports * len(names) if len(ports) == 1 else ports
+    addresses = addresses or [""] * len(names)
+    if not len(names) == len(addresses) == len(ports):
+        raise errors.ConfigurationError(
+            f"connect_args: {len(names)} hosts, {len(addresses)} hostaddr, {len(ports)} ports: as many of each are "
+            "needed, or one port for all"
+        )
+    return tuple(
+        Host(name, _port(port), address or None)
+        for name, address, port in zip(names, addresses, ports, strict=True)
+    )
+
+
+def _listed(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [str(one) for one in cast(Sequence[object], value)]
+    return str(value).split(",")
+
+
+def _port(text: str) -> int:
+    try:
+        return int(text or DEFAULT_PORT)
+    except ValueError:
+        raise errors.ConfigurationError(f"connect_args: port={text!r}: allowed: a number") from None
 
 
 def connection_of(cursor: Any) -> Any:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import event
 
 from steadypool import errors
 from steadypool.deadline import EARLY
@@ -19,14 +23,42 @@ from steadypool.sqlalchemy.telling import COMMIT, commit_seconds, lease_of, pool
 from steadypool.sqlstate import QUERY_CANCELED, Fate, cause_of_loss, fate_of
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import ExceptionContext
+    from sqlalchemy.engine import Engine, ExceptionContext
 
 WORKLOAD_OPTION = "steadypool_workload"
 """Execution option: the class of work a statement belongs to."""
 
 
+def name_errors(engine: Engine) -> None:
+    """Give the failures of an engine's statements their names.
+
+    The application's own handlers of `handle_error` have the last word on whether the connection is lost.
+    """
+    event.listen(engine, "handle_error", name_error)
+    dispatch: Any = engine.dialect.dispatch
+    listeners = dispatch.handle_error.for_modify(dispatch)
+    listeners.listeners = _ThenTheLast(listeners.listeners)
+
+
+class _ThenTheLast(deque[Callable[..., Any]]):
+    """The listeners of `handle_error`, and after them `_keep_connection`, whenever they were added."""
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        return chain(super().__iter__(), (_keep_connection,))
+
+
+def _keep_connection(context: ExceptionContext) -> BaseException | None:
+    """Undo the name of a lost connection where a handler has said that it is not lost."""
+    named: BaseException | None = getattr(context, "chained_exception", None)  # unset while there is none
+    if isinstance(named, ConnectionLost) and not context.is_disconnect:
+        return context.sqlalchemy_exception
+    return None
+
+
 def name_error(context: ExceptionContext) -> BaseException | None:
     """What is raised instead of the driver's exception; None where SQLAlchemy's own name is right already."""
+    if context.is_pre_ping:
+        return None  # no caller hears of it: the connection is replaced
     named = _named(context)
     _tell(context, named or context.sqlalchemy_exception or context.original_exception)
     return named

@@ -16,7 +16,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import exc, pool
+from sqlalchemy import pool
 from sqlalchemy.pool.base import ResetStyle
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
@@ -27,12 +27,12 @@ from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.events import Events, WaitEnded
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
-from steadypool.sqlalchemy.errors import as_sqlalchemy, sqlstate_of
+from steadypool.sqlalchemy.errors import raise_as_sqlalchemy, sqlstate_of
 from steadypool.sqlalchemy.record import Record, RecordDriver
 from steadypool.sqlalchemy.session_reset import SessionReset
 from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
-from steadypool.whereabouts import Place, current_request, whereabouts
+from steadypool.whereabouts import Place, request_name, whereabouts
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -179,14 +179,11 @@ class SteadyPool(pool.Pool):
             workload = current_workload.get()
             lease = None
             if in_greenlet():  # without a switch of greenlets, if there is one to be had at once
-                lease = core.acquire_now(name=current_request.get(), workload=workload, places=places)
+                lease = core.acquire_now(name=request_name(), workload=workload, places=places)
             if lease is None:
                 lease = await_only(self._acquire(workload, places))
         except errors.SteadypoolError as error:
-            mistake = _mistake_in(error)
-            if mistake is not None:
-                raise mistake from None
-            raise as_sqlalchemy(error) from error.__cause__
+            raise_as_sqlalchemy(error)
         if self._home_loop is None:
             self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
         record = lease.connection
@@ -199,7 +196,9 @@ class SteadyPool(pool.Pool):
         if self.unproven_after is not None:
             age = core.clock.monotonic() - lease.slot.proven_at
             adapter: Any = record.dbapi_connection
-            adapter.lease_begins(record.renew, unproven=age >= self.unproven_after)
+            adapter.lease_begins(
+                record.renew, ping_limit=self.ping_limit if age >= self.unproven_after else None
+            )
         return record
 
     async def lease(self, workload: str | None = None) -> Lease[Record]:
@@ -212,7 +211,7 @@ class SteadyPool(pool.Pool):
         """
         places = whereabouts() if self.options.leak_after is not None else ()
         try:
-            lease = self.core.acquire_now(name=current_request.get(), workload=workload, places=places)
+            lease = self.core.acquire_now(name=request_name(), workload=workload, places=places)
             if lease is None:
                 lease = await self._acquire(workload, places)
             if lease.connection.suspect and self.session_reset is not None:
@@ -223,19 +222,22 @@ class SteadyPool(pool.Pool):
                 if age >= unproven_after:
                     lease = await self._proven(lease)
         except errors.SteadypoolError as error:
-            raise as_sqlalchemy(error) from error.__cause__
+            raise_as_sqlalchemy(error)
         if self._home_loop is None:
             self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
         return lease
 
     async def _proven(self, lease: Lease[Record]) -> Lease[Record]:
         """The same lease, or, where its connection turns out to be dead or silent, another."""
-        seconds, _ = nearest_end(self.options.leave_timeout, self.core.clock.monotonic())
+        began = self.core.clock.monotonic()
+        seconds, _ = nearest_end(self.ping_limit, began)
+        timer = TimeLimit(seconds)
         try:
-            with TimeLimit(seconds):
+            with timer:
                 await self.dialect.prove(lease.connection.driver_connection, select=self.ping_by_select)
-        except Exception:  # noqa: BLE001 - whatever the driver raises, it is not fit for use
-            self.core.suspect_all()
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises, it is not fit for use
+            self.dialect.ping_failed(error, lease.connection.dbapi_connection)
+            self.suspect(began if timer.expired else None)
             lease.release(Fate.EVICT)
             return await self.acquire_again(lease)
         except BaseException:  # cancelled
@@ -259,6 +261,26 @@ class SteadyPool(pool.Pool):
         self._make_room()
         return await self.core.acquire(name=ended.name, workload=ended.workload, places=ended.places)
 
+    @property
+    def ping_limit(self) -> float:
+        """Seconds in which a connection that was idle for long has to answer its first use.
+
+        A pooler answers when it has a server to spare, which is no sign of silence.
+        """
+        pooled = self.dialect.pooler_watch.behind_pooler
+        return self.options.connect_timeout / 2 if pooled else self.core.ping_patience
+
+    def suspect(self, silent_since: float | None) -> None:
+        """A connection turned out to be dead at its first use: let its siblings prove that they live.
+
+        Args:
+            silent_since: the moment since which it did not answer; None where it has ended.
+        """
+        if silent_since is None:
+            self.core.suspect_all()
+        else:
+            self.core.doubt_idle(silent_since)
+
     def _make_room(self) -> None:
         """Whoever is about to wait comes before the shared connections."""
         if (
@@ -271,7 +293,7 @@ class SteadyPool(pool.Pool):
     def _acquire(self, workload: str | None, places: tuple[Place, ...]) -> Coroutine[Any, Any, Lease[Record]]:
         """Wait for a connection; whoever wants to know of waits is told of this one."""
         self._make_room()
-        acquiring = self.core.acquire(name=current_request.get(), workload=workload, places=places)
+        acquiring = self.core.acquire(name=request_name(), workload=workload, places=places)
         return self._told_wait(acquiring, workload) if self.observers.wanted(WaitEnded) else acquiring
 
     async def _told_wait(
@@ -478,11 +500,3 @@ class SteadyPool(pool.Pool):
     def overflow(self) -> int:
         """Open connections beyond `size`; negative while there are fewer."""
         return 0 if self.size() == 0 else self.checkedin() + self.checkedout() - self.size()
-
-
-def _mistake_in(error: BaseException) -> exc.ArgumentError | None:
-    """An argument of the engine that makes no sense fails each connect, but says nothing of the server."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, exc.ArgumentError):
-        seen = seen.__cause__
-    return seen

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -13,9 +16,12 @@ from sqlalchemy.pool.base import _ConnectionRecord  # pyright: ignore[reportPriv
 from sqlalchemy.util import greenlet_spawn
 
 from steadypool import errors
+from steadypool.clock import wall_time
 from steadypool.connect.leaving import Farewell, take_farewell
 from steadypool.lease import Lease
 from steadypool.sqlalchemy.renewal import renew
+
+_log = logging.getLogger("steadypool.connect")
 
 if TYPE_CHECKING:
     from steadypool.sqlalchemy.pool import SteadyPool
@@ -74,9 +80,9 @@ class Record(_ConnectionRecord):
             self.collected = True
         self._fairy_ref = value
 
-    async def renew(self, adapter: Any) -> bool:
+    async def renew(self, adapter: Any, silent_since: float | None) -> bool:
         """Put a live connection under its adapter, whose connection is dead; False where that cannot be done."""
-        return await renew(self._owner, self, adapter)
+        return await renew(self._owner, self, adapter, silent_since)
 
     def cut(self) -> None:
         """Cut the connection off, and keep what tells when the server has let go of it."""
@@ -118,9 +124,38 @@ class RecordDriver:
 
     def __init__(self, owner: SteadyPool) -> None:
         self._owner = owner
+        self._warned = False
 
     async def open(self) -> Record:
         """Connect, in a greenlet of the pool's own task, with all of SQLAlchemy's connect events."""
+        try:
+            record = await self._connect()
+        except errors.ConnectFailed as error:
+            self._warn(error)
+            raise
+        self._warned = False
+        return record
+
+    def _warn(self, error: errors.ConnectFailed) -> None:
+        """Log the first failure of an outage if callers go on waiting: they say nothing until their time is up."""
+        core = self._owner.core
+        seconds = core.waits_for
+        if self._warned or error.final or not core.options.retry_connects or seconds <= 0:
+            return
+        self._warned = True
+        until = ""
+        if seconds < math.inf:
+            end = time.strftime("%H:%M:%S", time.localtime(wall_time() + seconds))
+            until = f" until {end} ({seconds:.1f}s)"
+        _log.warning(
+            "pool %r: %s. Callers wait, and it is tried again%s. To fail at once instead: connect_retry='never' "
+            "(DATABASE_CONNECT_RETRY=never)",
+            core.name,
+            errors.words_of(error),
+            until,
+        )
+
+    async def _connect(self) -> Record:
         try:
             record: Record = await greenlet_spawn(Record, self._owner)
             record.read_only = self._owner.dialect.takes_no_writes(record.driver_connection)
@@ -139,7 +174,12 @@ class RecordDriver:
         """One round trip, or an exception."""
         driver_connection = connection.driver_connection
         assert driver_connection is not None, "an idle record without a connection"
-        await self._owner.dialect.prove(driver_connection, select=self._owner.ping_by_select)
+        dialect = self._owner.dialect
+        try:
+            await dialect.prove(driver_connection, select=self._owner.ping_by_select)
+        except Exception as error:
+            dialect.ping_failed(error, connection.dbapi_connection)
+            raise
 
     def needs_reset(self, connection: Record) -> bool:
         """Whether the pool has to wait until it is clean. A reset that needs no answer is sent here.

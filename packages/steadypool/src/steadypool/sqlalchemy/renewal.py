@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steadypool import errors
-from steadypool.sqlalchemy.errors import as_sqlalchemy
+from steadypool.sqlalchemy.errors import raise_as_sqlalchemy
 from steadypool.sqlstate import Fate
 
 if TYPE_CHECKING:
@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from steadypool.sqlalchemy.record import Record
 
 
-async def renew(pool: SteadyPool, record: Record, adapter: Any) -> bool:
+async def renew(pool: SteadyPool, record: Record, adapter: Any, silent_since: float | None) -> bool:
     """Put a live connection under the adapter; False where that cannot be done.
+
+    Args:
+        pool: where the connections come from.
+        record: the record of the dead one.
+        adapter: its adapter, which the caller goes on using.
+        silent_since: the moment since which it has not answered; None where it has ended.
 
     The dead one leaves its place in the pool first, with a record of its own: when all connections have died, those
     who hold them must not wait for each other.
@@ -29,12 +35,12 @@ async def renew(pool: SteadyPool, record: Record, adapter: Any) -> bool:
     corpse.dbapi_connection = adapter.twin()
     lease.slot.connection = corpse
     record.lease = None
-    pool.core.suspect_all()
+    pool.suspect(silent_since)
     lease.release(Fate.EVICT)
     try:
         fresh = await pool.acquire_again(lease)
     except errors.SteadypoolError as error:
-        raise as_sqlalchemy(error) from error.__cause__
+        raise_as_sqlalchemy(error)
     other = fresh.connection
     adapter.adopt(other.dbapi_connection)
     record.starttime = other.starttime

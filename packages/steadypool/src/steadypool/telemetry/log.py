@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from steadypool.events import Event, LeakSuspected
+from steadypool.printable import printable
 from steadypool.whereabouts import as_text
 
 _log = logging.getLogger("steadypool")
@@ -27,5 +28,5 @@ def log_notable(event: Event) -> None:
             event.holder,
             workload,
             question,
-            as_text(event.places) or "  (not known)",
+            printable(as_text(event.places), keep="\n") or "  (not known)",
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from steadypool import events
 from steadypool.clock import Clock, wall_time
+from steadypool.printable import printable
 from steadypool.settings import DatabaseSettings
 from steadypool.telemetry.alerts import Alerts
 from steadypool.telemetry.counters import Counters
@@ -200,7 +201,7 @@ class Watch:
 
     def _tell(self, event: events.Event) -> None:
         if isinstance(event, events.AlertRaised):
-            _log.warning("pool %r: %s", event.pool, event.message)
+            _log.warning("pool %r: %s", event.pool, printable(event.message))
             self.recorder.note("alert", event.message)
             self._send(event, {"event": "raised", "message": event.message, "runbook": event.runbook})
         elif isinstance(event, events.AlertCleared):

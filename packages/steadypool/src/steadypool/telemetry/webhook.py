@@ -7,6 +7,7 @@ after a few seconds, and of more alerts than can wait the oldest are left out an
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -14,7 +15,9 @@ import ssl
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from steadypool.printable import printable
 
 _log = logging.getLogger("steadypool.alerts")
 
@@ -29,7 +32,7 @@ class Webhook:
     """Sends to one address.
 
     Args:
-        url: `http://` or `https://`; nothing else of it is ever logged but its host.
+        url: `http://` or `https://`, with `user:password@` for basic authentication; only its host is ever logged.
         timeout: seconds for one delivery.
     """
 
@@ -38,7 +41,8 @@ class Webhook:
         self._host = parts.hostname or ""
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
-        self._authority = parts.netloc.rpartition("@")[2]
+        userinfo, _, self._authority = parts.netloc.rpartition("@")
+        self._credentials = base64.b64encode(unquote_to_bytes(userinfo)).decode() if userinfo else None
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._timeout = timeout
         self._waiting: deque[Mapping[str, Any]] = deque(maxlen=MOST_WAITING)
@@ -87,16 +91,19 @@ class Webhook:
                 if status < 500:
                     attempt = ATTEMPTS
             if attempt == ATTEMPTS:
-                _log.warning("an alert could not be sent to %s: %s", self._host, outcome)
+                _log.warning("an alert could not be sent to %s: %s", self._host, printable(outcome))
                 return
 
     async def _post(self, body: bytes) -> int:
         context = ssl.create_default_context() if self._tls else None
         reader, writer = await asyncio.open_connection(self._host, self._port, ssl=context)
         try:
+            basic = self._credentials
+            authorization = "" if basic is None else f"Authorization: Basic {basic}\r\n"
             head = (
                 f"POST {self._target} HTTP/1.1\r\nHost: {self._authority}\r\nUser-Agent: steadypool\r\n"
-                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n{authorization}"
+                "Connection: close\r\n\r\n"
             )
             writer.write(head.encode("ascii") + body)
             await writer.drain()

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich.markup import escape
 from rich.table import Table
 
-from steadypool.cli.output import Output
+from steadypool.cli.output import Output, plain
 from steadypool.errors import ConfigurationError, words_of
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def advise(
     out.result(_as_dict(given))
     if not env:
         _show(out, given)
-    out.text(escape("\n".join(env_block(given))))
+    out.text(plain("\n".join(env_block(given))))
     return 0
 
 
@@ -101,20 +100,18 @@ def env_block(given: Counsel) -> list[str]:
 def _show(out: Output, given: Counsel) -> None:
     seconds = given.load.seconds
     took = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
-    out.text(escape(f"{given.load.source}: {len(given.load.arrivals):,} requests in {took}"))
+    out.text(plain(f"{given.load.source}: {len(given.load.arrivals):,} requests in {took}"))
     table = Table("", "size", "wait p50", "p99", "worst", "refused", "peak", "connects/min", "price")
     table.add_row("as it is", *_cells(given.now), "")
     for option in given.options:
-        table.add_row(option.name, *_cells(option.outcome), escape(option.price))
+        table.add_row(option.name, *_cells(option.outcome), plain(option.price))
     out.show(table)
-    out.text(escape(f"Sizes: {given.chosen.name}: {given.reason}."))
+    out.text(plain(f"Sizes: {given.chosen.name}: {given.reason}."))
     for each in given.timeouts:
-        out.text(
-            escape(f"Statement timeout{f' of {each.workload}' if each.workload else ''}: {each.reason}.")
-        )
-    out.text(escape(f"Connection timeout: {given.connection_reason}."))
+        out.text(plain(f"Statement timeout{f' of {each.workload}' if each.workload else ''}: {each.reason}."))
+    out.text(plain(f"Connection timeout: {given.connection_reason}."))
     for remark in given.remarks:
-        out.text(escape(f"Note: {remark}."))
+        out.text(plain(f"Note: {remark}."))
     out.text("")
 
 

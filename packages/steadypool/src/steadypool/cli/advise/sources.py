@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import urllib.error
@@ -9,13 +10,16 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from steadypool.errors import ConfigurationError, words_of
 from steadypool.telemetry.recorder import Arrival, Recording
 from steadypool.telemetry.recorder.histogram import Histogram
 from steadypool.telemetry.recorder.recording import SERVED
+from steadypool.values import redact_url
 
 FETCH_WITHIN = 10.0
 EXPORT = "/export.json"
@@ -53,7 +57,8 @@ def load(source: str) -> Load:
         ConfigurationError: it is nothing that can be read, or there is no work in it.
     """
     if re.match(r"https?://", source):
-        found = _of_recording(source, Recording.parse(_fetched(source)))
+        address, source = source, redact_url(source)
+        found = _of_recording(source, Recording.parse(_fetched(address)))
     else:
         text = _read(source)
         try:
@@ -79,18 +84,30 @@ def _read(source: str) -> str:
 
 
 def _fetched(address: str) -> str:
+    """The export of a page; `user:password@` in its address is basic authentication."""
     address = address if address.endswith(".json") else address.rstrip("/") + EXPORT
+    shown = redact_url(address)
     try:
-        with urllib.request.urlopen(address, timeout=FETCH_WITHIN) as answer:
+        parts = urlsplit(address)
+        userinfo, _, host = parts.netloc.rpartition("@")
+        request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+        if userinfo:
+            credentials = base64.b64encode(unquote_to_bytes(userinfo)).decode()
+            request.add_unredirected_header("Authorization", f"Basic {credentials}")
+        with urllib.request.urlopen(request, timeout=FETCH_WITHIN) as answer:
             return answer.read().decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
         raise ConfigurationError(
-            f"{address}: answered {error.code}; the page is for this machine and for those who are signed in"
+            f"{shown}: answered {error.code}; the page is for this machine and for those who are signed in"
         ) from error
-    except urllib.error.URLError as error:
+    except (ValueError, InvalidURL):
+        problem = f"{shown}: this is no address of a page"
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
         raise ConfigurationError(
-            f"{address}: nobody answers ({error.reason}); is the service running, with its page switched on?"
+            f"{shown}: nobody answers ({reason}); is the service running, with its page switched on?"
         ) from error
+    raise ConfigurationError(problem)  # outside of the except block: what urllib says quotes the address
 
 
 def _of_recording(source: str, recording: Recording) -> Load:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from steadypool.cli.doctor.finding import Check, Level
 from steadypool.cli.doctor.run import Result, verdict
-from steadypool.cli.output import Output
+from steadypool.cli.output import Output, plain
 from steadypool.settings import DatabaseSettings
 
 _MARKS = {
@@ -28,7 +27,7 @@ def contents(checks: Sequence[Check]) -> Table:
     table = Table("group", "check", "looks at")
     for check in checks:
         table.add_row(
-            check.group, check.name, escape(check.looks_at) + (" (when asked for)" if check.asked_for else "")
+            check.group, check.name, plain(check.looks_at) + (" (when asked for)" if check.asked_for else "")
         )
     return table
 
@@ -40,10 +39,10 @@ def show(out: Output, results: Sequence[Result], *, verbose: bool) -> None:
         if finding.level is Level.OK and not verbose:
             continue
         took = f" [dim]({result.seconds:.2f} s)[/]" if verbose else ""
-        out.text(f"{_MARKS[finding.level]} [bold]{result.check.name}[/]: {escape(finding.evidence)}{took}")
+        out.text(f"{_MARKS[finding.level]} [bold]{result.check.name}[/]: {plain(finding.evidence)}{took}")
         for label, text in (("why it matters", finding.why), ("change", finding.change)):
             if text:
-                out.text(f"    {label}: {escape(text)}")
+                out.text(f"    {label}: {plain(text)}")
         if finding.symptom:
             out.text(f"    more: steadypool why {finding.symptom}")
     fine = sum(result.finding.level is Level.OK for result in results)

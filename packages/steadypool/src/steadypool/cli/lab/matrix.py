@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.markup import escape
 from rich.table import Table
 
-from steadypool.cli.output import Output
+from steadypool.cli.output import Output, plain
 
 if TYPE_CHECKING:
     from steadypool.lab.matrix import Cell, Matrix
@@ -94,7 +93,7 @@ def matrix(
         draw(measured, output / f"matrix.{kind}")
     out.show(_table(measured))
     for cell in measured.broken():
-        out.show(f"[red]{cell.peer}[/red], {cell.scenario}: {escape('; '.join(cell.broken))}")
+        out.show(f"[red]{cell.peer}[/red], {cell.scenario}: {plain('; '.join(cell.broken))}")
     out.result(measured.as_dict())
     out.say(f"raw figures and pictures: {output}")
     return 1 if measured.broken() else 0
@@ -119,4 +118,4 @@ def _table(measured: Matrix) -> Table:
 def _shown(cell: Cell | None) -> str:
     if cell is None:
         return ""
-    return f"[{'green' if cell.kept else 'red'}]{'✓' if cell.kept else '✗'} {escape(cell.summary)}[/]"
+    return f"[{'green' if cell.kept else 'red'}]{'✓' if cell.kept else '✗'} {plain(cell.summary)}[/]"

@@ -112,6 +112,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         lambda f, _t: _all_served(f, 20),
     ),
     Scenario(
+        "idle-silent",
+        "idle connections go silent, new ones work; 20 requests",
+        "all served ≤ 1 s + 0.25 s",
+        play.idle_connections_silent,
+        lambda f, _t: _all_served(f, 20) + _ends(f, 1.0),
+    ),
+    Scenario(
         "restart",
         "server restarted under 50 tasks, deadline 5 T",
         "only statements in flight fail; first success ≤ 0.6 s after a prober's",

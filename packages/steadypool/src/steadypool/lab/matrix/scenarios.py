@@ -13,6 +13,7 @@ from collections.abc import Awaitable
 from contextlib import ExitStack
 
 from steadypool.errors import ConnectionLost, SteadypoolError
+from steadypool.lab.direction import Direction
 from steadypool.lab.load import Outcome, Requests, Tally, at_once, timed
 from steadypool.lab.matrix.stage import (
     LogNoise,
@@ -86,6 +87,18 @@ async def idle_connections_reset(stage: Stage, kind: PeerType) -> Tally:
             await asyncio.sleep(0.6)
             proxy.drop_all(reset=True)
             await asyncio.sleep(0.05)
+            requests = await at_once(20, lambda: _ask(peer, stage.unit), stage.patience)
+            return await _over(requests, proxy)
+
+
+async def idle_connections_silent(stage: Stage, kind: PeerType) -> Tally:
+    """Ten idle connections are forgotten by a firewall; new ones pass. Then 20 requests."""
+    async with stage.network() as proxy:
+        async with stage.peer(kind, stage.through(proxy), stage.limits(), proxy) as peer:
+            await peer.warm(10)
+            await asyncio.sleep(0.6)
+            for link in proxy.links:
+                link.up = link.down = Direction(silent=True)
             requests = await at_once(20, lambda: _ask(peer, stage.unit), stage.patience)
             return await _over(requests, proxy)
 

@@ -58,6 +58,16 @@ class Histogram:
         """How many durations there are."""
         return sum(self.counts.values())
 
+    def total_from(self, seconds: float) -> float:
+        """The sum, in seconds, of the durations of that length or more, each taken as the upper end of its bucket.
+
+        Example:
+            >>> Histogram({0: 5}).total_from(0.1)
+            0.0
+        """
+        first, last = bucket_of(seconds), len(EDGES) - 1
+        return sum(EDGES[min(each, last)] * count for each, count in self.counts.items() if each >= first)
+
     def percentile(self, percent: float) -> float | None:
         """The duration, in seconds, that so many percent do not exceed; None where nothing was counted.
 

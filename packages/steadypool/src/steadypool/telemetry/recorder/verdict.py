@@ -20,9 +20,13 @@ _DEAF = LISTENER_STATES.index("deaf")
 SLOW_STATEMENT = 0.5
 SLOW_WAIT = 0.1
 BUSY_LOOP = 0.5
+NAMED = 2
+"""How many causes the headline names; the reasons name all."""
 NEARLY_FULL = 0.8
 IDLE = 1.0
 """Seconds without a statement after which a connection is held for nothing."""
+FAILED = 5.0
+"""Seconds of delay that a failed call counts for, where causes are put in order."""
 
 Held = Mapping[str, Any]
 """A connection in use, as `Recorder.holding` describes it."""
@@ -38,8 +42,8 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a time was: `level` is `good`, `strained` or `bad`; the headline names the weightiest cause, the reasons
-    say what each cause rests on, in the same order."""
+    """How a time was: `level` is `good`, `strained` or `bad`; the headline names the two causes that cost callers most,
+    the reasons say what each cause rests on, in the same order, and name the causes that the headline does not."""
 
     level: str
     headline: str
@@ -48,15 +52,27 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Cause:
+    """What made callers wait or fail. `cost` is in seconds, summed over the callers; `parts` are other causes that were
+    found and that this headline says already, or that this cause led to."""
+
     headline: str
     text: str
     runbook: str
+    cost: float = 0.0
+    parts: tuple[_Cause | None, ...] = ()
+
+    @property
+    def total(self) -> float:
+        """The cost of it and of its parts."""
+        return self.cost + sum(part.total for part in self.parts if part is not None)
 
 
 def verdict(rows: Iterable[Row], moment: Mapping[str, Any] | None, notes: Sequence[Note]) -> Verdict:
     """Judge a time by its rows, by who held and waited in it, and by what the journal says of it.
 
-    Causes come before what they lead to: a pool that is full because statements wait for a lock is told as a lock.
+    The cause that cost callers most comes first: by the seconds that all of them lost to it, where a call that failed
+    counts for `FAILED` seconds. A cause comes before what it led to: where the pool is full because statements wait
+    for a lock, the headline names the lock.
 
     Example:
         >>> verdict([], None, []).headline
@@ -67,27 +83,41 @@ def verdict(rows: Iterable[Row], moment: Mapping[str, Any] | None, notes: Sequen
         return Verdict("good", "Nothing was recorded of this time.", ())
     row = merged(rows, rows[0].at)
     moment = moment or {"connections": (), "waiters": ()}
-    full, lock, slow = _full(row, moment), _lock(moment, notes), _slow(row, moment)
+    causes = sorted(_causes(rows, row, moment, notes), key=lambda cause: -cause.total)
+    if causes:
+        parts = [part for cause in causes for part in cause.parts]
+        named = [cause for cause in causes if cause not in parts][:NAMED]
+        reasons = (
+            Reason(each.text if each in named else f"{each.headline} {each.text}".rstrip(), each.runbook)
+            for each in causes
+        )
+        return Verdict("bad", " ".join(cause.headline for cause in named), tuple(reasons))
+    strained = [reason for reason in (_nearly_full(row, moment), _failures(row)) if reason]
+    if strained:
+        return Verdict("strained", strained[0].text, tuple(strained))
+    return Verdict("good", _well(row), ())
+
+
+def _causes(rows: Sequence[Row], row: Row, moment: Mapping[str, Any], notes: Sequence[Note]) -> list[_Cause]:
+    """Everything that went wrong. What cost the same stays in this order: causes before what they may lead to."""
+    slow = _slow(row, moment)
+    full = _full(row, moment, slow)
     found = (
         _loop(row),
         _unreachable(row, notes),
         _lost(row, notes),
         _connecting(row, moment, notes),
-        lock,
+        _lock(moment, notes, full, slow),
         full,
-        _ceiling(moment) if full is None else None,
-        slow if lock is None else None,
-        _leaked(moment, notes if slow is None else ()) if full is None else None,
+        _ceiling(row, moment),
+        slow,
+        # The journal calls a long statement a leak too; and a pool that leaks exhausted is told as full.
+        _leaked(moment, notes if slow is None and full is None else ())
+        if full is None or full.runbook != "leaks"
+        else None,
         _deaf(rows),
     )
-    causes = [cause for cause in found if cause is not None]
-    if causes:
-        reasons = tuple(Reason(cause.text, cause.runbook) for cause in causes)
-        return Verdict("bad", causes[0].headline, reasons)
-    strained = [reason for reason in (_nearly_full(row, moment), _failures(row)) if reason]
-    if strained:
-        return Verdict("strained", strained[0].text, tuple(strained))
-    return Verdict("good", _well(row), ())
+    return [cause for cause in found if cause is not None]
 
 
 def _well(row: Row) -> str:
@@ -102,14 +132,16 @@ def _well(row: Row) -> str:
 
 
 def _loop(row: Row) -> _Cause | None:
-    # A wait of seconds is not made by a loop that was late by half a second.
-    if row["lag"] < max(BUSY_LOOP, (row.waiting.percentile(95) or 0.0) / 2):
+    if row["lag"] < BUSY_LOOP:
         return None
     return _Cause(
-        f"The event loop was busy: for {_time(row['lag'])} this process ran something that does not await.",
+        f"The event loop was busy: for {_time(row['lag'])} this process ran something that does not await, or got no "
+        "processor.",
         "Everything in this process was late then, not only the database: times of statements and of waits have "
         "this in them.",
         "background-work",
+        # What callers in line lost is counted where it is said why they were in line.
+        row["lag"] * max(1.0, row["peak"], row["leased"]),
     )
 
 
@@ -124,6 +156,7 @@ def _unreachable(row: Row, notes: Sequence[Note]) -> _Cause | None:
         f"{_many(row['connect_failures'], 'attempt')} to connect failed{callers}."
         + (f" It said: {said}" if said else ""),
         "connect-timeouts",
+        FAILED * max(1.0, turned_away) + (0.0 if _is_full(row) else row.waiting.total_from(SLOW_WAIT)),
     )
 
 
@@ -135,6 +168,7 @@ def _lost(row: Row, notes: Sequence[Note]) -> _Cause | None:
         "Connections broke while they were used.",
         f"{_many(row['connections_lost'], 'connection')} broke." + (f" It said: {said}" if said else ""),
         "connection-lost",
+        FAILED * row["connections_lost"],
     )
 
 
@@ -145,6 +179,7 @@ def _deaf(rows: Sequence[Row]) -> _Cause | None:
         "Notifications did not arrive: the listener is deaf.",
         "It is connected to a transaction pooler, which swallows what it is sent.",
         "deaf-listener",
+        FAILED,
     )
 
 
@@ -159,59 +194,97 @@ def _connecting(row: Row, moment: Mapping[str, Any], notes: Sequence[Note]) -> _
         "Opening connections was slow: the database was asleep, or has too much to do.",
         what[0].upper() + what[1:] + waiting,
         "cold-start",
+        slowest if _is_full(row) else max(slowest, row.waiting.total_from(SLOW_WAIT)) + _in_line(row, moment),
     )
 
 
-def _lock(moment: Mapping[str, Any], notes: Sequence[Note]) -> _Cause | None:
+def _lock(
+    moment: Mapping[str, Any], notes: Sequence[Note], full: _Cause | None, slow: _Cause | None
+) -> _Cause | None:
     pairs = list(blocked(moment))
-    if pairs:
-        waits, has = pairs[0]
-        many = len(pairs)
-        doing = (
-            f"still runs {_text(has['running'])}"
-            if has.get("running")
-            else f"has run nothing for {_time(has.get('quiet', has['seconds']))}"
-        )
-        return _Cause(
-            f"Statements waited for a lock that {_name(has)} kept: {_statements(many)} for up to "
-            f"{_time(max(each['executing'] for each, _ in pairs))}.",
-            f"{_name(waits)} ran {_text(waits['running'])}; connection {has['number']}, held by {_name(has)}, ran "
-            f"{_text(has['written'][-1])} in a transaction that is still open, and {doing}.",
-            "statement-timeouts",
-        )
+    waits = [each for each, _ in pairs] or stalled(moment)
     gave_up = [note for note in notes if note.kind == "lock"]
-    if gave_up:
-        return _Cause(
-            "Statements waited for a lock.", f"{_sentence(gave_up[-1].text)}.", "statement-timeouts"
-        )
-    still = stalled(moment)
-    if not still:
+    if not pairs and gave_up:
+        parts = None if _running_slowly(moment) else slow
+        text = f"{_sentence(gave_up[-1].text)}."
+        cost = FAILED * sum(note.count for note in gave_up)
+        return _Cause("Statements waited for a lock.", text, "statement-timeouts", cost, (parts,))
+    if not waits:
         return None
-    slowest = max(still, key=lambda each: each["executing"])
-    return _Cause(
+    numbers = {each["number"] for each in waits}
+    involved = numbers | {has["number"] for _, has in pairs}
+    fills = 2 * len(involved) >= len(moment["connections"])
+    others = [each for each in _running_slowly(moment) if each["number"] not in numbers]
+    headline, text = _by_whom(pairs) if pairs else _elsewhere(waits)
+    cost = sum(each["executing"] for each in waits)
+    parts = (full if fills else None, None if others else slow)
+    return _Cause(headline, text, "statement-timeouts", cost, parts)
+
+
+def _by_whom(pairs: Sequence[tuple[Held, Held]]) -> tuple[str, str]:
+    """Headline and text where a connection of this pool has the lock."""
+    waits, has = pairs[0]
+    doing = (
+        f"still runs {_text(has['running'])}"
+        if has.get("running")
+        else f"has run nothing for {_time(has.get('quiet', has['seconds']))}"
+    )
+    return (
+        f"Statements waited for a lock that {_name(has)} kept: {_statements(len(pairs))} for up to "
+        f"{_time(max(each['executing'] for each, _ in pairs))}.",
+        f"{_name(waits)} ran {_text(waits['running'])}; connection {has['number']}, held by {_name(has)}, ran "
+        f"{_text(has['written'][-1])} in a transaction that is still open, and {doing}.",
+    )
+
+
+def _elsewhere(waits: Sequence[Held]) -> tuple[str, str]:
+    """Headline and text where no connection of this pool has the lock."""
+    slowest = max(waits, key=lambda each: each["executing"])
+    return (
         "Statements that usually are quick did not end: most likely they waited for a lock of another process.",
         f"{_text(slowest['running'])} usually takes {_time(slowest['usually'])}, and had run for "
-        f"{_time(slowest['executing'])}. Nobody in this process has the lock: `steadypool doctor --only blocked` "
-        "says who has.",
-        "statement-timeouts",
+        f"{_time(slowest['executing'])}. No connection of this process has the lock: `steadypool doctor --only "
+        "blocked` says which one has.",
     )
 
 
-def _full(row: Row, moment: Mapping[str, Any]) -> _Cause | None:
+def _is_full(row: Row) -> bool:
+    """Whether all connections were in use at once. Who waits although there is room waits for the server, or at the
+    ceiling of a workload."""
+    return max(row["peak"], row["leased"]) >= row["size"] + max(0.0, row["overflow"])
+
+
+def _in_line(row: Row, moment: Mapping[str, Any]) -> float:
+    """Seconds for which those in line had waited, without those at the ceiling of their workload; one second each
+    where only their number is known."""
+    if not moment["waiters"]:
+        return row["waiting"]
+    ceilings = moment.get("at_ceiling", ())
+    return sum(each["seconds"] for each in moment["waiters"] if each.get("workload") not in ceilings)
+
+
+def _full(row: Row, moment: Mapping[str, Any], slow: _Cause | None) -> _Cause | None:
     turned_away = row["pool_timeouts"] + row["queue_full"]
     waited = row.waiting.percentile(95) or 0.0
+    if not (turned_away or row["waiting"] or waited >= SLOW_WAIT) or not _is_full(row):
+        return None
     in_use, limit = max(row["peak"], row["leased"]), row["size"] + max(0.0, row["overflow"])
-    if not (turned_away or row["waiting"] or waited >= SLOW_WAIT) or in_use < limit:
-        return None  # those who wait although there is room wait for the server, or at the ceiling of their workload
     text = f"{in_use:.0f} of {limit:.0f} connections were in use"
     text += f", up to {_callers(row['waiting'])} waiting for one" if row["waiting"] else ""
     text += f" ({_time(waited)} at the 95th percentile)" if waited >= SLOW_WAIT else ""
     text += f", {turned_away:.0f} went without" if turned_away else ""
-    headline, runbook = _why_full(row, moment)
-    return _Cause(headline, f"{text}. {_holders(moment)}".rstrip(), runbook)
+    headline, runbook, by_statements = _why_full(row, moment)
+    return _Cause(
+        headline,
+        f"{text}. {_holders(moment)}".rstrip(),
+        runbook,
+        row.waiting.total_from(SLOW_WAIT) + _in_line(row, moment) + FAILED * turned_away,
+        (slow,) if by_statements else (),
+    )
 
 
-def _why_full(row: Row, moment: Mapping[str, Any]) -> tuple[str, str]:
+def _why_full(row: Row, moment: Mapping[str, Any]) -> tuple[str, str, bool]:
+    """Headline, runbook, and whether slow statements are the reason."""
     held: Sequence[Held] = [each for each in moment["connections"] if each.get("holder") != SHARED]
     idle = [each for each in held if _is_idle(each)]
     leaks = [each for each in idle if each.get("leak") or row["leaks"]]
@@ -219,13 +292,15 @@ def _why_full(row: Row, moment: Mapping[str, Any]) -> tuple[str, str]:
         return (
             f"The pool was exhausted by a leak: {_of(leaks)} and did not give back what it had no use for.",
             "leaks",
+            False,
         )
     if idle and 2 * len(idle) >= len(held):
         return (
             f"The pool was exhausted by connections held for nothing: {_of(idle)} and ran nothing.",
             "exhaustion",
+            False,
         )
-    running = Counter(each["running"] for each in held if each.get("executing", 0.0) >= SLOW_STATEMENT)
+    running = Counter(each["running"] for each in _running_slowly({"connections": held}))
     if running and 2 * running.total() >= len(held):
         statement, connections = running.most_common(1)[0]
         longest = max(each["executing"] for each in held if each.get("running") == statement)
@@ -233,6 +308,7 @@ def _why_full(row: Row, moment: Mapping[str, Any]) -> tuple[str, str]:
             f"The pool was exhausted by slow statements: {connections:.0f} of {len(held)} connections ran "
             f"{_text(statement)}, for up to {_time(longest)}.",
             "exhaustion",
+            True,
         )
     ran = row.executing.percentile(95)
     quick = (
@@ -240,19 +316,22 @@ def _why_full(row: Row, moment: Mapping[str, Any]) -> tuple[str, str]:
         if ran is not None and ran < SLOW_STATEMENT
         else ""
     )
-    return f"The pool was full: more was asked of it than it has connections for{quick}.", "exhaustion"
+    return f"The pool was full: more was asked of it than it has connections for{quick}.", "exhaustion", False
 
 
-def _ceiling(moment: Mapping[str, Any]) -> _Cause | None:
+def _ceiling(row: Row, moment: Mapping[str, Any]) -> _Cause | None:
     ceilings: Mapping[str, int] = moment.get("at_ceiling", {})
     waiting = {each.get("workload") for each in moment["waiters"] if each["seconds"] >= SLOW_WAIT}
     name = next((name for name in ceilings if name in waiting), None)
     if name is None:
         return None
+    waited = sum(each["seconds"] for each in moment["waiters"] if each.get("workload") == name)
     return _Cause(
-        f"Workload {name} was at its ceiling of {ceilings[name]} connections; its callers waited, others had room.",
+        f"Workload {name} was at its ceiling of {ceilings[name]} connections; its callers waited"
+        + ("." if _is_full(row) else ", others had room."),
         _holders({"connections": [each for each in moment["connections"] if each.get("workload") == name]}),
         "exhaustion",
+        waited,
     )
 
 
@@ -271,7 +350,8 @@ def _slow(row: Row, moment: Mapping[str, Any]) -> _Cause | None:
     if running:
         statement, connections = running.most_common(1)[0]
         text += f". On {_many(connections, 'connection')} in use it was {_text(statement)}"
-    return _Cause("Statements were slow.", f"{text}.", "statement-timeouts")
+    cost = row.executing.total_from(SLOW_STATEMENT) + FAILED * timed_out
+    return _Cause("Statements were slow.", f"{text}.", "statement-timeouts", cost)
 
 
 def _leaked(moment: Mapping[str, Any], notes: Sequence[Note]) -> _Cause | None:
@@ -305,6 +385,11 @@ def _failures(row: Row) -> Reason | None:
 
 
 # -- in words ----------------------------------------------------------------------------------------------------------
+
+
+def _running_slowly(moment: Mapping[str, Any]) -> list[Held]:
+    """The connections whose statement has run for long."""
+    return [each for each in moment["connections"] if each.get("executing", 0.0) >= SLOW_STATEMENT]
 
 
 def _is_idle(each: Held) -> bool:
