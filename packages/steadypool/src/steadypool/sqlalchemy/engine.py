@@ -148,8 +148,7 @@ def create_async_engine(
         on_guards_lost=lambda reason: _tell(events, pool_name, reason),
         server_settings=_at_start(statement_timeout) | dict(server_settings or {}),
     )
-    arguments |= {"connect_args": connect_args, "steadypool_guards": guards}
-    return _built(given, arguments)
+    return _built(given, {**arguments, "connect_args": connect_args, "steadypool_guards": guards})
 
 
 def async_engine_from_config(

@@ -107,8 +107,7 @@ class SteadyPool(pool.Pool):
         pre_ping: bool = False,
         **kw: Any,
     ) -> None:
-        # The core recycles and pings, in the background; SQLAlchemy would do it in the caller.
-        super().__init__(creator, recycle=-1, pre_ping=False, **kw)
+        super().__init__(creator, recycle=-1, pre_ping=False, **kw)  # the core does both, in the background
         base = steady_options or PoolOptions()
         options = replace(
             base,
@@ -119,7 +118,7 @@ class SteadyPool(pool.Pool):
             ping_after_idle=base.ping_after_idle if pre_ping and not first_use_proves else None,
             use_lifo=use_lifo,
         )
-        self.ping_by_select = ping_by_select
+        self.ping_by_select, self.session_reset = ping_by_select, session_reset
         self.ceilings = steady_ceilings if steady_ceilings is not None else {}
         self._arguments: dict[str, Any] = {
             **kw,
@@ -146,8 +145,7 @@ class SteadyPool(pool.Pool):
             observers=self.observers,
             ceilings=self.ceilings,
         )
-        self.session_reset = session_reset
-        self.watched: set[Record] = set()
+        self.watched = set[Record]()
         self.unproven_after = base.ping_after_idle if pre_ping and first_use_proves else None
         """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
 
