@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from steadypool import Database, DatabaseSettings, errors
+from steadypool.lab import EmbeddedPostgres
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.testing import Observer
 
@@ -252,6 +253,28 @@ async def test_a_shared_connection_is_clean_when_it_is_handed_over(database_url:
         for way in ("session", "connection"):
             assert await db.fetchval("select sly()") == "42"
             assert await run(db, way, LEFT) == clean
+
+
+async def test_a_reloaded_configuration_is_reset_once(private_server: EmbeddedPostgres, driver: str) -> None:
+    """It changes what the server reports in every session, and a reset does not take it back."""
+    pg = await Observer.connect(private_server.url)
+    url = private_server.url.replace("postgresql://", f"postgresql+{driver}://")
+    try:
+        async with Database(DatabaseSettings(url=url, pool_size=1, max_overflow=0)) as db:
+            pid = await run(db, "session", "select pg_backend_pid()")
+            await pg.fetch("alter system set datestyle to 'SQL, DMY'")
+            await pg.fetch("select pg_reload_conf()")
+            await pg.wait_until(lambda: _writes_dates(db, "SQL, DMY"))
+            await run(db, "session", "select 'last'")
+            assert await run(db, "session", "select pg_backend_pid()") == pid
+            last = await pg.fetch("select query from pg_stat_activity where pid = %s", pid)
+            assert "DEALLOCATE" not in last[0][0]
+    finally:
+        await pg.close()
+
+
+async def _writes_dates(db: Database, style: str) -> bool:
+    return await run(db, "session", "select current_setting('datestyle')") == style
 
 
 async def test_settings_of_a_transaction_are_no_change(database_url: str, pg: Observer) -> None:

@@ -24,6 +24,8 @@ Reported: TypeAlias = tuple[tuple[Any, Any], ...]
 """Settings as the server reported them: names, as the driver takes them, and values."""
 
 _WHOLE = "; ".join(RESET)
+_REPORTED_BY_ASYNCPG = ("search_path", "TimeZone", "session_authorization", "is_superuser", "client_encoding")
+"""asyncpg takes more than a microsecond for each."""
 _NO_SESSION_STATE = ("sqlalchemy.", "steadypool.", "opentelemetry.")
 """Modules whose handlers of `connect` change nothing in the session on the server."""
 
@@ -42,9 +44,11 @@ class SessionReset:
         and its record, in a greenlet."""
 
     def opened(self, pool: SteadyPool, record: Record) -> None:
-        """Remember how the server reports a new session, which is how each holder gets it."""
-        connection: Any = record.driver_connection
-        reported = _REPORTED[pool.dialect.driver](connection)
+        """Remember how the server reports a clean session: a new one, or one just reset.
+
+        A server whose configuration is reloaded reports other values in sessions that nothing has changed.
+        """
+        reported = _REPORTED[pool.dialect.driver](record.driver_connection)
         record.reported = tuple((name, value) for name, value in reported if value is not None)
         self.forget(record)
 
@@ -102,7 +106,7 @@ class SessionReset:
         await _RESETS[pool.dialect.driver](record.driver_connection)
         if self.on_connect is not None:
             await greenlet_spawn(self.on_connect, record.dbapi_connection, record)
-        self.forget(record)
+        self.opened(pool, record)
 
     def can_post(self, pool: SteadyPool) -> bool:
         """Whether the reset needs no answer before what follows it."""
@@ -118,7 +122,15 @@ class SessionReset:
 
         connection: Any = record.driver_connection
         statements = [Statement(sql, prepare=False) for sql in RESET]
-        connection.post(Segment(statements, limit=pool.options.leave_timeout))
+        segment = Segment(statements, limit=pool.options.leave_timeout)
+
+        def settled(answered: Segment) -> None:
+            """At its own Sync: what was sent behind it is not answered yet."""
+            if answered.error is None and record.driver_connection is connection:
+                record.reported = _REPORTED[pool.dialect.driver](connection)
+
+        segment.on_settled = settled
+        connection.post(segment)
         self.forget(record)
 
     def _is_changed(self, pool: SteadyPool, record: Record) -> bool:
@@ -136,7 +148,7 @@ def _reported_libpq(connection: Any) -> Reported:
 
 def _reported_asyncpg(connection: Any) -> Reported:
     settings = connection.get_settings()
-    return tuple((name, getattr(settings, name, None)) for name in REPORTED)
+    return tuple((name, getattr(settings, name, None)) for name in _REPORTED_BY_ASYNCPG)
 
 
 def _differs_libpq(connection: Any, reported: Reported) -> bool:
