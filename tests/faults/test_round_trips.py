@@ -103,6 +103,25 @@ async def test_a_transaction_on_a_dedicated_connection(db: Database, proxy: Faul
     assert await trips(proxy, work) == {"asyncpg": 4, "psycopg": 3, "steadypool": 2}[driver]
 
 
+async def test_a_reset_costs_the_next_holder_nothing_over_pipelines(
+    make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy, driver: str
+) -> None:
+    """SET LOCAL is no reason for one; SET is, and over the other drivers the pool waits for its answer."""
+    db = make_db(
+        proxied_url, pool_size=1, max_overflow=0, ping_after_idle=60.0, statement_timeout=20, pool_timeout=20
+    )
+
+    async def work(sql: str) -> None:
+        async with db.connection() as connection:
+            await connection.execute(sql)
+        async with db.connection() as connection:
+            await connection.execute(f"select 1 -- {len(sql)}")  # psycopg would prepare it the sixth time
+
+    untouched = await trips(proxy, lambda: work("select set_config('app.tenant', '42', true)"))
+    touched = await trips(proxy, lambda: work("select set_config('app.tenant', '42', false)"))
+    assert (untouched, touched) == {"asyncpg": (2, 3), "psycopg": (2, 3), "steadypool": (2, 2)}[driver]
+
+
 async def test_acquiring_and_giving_back_cost_nothing(db: Database, proxy: FaultProxy) -> None:
     async def work() -> None:
         async with db.connection():

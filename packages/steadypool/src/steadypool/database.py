@@ -161,6 +161,8 @@ class Database(Sharing, Notifying):
                 raise HookFailed(f"on_connect: {hook_failed(error)}") from error
 
         event.listen(self.engine.sync_engine, "connect", run_on_connect)
+        if self.pool.session_reset is not None:
+            self.pool.session_reset.on_connect = run_on_connect
 
     def _make_engine(self, arguments: Mapping[str, Any]) -> AsyncEngine:
         s = self.settings
@@ -194,6 +196,7 @@ class Database(Sharing, Notifying):
             breaker=s.breaker,
             password=s.password,
             pooler=s.pooler,
+            reset=s.reset,
             pool_name=self.name,
             events=self.events,
             ceilings=self._ceilings,

@@ -24,6 +24,7 @@ from steadypool.events import ConnectionLost, Events, StatementFinished, Stateme
 from steadypool.fingerprint import fingerprint, name_of
 from steadypool.lease import Lease
 from steadypool.rows import Row
+from steadypool.session_state import touches
 from steadypool.sqlstate import (
     LOCK_NOT_AVAILABLE,
     QUERY_CANCELED,
@@ -109,7 +110,7 @@ class Dedicated:
     def __init__(
         self, driver_connection: Any, surroundings: Surroundings, lease: Lease[Any], *, wraps: bool = False
     ) -> None:
-        self.driver_connection = driver_connection
+        self._connection = driver_connection
         self._around = surroundings
         self._lease = lease
         self._wraps = wraps
@@ -117,6 +118,13 @@ class Dedicated:
         self._running = 0
         self._begun: asyncio.Future[Any] | None = None
         self._ended = False
+
+    @property
+    def driver_connection(self) -> Any:
+        """The driver's own object; what is done with it may change the session."""
+        if not self._around.dialogue.sees_all and self._lease.active:
+            self._lease.connection.touched = True
+        return self._connection
 
     @property
     def busy(self) -> bool:
@@ -192,7 +200,7 @@ class Dedicated:
         if self._ended or self._wraps or not around.posts():
             return False
         sql, started = around.begin(), around.clock.monotonic()
-        begun = self._begun = around.dialogue.post(self.driver_connection, sql, around.patience)
+        begun = self._begun = around.dialogue.post(self._connection, sql, around.patience)
         if begun is None:
             return False
 
@@ -232,11 +240,13 @@ class Dedicated:
 
     @property
     def _is_open(self) -> bool:
-        return self._around.driver.is_open(self.driver_connection)
+        return self._around.driver.is_open(self._connection)
 
     def _told(self, sql: str, run: Run, args: tuple[Any, ...]) -> Awaitable[Any]:
         """A statement of the user's, of which observers are told."""
-        if self._wraps and not self._around.driver.in_transaction(self.driver_connection):
+        if touches(sql):
+            self._lease.connection.touched = True
+        if self._wraps and not self._around.driver.in_transaction(self._connection):
             return self._wrapped_and_told(sql, run, args)
         return self._bounded(sql, run, args, tells=True)
 
@@ -285,7 +295,7 @@ class Dedicated:
         """
         if self._ended:
             raise RuntimeError("the block of this connection has ended; it may be somebody else's by now")
-        around, lease, connection = self._around, self._lease, self.driver_connection
+        around, lease, connection = self._around, self._lease, self._connection
         started = around.clock.monotonic()
         seconds, deadline = around.patience, None
         if current_deadline() is not None:
@@ -326,10 +336,10 @@ class Dedicated:
         """What to raise for an error of a statement: itself, or what it means, made from it."""
         named: BaseException | None = None
         if isinstance(error, asyncio.CancelledError):
-            self._around.driver.cut(self.driver_connection)
+            self._around.driver.cut(self._connection)
         elif isinstance(error, TimeoutError):
             if isinstance(error, GaveUp) or (limit is not None and limit.expired):
-                self._around.driver.cut(self.driver_connection)
+                self._around.driver.cut(self._connection)
                 named = self._out_of_time(sql, started, deadline)
         elif isinstance(error, Exception):
             named = self._named(sql, started, error)
@@ -366,11 +376,11 @@ class Dedicated:
             return refusal.locked_out(sql, wait, self._report(started, maybe_executed=False))
         fate = fate_of(state, words=f"{error} {words}") if state is not None else Fate.KEEP
         if fate in (Fate.BACK_OFF, Fate.DRAIN_HOST):
-            self._around.judge(fate, self.driver_connection, f"the server said {state}")
+            self._around.judge(fate, self._connection, f"the server said {state}")
         gone = fate in (Fate.EVICT, Fate.EVICT_AND_PROVE)
         if self._is_open and not gone:
             return None
-        self._around.driver.cut(self.driver_connection)
+        self._around.driver.cut(self._connection)
         self._around.events.emit(
             ConnectionLost(
                 self._around.pool,

@@ -22,6 +22,8 @@ class Dialogue(Protocol):
     """
 
     bounds: bool
+    sees_all: bool
+    """Whether statements are seen that are run with the driver's connection itself."""
 
     def fetch(
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
@@ -47,6 +49,7 @@ class AsyncpgDialogue:
     """Over an `asyncpg.Connection`."""
 
     bounds = False
+    sees_all = False
 
     def fetch(
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
@@ -70,6 +73,7 @@ class PsycopgDialogue:
     """Over a `psycopg.AsyncConnection`, with the server's own placeholders."""
 
     bounds = False
+    sees_all = False
 
     def __init__(self) -> None:
         import psycopg
@@ -108,6 +112,7 @@ class PipelinedDialogue:
     """Over a `pipeline.PipelinedConnection`: one flight a statement."""
 
     bounds = True
+    sees_all = True
 
     def __init__(self) -> None:
         from steadypool import pipeline

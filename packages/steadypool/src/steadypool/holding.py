@@ -97,7 +97,17 @@ class Terms:
 class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
     """What `Database.connection()` returns: one use of a connection, on these terms."""
 
-    __slots__ = ("_before", "_begins", "_driver_limit", "_entered", "_lease", "_terms", "_told", "_use")
+    __slots__ = (
+        "_before",
+        "_begins",
+        "_connection",
+        "_driver_limit",
+        "_entered",
+        "_lease",
+        "_terms",
+        "_told",
+        "_use",
+    )
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
@@ -113,6 +123,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         dialect, limit = terms.dialect, terms.limit
         lease = self._lease = await terms.pool.lease(terms.workload)
         connection: Any = lease.connection.driver_connection
+        self._connection = connection
         wraps = False
         if limit is not None:
             wraps = terms.per_transaction
@@ -132,9 +143,10 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
     async def _set_up(self, use: Dedicated, limit: float | None) -> None:
         try:
             if self._begins:
-                await self._terms.dialect.set_autocommit(use.driver_connection, True)
+                await self._terms.dialect.set_autocommit(self._connection, True)
             if self._told and limit is not None:
                 await use.set_up(f"SET statement_timeout = {milliseconds(limit)}")
+                self._mark_clean()
         except BaseException as error:
             await self.__aexit__(None, error, None)
             raise
@@ -148,7 +160,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         use, lease, terms = self._use, self._lease, self._terms
         assert use is not None, "a block that was not entered"
         assert lease is not None, "a use without a lease"
-        pool, dialect, connection = terms.pool, terms.dialect, use.driver_connection
+        pool, dialect, connection = terms.pool, terms.dialect, self._connection
         use.end()
         if (
             not pool.at_home
@@ -186,7 +198,10 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
                 if dialect.in_transaction(connection):
                     await dialect.roll_back(connection)
                 if self._told:
+                    touched = self._is_touched()
                     await self._terms.dialogue.execute(connection, "RESET statement_timeout", ())
+                    if not touched:
+                        self._mark_clean()
                 if self._begins:
                     await dialect.set_autocommit(connection, False)
         except BaseException as error:
@@ -194,3 +209,13 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
             # The server rolls back by itself what was not committed; only a cancellation is the caller's to hear.
             if not isinstance(error, Exception):
                 raise
+
+    def _is_touched(self) -> bool:
+        lease, resets = self._lease, self._terms.pool.session_reset
+        return lease is not None and resets is not None and resets.is_touched(lease.connection)
+
+    def _mark_clean(self) -> None:
+        """What was just sent is ours, and taken back by ourselves."""
+        lease, resets = self._lease, self._terms.pool.session_reset
+        if lease is not None and resets is not None:
+            resets.forget(lease.connection)

@@ -94,6 +94,14 @@ def _pre_ping(value: object) -> object:
     raise ValueError("allowed: true, select1, false")
 
 
+class Reset(StrEnum):
+    """After which uses of a connection its session is made clean."""
+
+    TOUCHED = "touched"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 class Dashboard(StrEnum):
     """Who may see the live page."""
 
@@ -263,6 +271,12 @@ class DatabaseSettings(BaseSettings):
         Pooler.AUTO,
         "What stands before Postgres: none, session, transaction (prepared statements and session state do "
         "not survive there), or auto to find out.",
+    )
+    reset: Annotated[Reset, BeforeValidator(check_word(Reset))] = _setting(
+        Reset.TOUCHED,
+        "When a session is made clean before the next holder gets it (role, settings, locks, temporary tables, LISTEN, "
+        "cursors): touched (after a use whose statements may have changed it), always (after every use, for functions "
+        "that change it inside), never (only transactions are rolled back, as SQLAlchemy's pool does).",
     )
     client_check_interval: Annotated[float | None, _seconds(0.001, 3600, off=True)] = _setting(
         1.0,

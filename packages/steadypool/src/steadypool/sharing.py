@@ -15,6 +15,7 @@ from steadypool.dedicated import Dedicated
 from steadypool.errors import ConnectionLost, Phase, Report
 from steadypool.holding import holds_a_connection
 from steadypool.rows import Row, row_type, size_of
+from steadypool.session_state import RESET
 from steadypool.settings import DatabaseSettings
 from steadypool.sqlalchemy.compiling import Compiled, Compiler
 from steadypool.sqlalchemy.pool import SteadyPool
@@ -197,8 +198,10 @@ class Sharing:
         pool = self.pool
         if self._way is None and pool.dialect.driver == "steadypool" and self.settings.shared_connections:
             from steadypool.shared import SharedOptions, SharedWay
+            from steadypool.shared.options import RESET_LIMITS
 
-            s = self.settings
+            s, resets = self.settings, pool.session_reset
+            posts_reset = resets is not None and resets.can_post(pool)
             self._way = SharedWay(
                 pool.core,
                 pipelined=lambda record: record.driver_connection,
@@ -209,6 +212,7 @@ class Sharing:
                     lock_timeout=s.shared_lock_timeout,
                     result_limit=s.shared_result_limit,
                     prove_after=s.ping_after_idle,
+                    reset=RESET if posts_reset else RESET_LIMITS,
                 ),
                 holds=holds_a_connection,
                 used=self._used,

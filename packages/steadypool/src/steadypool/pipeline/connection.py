@@ -499,6 +499,7 @@ class PipelinedConnection(Wire):
             ConnectionGone: the connection ended before.
         """
         self._hold()
+        self.statements.touched = True  # what is done there is not seen
         try:
             await self._drain()
             self._leave_loop()

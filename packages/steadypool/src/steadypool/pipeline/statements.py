@@ -17,6 +17,7 @@ from psycopg.pq import Format, abc
 
 from steadypool._sql_text import first_word
 from steadypool.pipeline.segment import Names
+from steadypool.session_state import touches
 from steadypool.texts import encoded
 
 _STALE = frozenset({"26000", "0A000", "42P05"})
@@ -81,11 +82,14 @@ class Known:
         "sql",
         "state",
         "steps",
+        "touches",
     )
 
     def __init__(self, key: tuple[str, tuple[int, ...] | None], encoding: str) -> None:
         self.key = key
         self.sql = encoded(key[0], encoding)
+        self.touches = touches(key[0])
+        """Whether running it may change the session beyond its transaction."""
         self.name = b""
         self.seen = 0
         self.state = State.UNKNOWN
@@ -135,6 +139,8 @@ class Statements:
         """The connection's, by Python's name."""
         self.stale_names: list[bytes] = []
         """What the server may forget; `to_close` takes it."""
+        self.touched = False
+        """Whether a statement was looked up that may have changed the session; whoever resets it clears this."""
         self._adapters = adapters
         self._size = size
         self._known: OrderedDict[tuple[str, tuple[int, ...] | None], Known] = OrderedDict()
@@ -149,6 +155,7 @@ class Statements:
         known = self._known.get(key)
         if known is None:
             if len(sql) > _LONGEST or first_word(sql) in _NAMES_ANOTHER:
+                self.touched = self.touched or touches(sql)
                 return None
             known = self._known[key] = Known(key, self.encoding)
             if len(self._known) > self._size:
@@ -156,6 +163,8 @@ class Statements:
         else:
             self._known.move_to_end(key)
         known.seen += 1
+        if known.touches:
+            self.touched = True
         return known
 
     def begin(self, known: Known, preparer: object) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+RESET_LIMITS = ("RESET statement_timeout", "RESET lock_timeout")
+"""Takes back what a connection gets when it begins to be shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class SharedOptions:
     rotate_after: float = 30.0
     """A connection is given back to the pool after this time, so that it can be recycled."""
     local: bool = False
+    reset: Sequence[str] = RESET_LIMITS
+    """What a connection is made clean with when it is given back: at least the limits that were set on it."""
 
 
 @dataclass(frozen=True, slots=True)

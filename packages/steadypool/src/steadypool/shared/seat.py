@@ -11,15 +11,13 @@ from psycopg.pq import ConnStatus
 from steadypool.connect.guards import milliseconds
 from steadypool.lease import Lease
 from steadypool.pipeline import PipelinedConnection, Segment, Statement
+from steadypool.session_state import REPORTED
 from steadypool.sharable import REFUSED_TAGS
 from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions
 from steadypool.sqlstate import Fate
 
-_WATCHED = (
-    b"search_path", b"TimeZone", b"DateStyle", b"IntervalStyle", b"client_encoding", b"session_authorization",
-    b"default_transaction_read_only", b"standard_conforming_strings",
-)  # fmt: skip
+_WATCHED = tuple(name.encode() for name in REPORTED)
 _SET = "select set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false)"
 
 
@@ -131,9 +129,6 @@ class Seat:
             self.lease.touch(max(connection.last_answer, self.lease.acquired_at))
             if not self.options.local:
                 # Nobody waits for it: whoever is next comes behind it, and where it fails there is no connection.
-                reset = [
-                    Statement(f"RESET {name}", prepare=False)
-                    for name in ("statement_timeout", "lock_timeout")
-                ]
+                reset = [Statement(sql, prepare=False) for sql in self.options.reset]
                 connection.post(Segment(reset, limit=self.options.statement_timeout))
         self.lease.release(fate)

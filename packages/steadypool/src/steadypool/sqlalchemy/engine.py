@@ -23,11 +23,12 @@ from steadypool.connect.versions import check_versions
 from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
-from steadypool.settings import ConnectRetry, Password, Pooler
+from steadypool.settings import ConnectRetry, Password, Pooler, Reset
 from steadypool.sqlalchemy.dialects import OURS, PIPELINED
 from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_errors
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
+from steadypool.sqlalchemy.session_reset import SessionReset
 from steadypool.values import HIDDEN, is_secret_option, redact_url
 
 _stock_create_async_engine = stock.create_async_engine
@@ -64,6 +65,7 @@ def create_async_engine(
     leave_timeout: float = 2.0,
     password: Password | None = None,
     pooler: Pooler | Literal["auto", "none", "session", "transaction"] = Pooler.AUTO,
+    reset: Reset | Literal["touched", "always", "never"] = Reset.NEVER,
     pool_name: str = "main",
     events: Events | None = None,
     ceilings: dict[str, int] | None = None,
@@ -97,6 +99,9 @@ def create_async_engine(
         leave_timeout: seconds that rollback, reset or close of one connection may take.
         password: asked for a password before each connect.
         pooler: what stands before the server; `auto` looks once, and takes any pooler for one in transaction mode.
+        reset: when a session is made clean before the next holder gets it: `never`, as SQLAlchemy's pool does,
+            `touched`, after a use whose statements may have changed it, or `always`. A pool of the caller's own never
+            does.
         pool_name: what errors and events call the pool.
         events: where the pool tells what happens.
         ceilings: for a workload, the most connections it may hold.
@@ -133,7 +138,7 @@ def create_async_engine(
         )
         arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), dialect_name)
         arguments |= {"steady_name": pool_name, "steady_events": events, "steady_breaker": breaker}
-        arguments["steady_ceilings"] = ceilings
+        arguments |= {"steady_ceilings": ceilings, "session_reset": _session_reset(reset)}
     guards = Guards(
         statement_timeout=statement_timeout,
         connect_timeout=limit,
@@ -145,8 +150,7 @@ def create_async_engine(
         on_guards_lost=lambda reason: _tell(events, pool_name, reason),
         server_settings=_at_start(statement_timeout) | dict(server_settings or {}),
     )
-    arguments |= {"connect_args": connect_args, "steadypool_guards": guards}
-    return _built(given, arguments)
+    return _built(given, {**arguments, "connect_args": connect_args, "steadypool_guards": guards})
 
 
 def async_engine_from_config(
@@ -328,6 +332,11 @@ def engine_for_workload(
 
     sync_view.raw_connection = raw_connection
     return view
+
+
+def _session_reset(reset: str) -> SessionReset | None:
+    mode = _chosen(Reset, "reset", reset)
+    return None if mode is Reset.NEVER else SessionReset(mode)
 
 
 def _tell(events: Events | None, pool_name: str, reason: str) -> None:

@@ -25,6 +25,7 @@ from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
 from steadypool.errors import causes
 from steadypool.refusal import hook_failed
+from steadypool.session_state import touches
 from steadypool.settings import ConnectRetry, Password, Pooler
 from steadypool.sqlalchemy.cursors import BoundedCursor
 from steadypool.sqlalchemy.errors import raise_as_sqlalchemy, sqlstate_of
@@ -124,6 +125,8 @@ class GuardedDialect:
         lease = None if context is None else lease_of(fairy_of(context))
         if lease is not None:
             lease.running = args[0], started
+            if touches(args[0]):
+                lease.connection.touched = True
         try:
             self.bounded_statement(server, connection_of(cursor), call, cursor, *args, context)
         finally:

@@ -33,6 +33,7 @@ from steadypool.pool import Pool
 from steadypool.sqlalchemy.elsewhere import Sharer, close_elsewhere, collected, dispose_of, note
 from steadypool.sqlalchemy.errors import raise_as_sqlalchemy, sqlstate_of
 from steadypool.sqlalchemy.record import Record, RecordDriver
+from steadypool.sqlalchemy.session_reset import SessionReset
 from steadypool.sqlalchemy.telling import tell_wait
 from steadypool.sqlstate import Fate, fate_of
 from steadypool.whereabouts import Place, request_name, whereabouts
@@ -77,6 +78,8 @@ class SteadyPool(pool.Pool):
     _is_asyncio = True  # pyright: ignore[reportAssignmentType]
     _sqla_logger_namespace = "sqlalchemy.pool.SteadyPool"
     """Where SQLAlchemy's documentation says that a pool logs: below `sqlalchemy.pool`."""
+    session_reset: SessionReset | None
+    """What makes sessions clean between their holders; None where only transactions are rolled back."""
     predecessors: tuple[weakref.ref[SteadyPool], ...] = ()
     """Pools that `Engine.dispose` replaced while somebody still had a connection of theirs, and keeps them alive."""
     sharer: Sharer | None = None
@@ -105,12 +108,12 @@ class SteadyPool(pool.Pool):
         steady_breaker: bool = True,
         ping_by_select: bool = False,
         first_use_proves: bool = False,
+        session_reset: SessionReset | None = None,
         recycle: float = -1,
         pre_ping: bool = False,
         **kw: Any,
     ) -> None:
-        # The core recycles and pings, in the background; SQLAlchemy would do it in the caller.
-        super().__init__(creator, recycle=-1, pre_ping=False, **kw)
+        super().__init__(creator, recycle=-1, pre_ping=False, **kw)  # the core does both, in the background
         base = steady_options or PoolOptions()
         options = replace(
             base,
@@ -121,7 +124,7 @@ class SteadyPool(pool.Pool):
             ping_after_idle=base.ping_after_idle if pre_ping and not first_use_proves else None,
             use_lifo=use_lifo,
         )
-        self.ping_by_select = ping_by_select
+        self.ping_by_select, self.session_reset = ping_by_select, session_reset
         self.ceilings = steady_ceilings if steady_ceilings is not None else {}
         self._arguments: dict[str, Any] = {
             **kw,
@@ -135,6 +138,7 @@ class SteadyPool(pool.Pool):
             "steady_breaker": steady_breaker,
             "ping_by_select": ping_by_select,
             "first_use_proves": first_use_proves,
+            "session_reset": session_reset,
             "recycle": recycle,
             "pre_ping": pre_ping,
         }
@@ -192,6 +196,8 @@ class SteadyPool(pool.Pool):
         if record.fairy_ref is not None:
             # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
             record.fairy_ref = None
+        if record.suspect and self.session_reset is not None:
+            self.session_reset.look_again(self, record)
         if self.unproven_after is not None:
             age = core.clock.monotonic() - lease.slot.proven_at
             adapter: Any = record.dbapi_connection
@@ -213,6 +219,8 @@ class SteadyPool(pool.Pool):
             lease = self.core.acquire_now(name=request_name(), workload=workload, places=places)
             if lease is None:
                 lease = await self._acquire(workload, places)
+            if lease.connection.suspect and self.session_reset is not None:
+                self.session_reset.look_again(self, lease.connection)
             unproven_after = self.unproven_after
             if unproven_after is not None:
                 age = self.core.clock.monotonic() - lease.slot.proven_at

@@ -25,6 +25,7 @@ _log = logging.getLogger("steadypool.connect")
 
 if TYPE_CHECKING:
     from steadypool.sqlalchemy.pool import SteadyPool
+    from steadypool.sqlalchemy.session_reset import Reported
 
 
 class Record(_ConnectionRecord):
@@ -38,6 +39,12 @@ class Record(_ConnectionRecord):
     """Whether nobody waits any more until the server has let go of its connection: there was no time left for that."""
     collected: bool = False
     """Whether its last user forgot to give it back, and the garbage collector did."""
+    touched: bool = False
+    """Whether a statement since the last reset may have changed the session."""
+    suspect: bool = False
+    """Whether the server reported another setting, which the ROLLBACK on its way may take back."""
+    reported: Reported = ()
+    """The settings that the server reported when the connection was opened."""
     _fairy_ref: weakref.ref[Any] | None = None
 
     @property
@@ -158,6 +165,8 @@ class RecordDriver:
             record: Record = await greenlet_spawn(Record, self._owner)
             record.read_only = self._owner.dialect.takes_no_writes(record.driver_connection)
             self._owner.dialect.when_lost(record.driver_connection, self._lost)
+            if self._owner.session_reset is not None:
+                self._owner.session_reset.opened(self._owner, record)
             return record
         except errors.SteadypoolError:
             raise
@@ -178,18 +187,25 @@ class RecordDriver:
             raise
 
     def needs_reset(self, connection: Record) -> bool:
-        """Whether a transaction was left open behind SQLAlchemy's back; `pool_reset_on_return=None` allows it."""
+        """Whether the pool has to wait until it is clean. A reset that needs no answer is sent here.
+
+        A transaction may have been left open behind SQLAlchemy's back; `pool_reset_on_return=None` allows it.
+        """
         adapter: Any = connection.dbapi_connection
         owner = self._owner
-        return (
-            adapter is not None
-            and owner.resets_on_return
-            and owner.dialect.in_transaction(adapter.driver_connection)
-        )
+        if adapter is None:
+            return False
+        if owner.dialect.in_transaction(adapter.driver_connection):
+            return owner.resets_on_return
+        return owner.session_reset is not None and owner.session_reset.begin(owner, connection)
 
     async def reset(self, connection: Record) -> None:
-        """Roll back."""
-        await self._owner.dialect.roll_back(connection.driver_connection)
+        """Roll back what is open, and undo what the last holder changed in the session."""
+        owner = self._owner
+        if owner.dialect.in_transaction(connection.driver_connection):
+            await owner.dialect.roll_back(connection.driver_connection)
+        if owner.session_reset is not None and owner.session_reset.is_due(owner, connection):
+            await owner.session_reset.run(owner, connection)
 
     def is_open(self, connection: Record) -> bool:
         """Whether the socket is open as far as can be told without asking the server."""

@@ -1,0 +1,198 @@
+"""Making a session clean before its connection goes to the next holder.
+
+What a holder changed is known from the text of its statements (`session_state.touches`), and from the settings that
+the server reports. The reset is one flight. Over the pipelined driver it is sent when the connection comes back and
+nothing waits for it: whatever the next holder sends comes behind it, and where it fails the connection ends. Over the
+other drivers the pool waits for the answer before it hands the connection out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sqlalchemy.util import greenlet_spawn
+
+from steadypool.session_state import REPORTED, RESET
+from steadypool.settings import Reset
+
+if TYPE_CHECKING:
+    from steadypool.sqlalchemy.pool import SteadyPool
+    from steadypool.sqlalchemy.record import Record
+
+Reported: TypeAlias = tuple[tuple[Any, Any], ...]
+"""Settings as the server reported them: names, as the driver takes them, and values."""
+
+_WHOLE = "; ".join(RESET)
+_REPORTED_BY_ASYNCPG = ("search_path", "TimeZone", "session_authorization", "is_superuser", "client_encoding")
+"""asyncpg takes more than a microsecond for each."""
+_NO_SESSION_STATE = ("sqlalchemy.", "steadypool.", "opentelemetry.")
+"""Modules whose handlers of `connect` change nothing in the session on the server."""
+
+
+class SessionReset:
+    """When and how the connections of an engine are made clean.
+
+    Args:
+        mode: `touched`: after a use that changed the session; `always`: after every use.
+    """
+
+    def __init__(self, mode: Reset) -> None:
+        self._always = mode is Reset.ALWAYS
+        self.on_connect: Callable[[Any, Any], None] | None = None
+        """What `Database(on_connect=…)` does to a new session; done again after a reset. It gets the DBAPI connection
+        and its record, in a greenlet."""
+
+    def opened(self, pool: SteadyPool, record: Record) -> None:
+        """Remember how the server reports a clean session: a new one, or one just reset.
+
+        A server whose configuration is reloaded reports other values in sessions that nothing has changed.
+        """
+        reported = _REPORTED[pool.dialect.driver](record.driver_connection)
+        record.reported = tuple((name, value) for name, value in reported if value is not None)
+        self.forget(record)
+
+    def is_touched(self, record: Record) -> bool:
+        """Whether a statement since the last reset may have changed the session."""
+        statements = getattr(record.driver_connection, "statements", None)
+        return record.touched or (statements is not None and statements.touched)
+
+    def forget(self, record: Record) -> None:
+        """Take the session for clean."""
+        record.touched = record.suspect = False
+        statements = getattr(record.driver_connection, "statements", None)
+        if statements is not None:
+            statements.touched = False
+
+    def begin(self, pool: SteadyPool, record: Record) -> bool:
+        """Send the reset if one is due; True where the pool has to wait for it by `run`."""
+        if not (self._always or self.is_touched(record)):
+            if not self._is_changed(pool, record):
+                return False
+            if getattr(record.driver_connection, "pending", 0):
+                record.suspect = True  # most likely a setting of the transaction whose ROLLBACK is on its way
+                return False
+        if not pool.dialect.pooler_watch.keeps_statements:
+            # The server's session is not ours: the pooler lends it to others in the middle of anything.
+            self.forget(record)
+            return False
+        if not self.can_post(pool):
+            return True
+        self._post(pool, record)
+        return False
+
+    def look_again(self, pool: SteadyPool, record: Record) -> None:
+        """Before the next holder: send the reset where the report still differs."""
+        record.suspect = False
+        if self.can_post(pool) and (record.driver_connection.pending or self._is_changed(pool, record)):  # type: ignore[union-attr]
+            self._post(pool, record)
+
+    def is_due(self, pool: SteadyPool, record: Record) -> bool:
+        """Whether a session has to be made clean, as far as is known by now."""
+        return (
+            self._always or self.is_touched(record) or self._is_changed(pool, record)
+        ) and pool.dialect.pooler_watch.keeps_statements
+
+    async def run(self, pool: SteadyPool, record: Record) -> None:
+        """Make the session as it was after `connect`.
+
+        Raises:
+            RuntimeError: handlers of SQLAlchemy's `connect` event may have set something, and cannot be called twice.
+        """
+        if _has_own_handlers(pool):
+            raise RuntimeError(
+                "a connection with `connect` handlers of the application is replaced, not reset"
+            )
+        await _RESETS[pool.dialect.driver](record.driver_connection)
+        if self.on_connect is not None:
+            await greenlet_spawn(self.on_connect, record.dbapi_connection, record)
+        self.opened(pool, record)
+
+    def can_post(self, pool: SteadyPool) -> bool:
+        """Whether the reset needs no answer before what follows it."""
+        return (
+            pool.dialect.driver == "steadypool"
+            and self.on_connect is None
+            and not pool.dialect.pooler_watch.one_at_a_time
+            and not _has_own_handlers(pool)
+        )
+
+    def _post(self, pool: SteadyPool, record: Record) -> None:
+        from steadypool.pipeline import Segment, Statement
+
+        connection: Any = record.driver_connection
+        statements = [Statement(sql, prepare=False) for sql in RESET]
+        segment = Segment(statements, limit=pool.options.leave_timeout)
+
+        def settled(answered: Segment) -> None:
+            """At its own Sync: what was sent behind it is not answered yet."""
+            if answered.error is None and record.driver_connection is connection:
+                record.reported = _REPORTED[pool.dialect.driver](connection)
+
+        segment.on_settled = settled
+        connection.post(segment)
+        self.forget(record)
+
+    def _is_changed(self, pool: SteadyPool, record: Record) -> bool:
+        return _REPORTS[pool.dialect.driver](record.driver_connection, record.reported)
+
+
+def _has_own_handlers(pool: SteadyPool) -> bool:
+    handlers: Any = pool.dispatch.connect
+    return any(not str(handler.__module__).startswith(_NO_SESSION_STATE) for handler in handlers)
+
+
+def _reported_libpq(connection: Any) -> Reported:
+    return tuple((name, connection.pgconn.parameter_status(name)) for name in map(str.encode, REPORTED))
+
+
+def _reported_asyncpg(connection: Any) -> Reported:
+    settings = connection.get_settings()
+    return tuple((name, getattr(settings, name, None)) for name in _REPORTED_BY_ASYNCPG)
+
+
+def _differs_libpq(connection: Any, reported: Reported) -> bool:
+    status = connection.pgconn.parameter_status
+    return any(status(name) != value for name, value in reported)
+
+
+def _differs_asyncpg(connection: Any, reported: Reported) -> bool:
+    settings = connection.get_settings()
+    return any(getattr(settings, name) != value for name, value in reported)
+
+
+async def _reset_asyncpg(connection: Any) -> None:
+    """By the simple protocol, in one round trip."""
+    await connection.execute(_WHOLE)
+    connection._listeners.clear()  # as asyncpg's own reset() does: it would not LISTEN again
+
+
+async def _reset_psycopg(connection: Any) -> None:
+    """In one round trip, in autocommit so that no transaction is begun around it."""
+    before = connection.autocommit
+    await connection.set_autocommit(True)
+    await connection.execute(_WHOLE, prepare=False)
+    await connection.set_autocommit(before)
+
+
+async def _reset_steadypool(connection: Any) -> None:
+    from steadypool.pipeline import Segment, Statement
+
+    await connection.run(Segment([Statement(sql, prepare=False) for sql in RESET]))
+
+
+_REPORTED: Mapping[str, Callable[[Any], Reported]] = {
+    "asyncpg": _reported_asyncpg,
+    "psycopg": _reported_libpq,
+    "steadypool": _reported_libpq,
+}
+_REPORTS: Mapping[str, Callable[[Any, Reported], bool]] = {
+    "asyncpg": _differs_asyncpg,
+    "psycopg": _differs_libpq,
+    "steadypool": _differs_libpq,
+}
+_RESETS: Mapping[str, Callable[[Any], Awaitable[None]]] = {
+    "asyncpg": _reset_asyncpg,
+    "psycopg": _reset_psycopg,
+    "steadypool": _reset_steadypool,
+}

@@ -1,0 +1,303 @@
+"""What a holder leaves in its session does not reach the next one; what left nothing is not reset."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from steadypool import Database, DatabaseSettings, errors
+from steadypool.lab import EmbeddedPostgres
+from steadypool.sqlalchemy import create_async_engine
+from steadypool.testing import Observer
+
+from .poolers import pgbouncer
+
+pytestmark = pytest.mark.anyio
+
+CHANGES = {
+    "role": "set role mallory",
+    "session authorization": "set session authorization mallory",
+    "a custom setting": "select set_config('app.tenant', '42', false)",
+    "search_path": "set search_path to evil",
+    "a limit": "set statement_timeout = 7777",
+    "an advisory lock": "select pg_advisory_lock(4711)",
+    "a temporary table": "create temp table victims as select 'FAKE' as secret",
+    "a prepared statement": "prepare left_behind as select 1",
+    "LISTEN": "listen changes",
+    "a cursor": "declare left_open cursor with hold for select 1",
+}
+LEFT = """
+    select json_build_object(
+        'role', (select rolname from pg_roles where oid = current_user::regrole::oid),
+        'session_user', session_user,
+        'tenant', coalesce(current_setting('app.tenant', true), ''),
+        'search_path', current_setting('search_path'),
+        'statement_timeout', current_setting('statement_timeout'),
+        'locks', (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()),
+        'temporary', (select count(*) from pg_class where relname = 'victims'),
+        'prepared', (select count(*) from pg_prepared_statements where from_sql),
+        'listening', (select count(*) from pg_listening_channels()),
+        'cursors', (select count(*) from pg_cursors where is_holdable),
+        'pid', pg_backend_pid()
+    )::text
+"""
+
+MakeDatabase = Callable[..., Database]
+
+
+@pytest.fixture(params=["asyncpg", "psycopg", "steadypool"])
+def driver(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+async def make(driver: str, database_url: str, anyio_backend: object) -> AsyncIterator[MakeDatabase]:
+    made: list[Database] = []
+
+    def make(**settings: Any) -> Database:
+        hook = settings.pop("on_connect", None)
+        settings = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5, "ping_after_idle": 60} | settings
+        url = database_url.replace("postgresql://", f"postgresql+{driver}://")
+        made.append(Database(DatabaseSettings(url=url, **settings), on_connect=hook))
+        return made[-1]
+
+    yield make
+    for database in made:
+        await database.close()
+
+
+@pytest.fixture(autouse=True)
+async def mallory(pg: Observer, anyio_backend: object) -> None:
+    await pg.fetch(
+        "do $$ begin create role mallory; exception when duplicate_object or unique_violation then null; end $$"
+    )
+
+
+async def run(db: Database, way: str, sql: str) -> Any:
+    if way == "session":
+        async with db.session() as session:
+            value = (
+                (await session.execute(sa.text(sql))).scalar()
+                if sql.lstrip().startswith("select")
+                else (await session.execute(sa.text(sql)))
+            )
+            await session.commit()
+            return value
+    async with db.connection() as connection:
+        if sql.lstrip().startswith("select"):
+            return await connection.fetchval(sql)
+        return await connection.execute(sql)
+
+
+@pytest.mark.parametrize("way", ["session", "connection"])
+@pytest.mark.parametrize("change", CHANGES)
+async def test_no_change_reaches_the_next_holder(make: MakeDatabase, change: str, way: str) -> None:
+    db = make()
+    clean = await run(db, "session", LEFT)
+    await run(db, way, CHANGES[change])
+    for reader in ("connection", "session"):
+        assert await run(db, reader, LEFT) == clean  # by the same connection: its pid is in it
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_as_the_stock_engine_unless_asked(database_url: str, driver: str, change: str) -> None:
+    """Session state stays, and is cleaned where the engine was told so."""
+    url = database_url.replace("postgresql://", f"postgresql+{driver}://")
+    for reset in ("never", "touched", "always"):
+        options = {} if reset == "never" else {"reset": reset}
+        engine = create_async_engine(url, pool_size=1, max_overflow=0, **options)
+        try:
+            states = []
+            for sql in (LEFT, CHANGES[change], LEFT):
+                async with engine.connect() as connection:
+                    result = await connection.execute(sa.text(sql))
+                    states.append(result.scalar() if sql is LEFT else None)
+                    await connection.commit()
+            assert (states[0] == states[2]) is (reset != "never")
+        finally:
+            await engine.dispose()
+
+
+async def test_a_word_that_is_none_is_refused(database_url: str) -> None:
+    with pytest.raises(
+        errors.ConfigurationError, match=r"reset='sometimes': allowed: touched, always, never"
+    ):
+        create_async_engine(database_url, reset="sometimes")  # type: ignore[arg-type]
+
+
+async def test_what_a_function_does_inside_needs_always(make: MakeDatabase) -> None:
+    sly = "create function sly() returns text language sql as $$ select set_config('app.tenant', '42', false) $$"
+    db = make()
+    await run(db, "session", sly)
+    await run(db, "session", "select sly()")
+    assert '"tenant" : "42"' in await run(db, "session", LEFT)  # which no client can see
+    db = make(reset="always")
+    for way in ("session", "connection"):
+        await run(db, way, "select sly()")
+        assert '"tenant" : ""' in await run(db, way, LEFT)
+
+
+async def test_a_reported_setting_is_seen_also_inside_a_function(make: MakeDatabase) -> None:
+    db = make()
+    await run(
+        db,
+        "session",
+        "create function sly() returns text language sql as $$ select set_config('timezone', 'Asia/Tokyo', false) $$",
+    )
+    before = await run(db, "session", "select current_setting('timezone')")
+    for way in ("session", "connection"):
+        await run(db, way, "select sly()")
+        assert await run(db, way, "select current_setting('timezone')") == before
+
+
+async def test_what_on_connect_set_is_set_again(make: MakeDatabase) -> None:
+    calls: list[object] = []
+
+    async def on_connect(connection: Any) -> None:
+        calls.append(connection)
+        await connection.execute("set search_path to tenant_7")
+
+    db = make(on_connect=on_connect)
+    assert await run(db, "session", "select current_setting('search_path')") == "tenant_7"
+    await run(db, "connection", "set search_path to evil")
+    assert await run(db, "session", "select current_setting('search_path')") == "tenant_7"
+    await run(db, "session", "select 1")
+    assert len(calls) == 2  # when it was opened, and after the only use that changed something
+
+
+async def test_a_connection_with_other_connect_handlers_is_replaced(make: MakeDatabase) -> None:
+    db = make()
+
+    def handler(dbapi_connection: Any, _record: Any) -> None:
+        cursor = dbapi_connection.cursor()
+        cursor.execute("set search_path to tenant_7")
+        cursor.close()
+        dbapi_connection.commit()
+
+    event.listen(db.engine.sync_engine, "connect", handler)
+    pid = await run(db, "session", "select pg_backend_pid()")
+    await run(db, "session", "set search_path to evil")
+    assert await run(db, "session", "select current_setting('search_path')") == "tenant_7"
+    assert await run(db, "session", "select pg_backend_pid()") != pid
+
+
+async def test_the_own_limit_of_a_workload_is_no_change(make: MakeDatabase, pg: Observer) -> None:
+    db = make()
+    db.workload("uploads", statement_timeout=30)
+    pid = None
+    for _ in range(3):
+        async with db.connection(workload="uploads") as connection:
+            assert await connection.fetchval("select current_setting('statement_timeout')") == "30s"
+            pid = await connection.fetchval("select pg_backend_pid()")
+    assert pid is not None
+    last = await pg.fetch("select query from pg_stat_activity where pid = %s", pid)
+    assert last == [("RESET statement_timeout",)]
+    async with db.connection(workload="uploads") as connection:
+        await connection.execute("set app.tenant = '42'")
+    assert '"tenant" : ""' in await run(db, "session", LEFT)
+
+
+async def test_concurrent_holders_get_clean_sessions(make: MakeDatabase) -> None:
+    db = make(pool_size=3)
+
+    async def tenant(number: int) -> None:
+        async with db.connection() as connection:
+            before = await connection.fetchval("select coalesce(current_setting('app.tenant', true), '')")
+            assert before == ""
+            await connection.execute(f"set app.tenant = '{number}'")
+
+    await asyncio.gather(*(tenant(number) for number in range(60)))
+
+
+async def test_what_is_done_on_the_drivers_own_connection_counts(make: MakeDatabase) -> None:
+    db = make()
+    clean = await run(db, "session", LEFT)
+    async with db.connection() as connection:
+        await connection.driver_connection.execute("set app.tenant = '42'")
+    assert await run(db, "session", LEFT) == clean
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        r"""select U&"set\005fconfig"('role', 'mallory', false)""",
+        "select 1 as a\u00a0$$, set_config('role', 'mallory', false) as \"$$\"",
+        "update pg_settings set setting = 'evil' where name = 'search_path'",
+        "create table pg_temp.victims (secret text)",
+        "create or replace temporary recursive view victims (n) as select 1",
+        "select * from ts_stat('select pg_advisory_lock(99)::text::tsvector')",
+        "/* a */ ; set role mallory",
+    ],
+)
+async def test_what_changes_a_shared_session_is_refused(make: MakeDatabase, sql: str) -> None:
+    db = make()
+    clean = await run(db, "session", LEFT)
+    for call in (db.execute, db.fetch):
+        with pytest.raises(errors.NotForSharing):
+            await call(sql)
+    assert await run(db, "session", LEFT) == clean
+
+
+async def test_a_shared_connection_is_clean_when_it_is_handed_over(database_url: str) -> None:
+    """Also of what only a function did inside."""
+    async with Database(DatabaseSettings(url=database_url, pool_size=1, max_overflow=0)) as db:
+        await db.execute(
+            "create function sly() returns text language sql as $$ select set_config('app.tenant', '42', false) $$"
+        )
+        clean = await run(db, "session", LEFT)
+        for way in ("session", "connection"):
+            assert await db.fetchval("select sly()") == "42"
+            assert await run(db, way, LEFT) == clean
+
+
+async def test_a_reloaded_configuration_is_reset_once(private_server: EmbeddedPostgres, driver: str) -> None:
+    """It changes what the server reports in every session, and a reset does not take it back."""
+    pg = await Observer.connect(private_server.url)
+    url = private_server.url.replace("postgresql://", f"postgresql+{driver}://")
+    try:
+        async with Database(DatabaseSettings(url=url, pool_size=1, max_overflow=0)) as db:
+            pid = await run(db, "session", "select pg_backend_pid()")
+            await pg.fetch("alter system set datestyle to 'SQL, DMY'")
+            await pg.fetch("select pg_reload_conf()")
+            await pg.wait_until(lambda: _writes_dates(db, "SQL, DMY"))
+            await run(db, "session", "select 'last'")
+            assert await run(db, "session", "select pg_backend_pid()") == pid
+            last = await pg.fetch("select query from pg_stat_activity where pid = %s", pid)
+            assert "DEALLOCATE" not in last[0][0]
+    finally:
+        await pg.close()
+
+
+async def _writes_dates(db: Database, style: str) -> bool:
+    return await run(db, "session", "select current_setting('datestyle')") == style
+
+
+async def test_settings_of_a_transaction_are_no_change(database_url: str, pg: Observer) -> None:
+    """Its ROLLBACK may still be on its way when the connection comes back."""
+    async with Database(DatabaseSettings(url=database_url, pool_size=1, max_overflow=0)) as db:
+        for _ in range(3):
+            async with db.session(local={"timezone": "Asia/Tokyo"}) as session:
+                pid = await session.scalar(sa.text("select pg_backend_pid()"))
+        await pg.wait_until(lambda: _is_idle(pg, pid))
+        assert await pg.fetch("select query from pg_stat_activity where pid = %s", pid) == [("ROLLBACK",)]
+        assert await run(db, "session", "select current_setting('timezone')") != "Asia/Tokyo"
+
+
+async def _is_idle(pg: Observer, pid: int) -> bool:
+    return await pg.fetch("select state from pg_stat_activity where pid = %s", pid) == [("idle",)]
+
+
+@pytest.mark.parametrize(("mode", "left"), [("session", False), ("transaction", True)])
+async def test_behind_a_pooler(database_url: str, driver: str, mode: str, left: bool) -> None:
+    """In transaction mode the session is the pooler's: a reset would arrive at whichever comes next."""
+    async with pgbouncer(database_url, mode) as url:
+        url = url.replace("postgresql://", f"postgresql+{driver}://")
+        settings = DatabaseSettings(url=url, pooler=mode, pool_size=1, max_overflow=0)
+        async with Database(settings) as db:
+            await run(db, "connection", "set app.tenant = '42'")
+            assert ('"tenant" : "42"' in await run(db, "session", LEFT)) is left
