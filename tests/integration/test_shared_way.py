@@ -499,7 +499,7 @@ def _results() -> int:
 
 async def test_text_without_an_encoding_is_told_to_its_caller_alone(house: House) -> None:
     got = await ends(house.ask("select 1"), house.ask("select '\ud800'"), house.ask("select 3"))
-    assert isinstance(got.pop(1), InvalidText)
+    assert isinstance(got.pop(1), errors.InvalidText)
     assert got == [[(1,)], [(3,)]]
 
 

@@ -2,10 +2,65 @@
 
 from __future__ import annotations
 
+import re
+
 from steadypool.errors import InvalidText, Phase, Report
 
 _SQL_ASCII = "ascii"
 """Python's name for "no encoding": the server takes and gives bytes as they are. They are UTF-8 here."""
+
+_TOKEN = re.compile(
+    r"""
+      (?P<space>   \s++ | --[^\n\r]*+ )
+    | (?P<comment> /\* )
+    | (?P<string>  [eE]'(?:[^'\\]|\\.|'')*+'? | '(?:[^']|'')*+'? | "(?:[^"]|"")*+"? )
+    | (?P<tag>     \$(?:[A-Za-z_\x80-\U0010ffff][\w\x80-\U0010ffff]*+)?\$ )
+    | (?P<end>     ;[;\s]*+ )
+    | (?P<word>    [\w\x80-\U0010ffff$]++ | [^\w\x80-\U0010ffff\s'"$;/-]++ | . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_COMMENT_EDGE = re.compile(r"/\*|\*/")
+
+
+def has_several_statements(sql: str) -> bool:
+    """Whether something follows the first statement of a text. Linear in its length.
+
+    A body in SQL (`BEGIN ATOMIC … END`) counts as several.
+
+    Example:
+        >>> has_several_statements("select ';'; -- end"), has_several_statements("select 1; select 2")
+        (False, True)
+    """
+    first, _, rest = sql.partition(";")
+    if len(first) == len(sql) or not rest or rest.isspace():
+        return False
+    at, begun, ended = 0, False, False
+    while (token := _TOKEN.match(sql, at)) is not None:
+        at, kind = token.end(), token.lastgroup
+        if kind == "comment":
+            at = _end_of_comment(sql, at)
+        elif kind == "end":
+            ended = begun
+        elif kind != "space":
+            if ended:
+                return True
+            begun = True
+            if kind == "tag":
+                closing = sql.find(token[0], at)
+                at = len(sql) if closing < 0 else closing + len(token[0])
+    return False
+
+
+def _end_of_comment(sql: str, at: int) -> int:
+    depth = 1
+    while depth:
+        edge = _COMMENT_EDGE.search(sql, at)
+        if edge is None:
+            return len(sql)
+        depth += 1 if edge[0] == "/*" else -1
+        at = edge.end()
+    return at
 
 
 def encoded(text: str, encoding: str = "utf-8", *, what: str = "statement") -> bytes:

@@ -93,6 +93,7 @@ class Connection(AdaptedConnection):
         "_changes_schema",
         "_failed",
         "_local",
+        "_prepared",
         "_renew",
         "_schema",
         "_sends_as",
@@ -141,6 +142,7 @@ class Connection(AdaptedConnection):
         self._begun = False
         self._failed = False
         self._xid: str | None = None
+        self._prepared = False
         self._sends_as = connection.sends_as
 
     # -- what can be seen --------------------------------------------------------------------------------------
@@ -247,6 +249,47 @@ class Connection(AdaptedConnection):
                 self._schema_changed()
                 break
         return results[segment.prelude :] if segment.prelude else results
+
+    async def run_script(self, sql: str, *, until: float | None = None) -> list[Result]:
+        """Run several statements in one text, as psycopg does without parameters.
+
+        Args:
+            sql: the text; it may end the transaction that it began in.
+            until: as for `run`.
+
+        Raises:
+            Overdue: they took longer.
+            psycopg.Error: what the server said to one of them, or why the connection ended.
+        """
+        left = None if until is None else max(0.0, until - self._surroundings.clock.monotonic())
+        timer = TimeLimit(left)
+        try:
+            with timer:
+                if not self._begun and not self.autocommit:
+                    await self.run([])
+                await self.prove()
+                results = await self._connection.run_script(sql)
+        except BaseException as error:
+            self._failed = True
+            if timer.expired and isinstance(error, TimeoutError):
+                raise Overdue("no answer within the limit", sent=True) from error
+            raise
+        self._begun = self._connection.in_transaction
+        self._schema_changed()
+        return results
+
+    def run_async(self, fn: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Run the awaitable that `fn` returns for psycopg's connection; what it registers is used from then on.
+
+        Example:
+            >>> dbapi_connection.run_async(register_vector_async)
+        """
+
+        async def run() -> Any:
+            async with self._connection.plain() as raw:
+                return await fn(raw)
+
+        return await_only(run())
 
     # -- the limit of a statement ------------------------------------------------------------------------------
 
@@ -469,7 +512,7 @@ class Connection(AdaptedConnection):
         """First phase: from now on the transaction survives its connection."""
         prepare = Statement(f"PREPARE TRANSACTION {_literal(self._xid or '')}", prepare=False)
         await_only(self.run([prepare], repeatable=False))
-        self._begun = False
+        self._begun, self._prepared = False, True
 
     def tpc_commit(self, xid: str | None = None) -> None:
         """Second phase, or the only one where nothing was prepared."""
@@ -481,10 +524,11 @@ class Connection(AdaptedConnection):
 
     def _second_phase(self, command: str, xid: str | None, in_one: Callable[[], None]) -> None:
         own, self._xid = self._xid, None
-        if xid is None and self._begun:
+        was_prepared, self._prepared = self._prepared, False
+        if xid is None and not was_prepared:
             in_one()
-        elif (prepared := xid or own) is not None:
-            self._run_alone(f"{command} {_literal(str(prepared))}")
+        elif (name := xid or own) is not None:
+            self._run_alone(f"{command} {_literal(str(name))}")
 
     def tpc_recover(self) -> list[str]:
         """The names of the transactions that wait for their second phase."""

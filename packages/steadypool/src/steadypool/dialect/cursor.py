@@ -9,6 +9,7 @@ from psycopg.pq import ExecStatus
 from sqlalchemy.util import await_only
 
 from steadypool.pipeline import Result, Segment, Statement
+from steadypool.texts import has_several_statements
 
 if TYPE_CHECKING:
     from steadypool.dialect.connection import Connection
@@ -48,6 +49,10 @@ class Cursor:
 
     def execute_until(self, until: float | None, operation: str, parameters: Sequence[Any] | None) -> None:
         """As `execute`, given up at a moment as by `Connection.run`."""
+        if not parameters and ";" in operation and has_several_statements(operation):
+            # As with psycopg, what can be fetched is the first one's.
+            self._take(await_only(self.adapter.run_script(operation, until=until))[0])
+            return
         statement = Statement(operation, parameters or ())
         self._take(await_only(self.adapter.run([statement], until=until))[0])
 
