@@ -153,6 +153,20 @@ async def test_looking_for_several_statements_is_linear(piece: str) -> None:
         has_several_statements(before + piece * (1_000_000 // len(piece)))
 
 
+@pytest.mark.parametrize("driver", ["steadypool", "psycopg", "asyncpg"])
+async def test_several_statements_on_a_connection_of_ones_own(driver: str, database_url: str) -> None:
+    url = database_url.replace("postgresql://", f"postgresql+{driver}://")
+    async with Database(DatabaseSettings(url=url)) as db, db.connection() as connection:
+        await connection.execute(SEVERAL)
+        async with connection.transaction():
+            await connection.execute("insert into t values (8, 'x;y'); insert into t values (9, '')")
+        with pytest.raises(Exception, match="division by zero"):
+            await connection.execute("delete from t; select 1 / 0")
+        assert await connection.fetchval("select array_agg(a order by a) from t") == [2, 3, 8, 9]
+        with deadline(0.3), pytest.raises(errors.DeadlineExceeded):
+            await connection.execute("select 1; select pg_sleep(60)")
+
+
 # -- transactions in two phases ------------------------------------------------------------------------------------
 
 
@@ -217,10 +231,11 @@ async def test_run_async_has_psycopgs_connection(engine: AsyncEngine) -> None:
     async with engine.connect() as connection:
         raw = await connection.get_raw_connection()
 
+        async def seven(connection: Any) -> Any:
+            return await connection.execute("select 7")
+
         def again() -> Any:
-            return cast(Any, raw.dbapi_connection).run_async(
-                lambda connection: connection.execute("select 7")
-            )
+            return cast(Any, raw.dbapi_connection).run_async(seven)
 
         assert (await (await greenlet_spawn(again)).fetchone())[0] == 7
         assert await connection.scalar(text("select 8")) == 8
