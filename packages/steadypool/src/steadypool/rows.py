@@ -11,8 +11,8 @@ class Row(Protocol):
     """A row of `Database`: the same on every driver, and what asyncpg's `Record` is.
 
     It is read by position (`row[0]`, `row[-1]`, a slice gives a tuple) or by name (`row["id"]`; KeyError where no
-    column has it; of several columns with one name the last). Iterating gives the values, `in` asks for names, `dict(row)`
-    gives a dictionary, `get()` a default. It equals, and has the hash of, the tuple of its values.
+    column has it; of several columns with one name the last). Iterating gives the values, `in` asks for names,
+    `dict(row)` gives a dictionary, `get()` a default. It equals, and has the hash of, the tuple of its values.
 
     Example:
         >>> row = await db.fetchrow("select 7 as id, 'x' as name")

@@ -105,6 +105,7 @@ class Connection(AdaptedConnection):
         "autocommit",
         "dbapi",
         "deferrable",
+        "held",
         "isolation_level",
         "read_only",
         "statement_timeout",
@@ -143,6 +144,8 @@ class Connection(AdaptedConnection):
         self._failed = False
         self._xid: str | None = None
         self._prepared = False
+        self.held: set[str] = set()
+        """Cursors WITH HOLD that are open on the server: they would outlive this use of the connection."""
         self._sends_as = connection.sends_as
 
     # -- what can be seen --------------------------------------------------------------------------------------
@@ -429,6 +432,8 @@ class Connection(AdaptedConnection):
         """Roll back what has begun; waited for only where something had failed."""
         if self._local:
             self._local.clear()
+        if self.held:
+            self._close_held()
         if not self._is_open():
             return
         if not self.rolls_back_at_once():
@@ -438,6 +443,13 @@ class Connection(AdaptedConnection):
         if self._changes_schema:
             self._schema_changed()
         roll_back_soon(self._connection, self._surroundings.leave_timeout)
+
+    def _close_held(self) -> None:
+        """Close the cursors of streams that were left early; nothing waits for it."""
+        names, self.held = self.held, set()
+        if not self.closed:
+            close = [Statement(f"CLOSE {name}", prepare=False) for name in names]
+            self._connection.post(Segment(close, limit=self._surroundings.leave_timeout))
 
     def rolls_back_at_once(self) -> bool:
         """Whether `rollback` waits for nothing: there is no transaction, or everything in it has succeeded."""

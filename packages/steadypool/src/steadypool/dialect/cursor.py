@@ -130,6 +130,8 @@ class ServerSideCursor(Cursor):
             self.adapter.run([Statement(declare, parameters or (), prepare=False), self._fetch(_FIRST_ROWS)])
         )
         self._open = True
+        if self._held:
+            self.adapter.held.add(self._name)
         self._take(results[-1])
         self._ended = len(self._rows) < _FIRST_ROWS
         self.rowcount = -1
@@ -169,5 +171,8 @@ class ServerSideCursor(Cursor):
         """Close it on the server, unless its transaction has ended, which did that."""
         super().close()
         opened, self._open = self._open, False
+        if self._held:
+            opened = opened and self._name in self.adapter.held
+            self.adapter.held.discard(self._name)
         if opened and not self.adapter.closed and (self._held or self.adapter.is_healthy):
             await_only(self._connection.run(Segment([Statement(f"CLOSE {self._name}", prepare=False)])))
