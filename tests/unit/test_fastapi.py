@@ -129,6 +129,8 @@ TABLE: list[tuple[SteadypoolError, str, int, str | None]] = [
     (errors.NotForSharing("secret statement refused"), "internal", 500, None),
     (errors.ResultTooLarge("secret statement has more", EXECUTING), "internal", 500, None),
     (errors.CommitUnknown("10.1.2.3 reset", EXECUTING), "commit-unknown", 503, None),
+    (errors.InvalidText("secret statement with a NUL", EXECUTING), "internal", 500, None),
+    (errors.ConcurrentTransaction("secret statement", EXECUTING), "internal", 500, None),
     (errors.WrongEventLoop("another loop"), "internal", 500, None),
     (errors.ConfigurationError("password=hunter2"), "internal", 500, None),
 ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from steadypool.deadline import deadline
 from steadypool.errors import (
     CommitUnknown,
+    ConcurrentTransaction,
     ConfigurationError,
     ConnectFailed,
     ConnectionLost,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CommitUnknown",
+    "ConcurrentTransaction",
     "ConfigurationError",
     "ConnectFailed",
     "ConnectTimeout",

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
@@ -115,6 +116,7 @@ class Dedicated:
         self._lease = lease
         self._wraps = wraps
         self._depth = 0
+        self._blocks: list[_Transaction] = []
         self._running = 0
         self._begun: asyncio.Future[Any] | None = None
         self._ended = False
@@ -168,8 +170,9 @@ class Dedicated:
 
         Raises:
             errors.SteadypoolError: COMMIT was answered by a rollback, because a statement inside had failed.
+            errors.ConcurrentTransaction: another task is in a transaction on this connection.
         """
-        return _Transaction(self._begin, self._end)
+        return _Transaction(self._begin, self._end, self._blocks)
 
     async def _begin(self) -> int:
         """Begin a transaction or a savepoint; returns how deep in others it is."""
@@ -411,21 +414,52 @@ class Dedicated:
         around.events.emit(StatementTimedOut(around.pool, now, fingerprint(sql), limit, around.workload))
 
 
+_inside: ContextVar[tuple[_Transaction, ...]] = ContextVar("steadypool_inside", default=())
+"""The transactions whose blocks this task is in, or the one that started it was."""
+
+
 class _Transaction:
     """What `Dedicated.transaction` returns. A class: in the path of every transaction a generator is dear."""
 
-    __slots__ = ("_begin", "_depth", "_end")
+    __slots__ = ("_begin", "_blocks", "_depth", "_end", "_task")
 
     def __init__(
         self,
         begin: Callable[[], Awaitable[int]],
         end: Callable[[int, BaseException | None], Awaitable[None]],
+        blocks: list[_Transaction],
     ) -> None:
         self._begin = begin
         self._end = end
+        self._blocks = blocks
 
     async def __aenter__(self) -> None:
-        self._depth = await self._begin()
+        self._enter()
+        try:
+            self._depth = await self._begin()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _enter(self) -> None:
+        """Become the innermost block; only inside the one that is that now, or after its task has ended."""
+        blocks, self._task = self._blocks, asyncio.current_task()
+        inside = _inside.get()
+        if blocks:
+            task = blocks[-1]._task
+            if blocks[-1] not in inside and task is not self._task and task is not None and not task.done():
+                raise errors.ConcurrentTransaction(
+                    "a transaction was begun on a connection while another task is in one there: each would commit or "
+                    "undo what the other does. Give each task a connection of its own",
+                    Report(Phase.EXECUTING),
+                )
+        blocks.append(self)
+        _inside.set((*inside, self))
+
+    def _leave(self) -> None:
+        if self in self._blocks:
+            self._blocks.remove(self)
+        _inside.set(tuple(block for block in _inside.get() if block is not self))
 
     async def __aexit__(
         self,
@@ -433,7 +467,10 @@ class _Transaction:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._end(self._depth, exc)
+        try:
+            await self._end(self._depth, exc)
+        finally:
+            self._leave()
 
 
 def _rows_in(result: Any) -> int | None:

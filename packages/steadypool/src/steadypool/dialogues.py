@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from steadypool._sql_text import split
+from steadypool.deadline import TimeLimit
 from steadypool.rows import Row, named_rows, row_type
-from steadypool.texts import check_nul, encoded, not_encodable
+from steadypool.texts import check_nul, encoded, has_several_statements, not_encodable
 
 
 class GaveUp(TimeoutError):
@@ -120,6 +121,8 @@ class PipelinedDialogue:
         self._pipeline = pipeline
 
     async def _run(self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None) -> Any:
+        if not args and ";" in sql and not sql.startswith("BEGIN; ") and has_several_statements(sql):
+            return await self._run_script(connection, sql, limit)
         try:
             results = await connection.send(self._segment(sql, args, limit))
         except self._pipeline.ConnectionGone as error:
@@ -127,6 +130,17 @@ class PipelinedDialogue:
                 raise
             raise GaveUp(str(error)) from error
         return results[-1]
+
+    async def _run_script(self, connection: Any, sql: str, limit: float | None) -> Any:
+        """Run several statements in one text, and return the last one's result."""
+        timer = TimeLimit(limit)
+        try:
+            with timer:
+                return (await connection.run_script(sql))[-1]
+        except TimeoutError as error:
+            if not timer.expired:
+                raise
+            raise GaveUp(f"no answer within {limit:.2f}s") from error
 
     async def fetch(
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None

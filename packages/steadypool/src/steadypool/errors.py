@@ -22,6 +22,7 @@ run, and what the pool looked like at that moment.
 | `InvalidText` | `ValueError` | a text that cannot be sent: a NUL, or a character that the encoding lacks | 500 |
 | `HeartbeatMissed` | `ConnectionLost` | the listening connection gave no answer | |
 | `ListenerDeaf` | | a pooler swallows notifications | 500 |
+| `ConcurrentTransaction` | `RuntimeError` | a second transaction at the same time on one connection | 500 |
 | `PoolClosed` | | the pool was closed | 503 |
 | `WrongEventLoop` | `RuntimeError` | used from another event loop or a forked child | 500 |
 | `ConfigurationError` | `ValueError` | a setting or a URL cannot work | 500 |
@@ -313,6 +314,10 @@ class ResultTooLarge(SteadypoolError):
 
 class InvalidText(SteadypoolError, ValueError):
     """A text that was not sent: it has a NUL, or a character that the connection's encoding lacks."""
+
+
+class ConcurrentTransaction(SteadypoolError, RuntimeError):
+    """A transaction was begun on a connection while another task was in one there; nothing was sent."""
 
 
 class PoolClosed(SteadypoolError):

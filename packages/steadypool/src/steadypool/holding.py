@@ -6,7 +6,6 @@ It comes from the pool itself, without SQLAlchemy in between, whose events of ch
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
@@ -20,24 +19,29 @@ from steadypool.sqlalchemy.pool import SteadyPool
 from steadypool.sqlalchemy.record import Record
 from steadypool.sqlstate import Fate
 
-_holding: ContextVar[bool] = ContextVar("steadypool_holding", default=False)
+_holding: ContextVar[int] = ContextVar("steadypool_holding", default=0)
 
-holds_a_connection: Callable[[], bool] = _holding.get
-"""Whether this task, or the one that started it, may hold a connection, and locks with it."""
+
+def holds_a_connection() -> bool:
+    """Whether this task, or the one that started it, may hold a connection, and locks with it."""
+    return _holding.get() > 0
+
+
+def _let_go() -> None:
+    # No token: blocks may end in any order, and a web framework may leave one in another context than it entered it.
+    _holding.set(max(0, _holding.get() - 1))
 
 
 class HoldingAConnection:
     """Inside the block this task, and those that it starts, may hold a connection."""
 
-    __slots__ = ("_before",)
+    __slots__ = ()
 
     def __enter__(self) -> None:
-        self._before = _holding.get()
-        _holding.set(True)
+        _holding.set(_holding.get() + 1)
 
     def __exit__(self, *_: object) -> None:
-        # No token: a web framework may leave the block in another context than it entered it.
-        _holding.set(self._before)
+        _let_go()
 
 
 class Terms:
@@ -98,7 +102,6 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
     """What `Database.connection()` returns: one use of a connection, on these terms."""
 
     __slots__ = (
-        "_before",
         "_begins",
         "_connection",
         "_driver_limit",
@@ -134,8 +137,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         if limit is not None:
             self._driver_limit = dialect.driver_limit(connection, limit)
             self._driver_limit.__enter__()
-        self._before = _holding.get()
-        _holding.set(True)
+        _holding.set(_holding.get() + 1)
         if self._begins or self._told:
             await self._set_up(use, limit)
         return use
@@ -167,8 +169,7 @@ class Holding(contextlib.AbstractAsyncContextManager[Dedicated]):
         ):  # the garbage collector ends a task that was forgotten, in whichever thread it runs
             pool.forget(lease)
             return
-        # No token: a web framework may leave the block in another context than it entered it.
-        _holding.set(self._before)
+        _let_go()
         if self._driver_limit is not None:
             self._driver_limit.__exit__(None, None, None)
         fate = Fate.EVICT

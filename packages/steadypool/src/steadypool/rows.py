@@ -2,32 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol, cast
 
 
 class Row(Protocol):
-    """A row: values by position or by column name."""
+    """A row of `Database`: the same on every driver, and what asyncpg's `Record` is.
+
+    It is read by position (`row[0]`, `row[-1]`, a slice gives a tuple) or by name (`row["id"]`; KeyError where no
+    column has it; of several columns with one name the last). Iterating gives the values, `in` asks for names,
+    `dict(row)` gives a dictionary, `get()` a default. It equals, and has the hash of, the tuple of its values.
+
+    Example:
+        >>> row = await db.fetchrow("select 7 as id, 'x' as name")
+        >>> row["id"], row[1], "name" in row, list(row), dict(row)
+        (7, 'x', True, [7, 'x'], {'id': 7, 'name': 'x'})
+    """
 
     def __getitem__(self, key: Any) -> Any: ...
+    def __contains__(self, name: Any) -> bool: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
-    def keys(self) -> Any: ...  # noqa: D102
+    def get(self, name: str, default: Any = None) -> Any: ...  # noqa: D102
+    def keys(self) -> Iterator[str]: ...  # noqa: D102
+    def values(self) -> Iterator[Any]: ...  # noqa: D102
+    def items(self) -> Iterator[tuple[str, Any]]: ...  # noqa: D102
 
 
 class NamedRow(tuple[Any, ...]):
-    """A row of psycopg's values, like asyncpg's; `row_type` makes the class of a result's rows."""
+    """A row of psycopg's values as a `Row`; `row_type` makes the class of a result's rows."""
 
     __slots__ = ()
     _names: ClassVar[tuple[str, ...]] = ()
+    _positions: ClassVar[Mapping[str, int]] = {}
 
     def __getitem__(self, key: Any) -> Any:
-        return super().__getitem__(self._names.index(key) if isinstance(key, str) else key)
+        if isinstance(key, str):
+            return super().__getitem__(self._positions[key])
+        try:
+            return super().__getitem__(key)
+        except TypeError:
+            raise KeyError(key) from None
 
-    def keys(self) -> tuple[str, ...]:
+    def __contains__(self, name: object) -> bool:
+        return name in self._positions
+
+    def __repr__(self) -> str:
+        return "".join(["<Record", *(f" {name}={value!r}" for name, value in self.items()), ">"])
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of the column with that name, or the default."""
+        position = self._positions.get(name)
+        return default if position is None else super().__getitem__(position)
+
+    def keys(self) -> Iterator[str]:
         """The column names."""
-        return self._names
+        return iter(self._names)
+
+    def values(self) -> Iterator[Any]:
+        """The values."""
+        return iter(self)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """The column names with their values."""
+        return zip(self._names, self, strict=True)
 
 
 @lru_cache(maxsize=1024)
@@ -38,7 +77,8 @@ def row_type(names: tuple[str, ...]) -> type[NamedRow]:
         >>> row_type(("id", "name"))((7, "x"))["name"]
         'x'
     """
-    return type("NamedRow", (NamedRow,), {"__slots__": (), "_names": names})
+    positions = {name: position for position, name in enumerate(names)}
+    return type("NamedRow", (NamedRow,), {"__slots__": (), "_names": names, "_positions": positions})
 
 
 OTHER_SIZE = 8

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from steadypool._sql_text import statements
 from steadypool.errors import InvalidText, Phase, Report
 
 _SQL_ASCII = "ascii"
 """Python's name for "no encoding": the server takes and gives bytes as they are. They are UTF-8 here."""
+
+
+def has_several_statements(sql: str) -> bool:
+    """Whether something follows the first statement of a text. Linear in its length.
+
+    Example:
+        >>> has_several_statements("select ';'; -- end"), has_several_statements("select 1; select 2")
+        (False, True)
+    """
+    return len(statements(sql)) > 1
 
 
 def encoded(text: str, encoding: str = "utf-8", *, what: str = "statement") -> bytes:

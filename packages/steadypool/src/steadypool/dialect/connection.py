@@ -100,6 +100,7 @@ class Connection(AdaptedConnection):
         "_failed",
         "_local",
         "_may_hold_locks",
+        "_prepared",
         "_renew",
         "_schema",
         "_sends_as",
@@ -111,6 +112,7 @@ class Connection(AdaptedConnection):
         "autocommit",
         "dbapi",
         "deferrable",
+        "held",
         "isolation_level",
         "ping_limit",
         "read_only",
@@ -149,6 +151,9 @@ class Connection(AdaptedConnection):
         self._failed = False
         self._may_hold_locks = False
         self._xid: str | None = None
+        self._prepared = False
+        self.held: set[str] = set()
+        """Cursors WITH HOLD that are open on the server: they would outlive this use of the connection."""
         self._sends_as = connection.sends_as
 
     # -- what can be seen --------------------------------------------------------------------------------------
@@ -260,6 +265,47 @@ class Connection(AdaptedConnection):
                 self._schema_changed()
                 break
         return results[segment.prelude :] if segment.prelude else results
+
+    async def run_script(self, sql: str, *, until: float | None = None) -> list[Result]:
+        """Run several statements in one text, as psycopg does without parameters.
+
+        Args:
+            sql: the text; it may end the transaction that it began in.
+            until: as for `run`.
+
+        Raises:
+            Overdue: they took longer.
+            psycopg.Error: what the server said to one of them, or why the connection ended.
+        """
+        left = None if until is None else max(0.0, until - self._surroundings.clock.monotonic())
+        timer = TimeLimit(left)
+        try:
+            with timer:
+                if not self._begun and not self.autocommit:
+                    await self.run([])
+                await self.prove()
+                results = await self._connection.run_script(sql)
+        except BaseException as error:
+            self._failed = True
+            if timer.expired and isinstance(error, TimeoutError):
+                raise Overdue("no answer within the limit", sent=True) from error
+            raise
+        self._begun = self._connection.in_transaction
+        self._schema_changed()
+        return results
+
+    def run_async(self, fn: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Run the awaitable that `fn` returns for psycopg's connection; what it registers is used from then on.
+
+        Example:
+            >>> dbapi_connection.run_async(register_vector_async)
+        """
+
+        async def run() -> Any:
+            async with self._connection.plain() as raw:
+                return await fn(raw)
+
+        return await_only(run())
 
     # -- the limit of a statement ------------------------------------------------------------------------------
 
@@ -421,6 +467,8 @@ class Connection(AdaptedConnection):
         """
         if self._local:
             self._local.clear()
+        if self.held:
+            self._close_held()
         if not self._is_open():
             return
         if not self.rolls_back_at_once():
@@ -430,6 +478,13 @@ class Connection(AdaptedConnection):
         if self._changes_schema:
             self._schema_changed()
         roll_back_soon(self._connection, self._surroundings.leave_timeout)
+
+    def _close_held(self) -> None:
+        """Close the cursors of streams that were left early; nothing waits for it."""
+        names, self.held = self.held, set()
+        if not self.closed:
+            close = [Statement(f"CLOSE {name}", prepare=False) for name in names]
+            self._connection.post(Segment(close, limit=self._surroundings.leave_timeout))
 
     def rolls_back_at_once(self) -> bool:
         """Whether `rollback` waits for nothing: there is no transaction, or it has only read, and succeeded in that."""
@@ -506,7 +561,7 @@ class Connection(AdaptedConnection):
         """First phase: from now on the transaction survives its connection."""
         prepare = Statement(f"PREPARE TRANSACTION {_literal(self._xid or '')}", prepare=False)
         await_only(self.run([prepare], repeatable=False))
-        self._begun = False
+        self._begun, self._prepared = False, True
 
     def tpc_commit(self, xid: str | None = None) -> None:
         """Second phase, or the only one where nothing was prepared."""
@@ -518,10 +573,11 @@ class Connection(AdaptedConnection):
 
     def _second_phase(self, command: str, xid: str | None, in_one: Callable[[], None]) -> None:
         own, self._xid = self._xid, None
-        if xid is None and self._begun:
+        was_prepared, self._prepared = self._prepared, False
+        if xid is None and not was_prepared:
             in_one()
-        elif (prepared := xid or own) is not None:
-            self._run_alone(f"{command} {_literal(str(prepared))}")
+        elif (name := xid or own) is not None:
+            self._run_alone(f"{command} {_literal(str(name))}")
 
     def tpc_recover(self) -> list[str]:
         """The names of the transactions that wait for their second phase."""

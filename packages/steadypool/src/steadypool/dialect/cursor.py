@@ -9,6 +9,7 @@ from psycopg.pq import ExecStatus
 from sqlalchemy.util import await_only
 
 from steadypool.pipeline import Result, Segment, Statement
+from steadypool.texts import has_several_statements
 
 if TYPE_CHECKING:
     from steadypool.dialect.connection import Connection
@@ -48,6 +49,10 @@ class Cursor:
 
     def execute_until(self, until: float | None, operation: str, parameters: Sequence[Any] | None) -> None:
         """As `execute`, given up at a moment as by `Connection.run`."""
+        if not parameters and ";" in operation and has_several_statements(operation):
+            # As with psycopg, what can be fetched is the first one's.
+            self._take(await_only(self.adapter.run_script(operation, until=until))[0])
+            return
         statement = Statement(operation, parameters or ())
         self._take(await_only(self.adapter.run([statement], until=until))[0])
 
@@ -125,6 +130,8 @@ class ServerSideCursor(Cursor):
             self.adapter.run([Statement(declare, parameters or (), prepare=False), self._fetch(_FIRST_ROWS)])
         )
         self._open = True
+        if self._held:
+            self.adapter.held.add(self._name)
         self._take(results[-1])
         self._ended = len(self._rows) < _FIRST_ROWS
         self.rowcount = -1
@@ -164,5 +171,8 @@ class ServerSideCursor(Cursor):
         """Close it on the server, unless its transaction has ended, which did that."""
         super().close()
         opened, self._open = self._open, False
+        if self._held:
+            opened = opened and self._name in self.adapter.held
+            self.adapter.held.discard(self._name)
         if opened and not self.adapter.closed and (self._held or self.adapter.is_healthy):
             await_only(self._connection.run(Segment([Statement(f"CLOSE {self._name}", prepare=False)])))

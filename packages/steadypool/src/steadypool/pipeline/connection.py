@@ -19,6 +19,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus, abc
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool.errors import WrongEventLoop
 from steadypool.pipeline.adapting import Adapted, adapt
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
 from steadypool.pipeline.library import check_libpq, libpq_function
@@ -36,7 +37,7 @@ from steadypool.pipeline.segment import (
 from steadypool.pipeline.statements import MADE_STALE, State, Statements, Step, is_stale
 from steadypool.pipeline.values import Values
 from steadypool.pipeline.wire import Wire, cut_off
-from steadypool.texts import decoded
+from steadypool.texts import decoded, encoded
 
 _TEXT, _BINARY = Format.TEXT, Format.BINARY
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
@@ -201,7 +202,10 @@ class PipelinedConnection(Wire):
 
         Raises:
             psycopg.Error: a parameter cannot be adapted; nothing was sent.
+            errors.InvalidText: the text or a parameter cannot be encoded; nothing was sent.
+            errors.WrongEventLoop: the connection belongs to another event loop.
         """
+        self._check_loop()
         future = segment.future
         if future is None:
             future = segment.future = self._loop.create_future()
@@ -536,7 +540,34 @@ class PipelinedConnection(Wire):
         finally:
             self._resume()
 
+    async def run_script(self, sql: str) -> list[Result]:
+        """Run the statements of one text by the simple protocol, as psycopg does: one transaction outside of one.
+
+        Raises:
+            psycopg.Error: what the server said to one of them.
+            ConnectionGone: the connection ended.
+            errors.InvalidText: the text cannot be encoded; nothing was sent.
+        """
+        text = encoded(sql, self._values.encoding)
+        results: list[abc.PGresult] = []
+        async with self.plain() as raw:
+            cursor = psycopg.AsyncCursor[Any](raw)
+            await cursor.execute(text)
+            more: bool | None = True
+            while more:
+                if cursor.pgresult is not None:
+                    results.append(cursor.pgresult)
+                more = cursor.nextset()
+        return [Result(result, self._values.transformer) for result in results]
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongEventLoop(
+                "the connection belongs to another event loop: end its session there, and open one in this loop"
+            )
+
     def _hold(self) -> None:
+        self._check_loop()
         if self._closed:
             raise ConnectionGone("the connection is closed", sent=False)
         if self._held is not None:

@@ -37,9 +37,10 @@ _READS_PARAMETER = frozenset(
 """Where the server fails (PostgreSQL's lsyscache.c, enum.c) to read a parameter whose type was dropped or replaced."""
 
 
-_NOT_THE_SAME = frozenset({18, 700, 2249})
+_NOT_THE_SAME = frozenset({18, 700, 1186, 2249})
 """Types that psycopg reads differently in the two formats: `"char"` (an empty one), real (in binary with digits that
-were never written), record (in text its fields are strings)."""
+were never written), record (in text its fields are strings), interval (in binary an infinite
+one is taken for none)."""
 
 
 _NAMES_ANOTHER = frozenset({"fetch", "execute"})
