@@ -1,0 +1,1 @@
+"""Stands in for Google's client, which the suite's conftest imports and no test that is selected uses."""
