@@ -67,9 +67,9 @@ def environment(name: str) -> Path:
     uv = _uv()
     _run(
         f"make the environment {name!r}",
-        [uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder],
+        [*uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder],
     )
-    install = [uv, "pip", "install", "--quiet", "--python", python]
+    install = [*uv, "pip", "install", "--quiet", "--python", python]
     _run(
         f"install what the environment {name!r} needs",
         [*install, "--require-hashes", "--no-build", "--requirement", requirements],
@@ -91,6 +91,12 @@ def _uv() -> Path:
     if not found:
         raise FetchError("uv is not in .tools/: run `make setup` first")
     return found[-1]
+
+
+def _certificates() -> list[str]:
+    """The machine's certificates, where it has any: a company's proxy is known there and not among uv's own."""
+    stores = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+    return ["--system-certs"] if any(Path(store).is_file() for store in stores) else []
 
 
 def _run(purpose: str, command: list[str | Path]) -> None:
