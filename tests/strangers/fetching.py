@@ -64,7 +64,7 @@ def environment(name: str) -> Path:
     wanted = f"{sys.version}\n{REPOSITORY}\n{requirements.read_text()}"
     if stamp.is_file() and stamp.read_text() == wanted:
         return python
-    uv = _uv()
+    uv = [_uv(), *_certificates()]
     _run(
         f"make the environment {name!r}",
         [*uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder],
