@@ -1,5 +1,5 @@
 # Everything here works on a machine with Python >= 3.11 and make; the rest is fetched by `make setup`.
-.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate bench lint format docs docs-serve lock
+.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate strangers bench lint format docs docs-serve lock
 .NOTPARALLEL:
 
 # Schedules of the pool's simulation: `make simulate N=1000000`, `make simulate SEED=12345` repeats one.
@@ -8,6 +8,8 @@ LONG_N ?= 50000
 SEED ?=
 # Files of tests that run at a time, more than processors: most of their time they wait for clocks and servers.
 WORKERS ?= 3
+# Suites of other packages: names of tests/strangers/suites.toml, or `quick`. All of them also write their page.
+SUITES ?=
 # Options of the comparison, see `python -m speed --help` in bench/.
 BENCH ?=
 
@@ -39,6 +41,7 @@ help:
 	@echo 'make test      set up and run all tests on the newest SQLAlchemy'
 	@echo 'make test-all  the same, then what meets SQLAlchemy on its series 2.0, then the long simulation'
 	@echo 'make simulate  the simulation of the pool: N=100000 schedules, or SEED=… to repeat one'
+	@echo 'make strangers run the suites of other packages on our engine (an hour; SUITES=quick or by name for some)'
 	@echo 'make bench     compare the speed of everything in one run (about an hour; BENCH=--quick for a look)'
 	@echo 'make docs      write what is made from code, and build the documentation into site/ (docs-serve shows it)'
 	@echo 'make lint      ruff, pyright, import-linter, deptry'
@@ -67,6 +70,9 @@ test-long: setup
 
 simulate: setup
 	cd tests && ../$(python) -m simulation $(if $(SEED),--seed $(SEED),$(N))
+
+strangers: setup
+	cd tests && ../$(python) -m strangers $(or $(SUITES),--write)
 
 bench: setup
 	cd bench && ../$(python) -m speed $(BENCH)

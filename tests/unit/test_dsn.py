@@ -56,6 +56,15 @@ def test_hosts(url: str, hosts: tuple[Host, ...]) -> None:
     assert parse_url(url).hosts == hosts
 
 
+def test_a_host_without_a_port_has_the_port_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPORT", "6543")
+    assert parse_url("postgresql://a,b:1/d").hosts == (Host("a", 6543), Host("b", 1))
+    assert parse_url("postgresql://h/d?port=7").hosts == (Host("h", 7),)
+    assert parse_url("postgresql:///d").hosts == ()
+    monkeypatch.setenv("PGPORT", "")
+    assert parse_url("postgresql://h/d").hosts == (Host("h", 5432),)
+
+
 def test_what_is_written_in_options_wins_over_the_front_of_the_url() -> None:
     target = parse_url("postgresql+psycopg://a:b@h/d?user=x&password=y&dbname=z")
     assert (target.user, target.password, target.database, target.driver) == (

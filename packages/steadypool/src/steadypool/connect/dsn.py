@@ -8,6 +8,7 @@ The grammar is that of libpq's connection URIs with SQLAlchemy's driver in the s
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -201,7 +202,7 @@ def _host(spec: str, port: str, address: str, decode: Callable[[str], str], refu
         name, _, own_port = spec.partition(":")
     elif ":" in spec and not spec.startswith(("/", "@")) and not _is_ipv6(spec):
         refuse("a host has more than one colon; an IPv6 address is written in brackets, [::1]")
-    text = own_port or port or str(DEFAULT_PORT)
+    text = own_port or port or os.environ.get("PGPORT") or str(DEFAULT_PORT)  # as libpq and asyncpg have it
     if not re.fullmatch(r"\d{1,5}", text, re.ASCII) or not 1 <= int(text) <= 65_535:
         # not shown: where an @ was forgotten, this is the password
         refuse("a port is not a number from 1 to 65535")

@@ -71,7 +71,7 @@ def create_async_engine(
     ceilings: dict[str, int] | None = None,
     **arguments: Any,
 ) -> AsyncEngine:
-    """SQLAlchemy's `create_async_engine`, with steadypool's pool and bounds. Reads no environment variable.
+    """SQLAlchemy's `create_async_engine`, with steadypool's pool and bounds. Reads no `DATABASE_*` variable.
 
     All of SQLAlchemy's arguments mean what they mean there and have its defaults. With `poolclass` or `pool` the
     caller's own pool is used, and only the bounds on statements, commit, rollback and close remain.

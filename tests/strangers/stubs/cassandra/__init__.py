@@ -1,0 +1,1 @@
+"""Stands in for a driver that the suite imports and no test that is selected uses."""

@@ -1,0 +1,3 @@
+"""Not there: no test that is selected uses it."""
+
+columns = connection = management = models = None

@@ -1,0 +1,1 @@
+"""Stands in for the package that starts databases in containers: the suite gets the server of its run."""

@@ -1,0 +1,5 @@
+"""Not there: no test that is selected uses it."""
+
+from pytest_databases.docker import Service as MySQLService
+
+__all__ = ["MySQLService"]
