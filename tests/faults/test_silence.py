@@ -29,7 +29,7 @@ from .kit import (
     until,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.hedges]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
@@ -42,6 +42,7 @@ def make_db(make_db: MakeDatabase) -> MakeDatabase:
     return make
 
 
+@pytest.mark.hedges
 async def test_connecting_to_silence(db: Database, proxy: FaultProxy, pg: Observer) -> None:
     proxy.mode = Mode.SILENT
     async with peak_of(proxy) as peak:
@@ -55,6 +56,7 @@ async def test_connecting_to_silence(db: Database, proxy: FaultProxy, pg: Observ
     await nothing_strays(pg, db)
 
 
+@pytest.mark.hedges
 async def test_connecting_to_silence_with_a_deadline(db: Database, proxy: FaultProxy) -> None:
     proxy.mode = Mode.SILENT
 
@@ -89,6 +91,7 @@ async def test_without_a_breaker_callers_try_side_by_side(
     await serves(db)
 
 
+@pytest.mark.hedges
 async def test_the_connect_that_was_held_serves_whoever_has_time_left(
     make_db: MakeDatabase, proxied_url: str, proxy: FaultProxy
 ) -> None:

@@ -585,8 +585,7 @@ async def test_the_log_is_free_of_secrets(
     assert secret not in db.engine.pool.status()
 
 
-@pytest.mark.hedges
-@pytest.mark.parametrize("what", ["hangs", "raises"])
+@pytest.mark.parametrize("what", [pytest.param("hangs", marks=pytest.mark.hedges), "raises"])
 async def test_a_password_function_that_fails(make_db: MakeDatabase, proxied_url: str, what: str) -> None:
     """The service that hands out tokens is a dependency too: bounded, named, and asked again."""
     secret, asked = password_of(proxied_url), 0

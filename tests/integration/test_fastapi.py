@@ -99,6 +99,7 @@ async def test_a_statement_over_its_limit_is_a_504_and_the_next_request_is_fine(
 
 async def test_the_clients_shorter_deadline_ends_a_statement(settings: DatabaseSettings) -> None:
     async with served(make_app(Database(settings.replace(statement_timeout=20)))) as client:
+        assert (await client.get("/one")).status_code == 200  # connecting is not what is to take too long
         late = await client.get("/sleep", headers={"X-Request-Timeout": "0.2"})
     assert (late.status_code, late.json()["type"]) == (504, "urn:steadypool:deadline-exceeded")
 

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -174,10 +175,14 @@ def _cut_off(connection: psycopg.Connection[tuple[Any, ...]], patience: float = 
 
 
 def _leave(connection: psycopg.Connection[tuple[Any, ...]]) -> None:
-    """Be gone before the next test looks who is connected. A client that hangs up does not know when its backend ends;
-    one that is ended by the server reads up to the end of the backend's process."""
-    with contextlib.suppress(psycopg.errors.AdminShutdown):
-        connection.execute("select pg_terminate_backend(pg_backend_pid())")
+    """Be gone before the next test looks who is connected: the server's end of the line is open as long as the backend,
+    which outlives the client's end by a moment."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as line:
+        connection.close()
+        line.settimeout(5.0)
+        with contextlib.suppress(ConnectionResetError):
+            while line.recv(1024):
+                pass
 
 
 _TERMINATE = """
