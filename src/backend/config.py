@@ -257,7 +257,7 @@ def _explain(error: ValidationError) -> list[str]:
     model = models.get(error.title)
     prefix = str(model.model_config.get("env_prefix", "")) if model is not None else ""
     return [
-        f"{_variable(prefix, detail['loc'])}={shown(detail['input'])}: "
+        f"{_variable(prefix, detail['loc'])}={shown(detail['input'])!r}: "
         f"{detail.get('ctx', {}).get('error') or detail['msg']}"
         for detail in error.errors(include_url=False)
     ]

@@ -8,6 +8,8 @@ pays for a few counters and no timer.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +26,9 @@ MAX_PIPELINED = 16
 """Requests of one connection that wait for the answer to an earlier one."""
 LINGER = 1.0
 """Seconds that a refused client may go on sending, unread: a reset at once would take the answer away."""
+
+
+_RESET = struct.pack("ii", 1, 0)
 
 
 class _Refused(Exception):
@@ -235,6 +240,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def check_time(self, now: float) -> None:
         """End the connection if its client takes too long."""
         if self._stalls(now):
+            # Reset, or the kernel would keep what is unsent for minutes more.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
         elif self._refused or self.transport.is_closing():
             return

@@ -105,6 +105,15 @@ def test_every_page_can_be_found() -> None:
     assert set(navigated(site["nav"])) == pages
 
 
+def test_the_page_on_security_names_tests_that_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / "security.md").read_text())
+    assert len(named) > 20
+    missing = [
+        (file, name) for file, name in named if not re.search(rf"def {name}\b", (ROOT / file).read_text())
+    ]
+    assert missing == []
+
+
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     shutil.copytree(DOCS, tmp_path / "docs")
     for name in ("packages", "scripts"):

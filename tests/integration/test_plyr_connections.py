@@ -17,9 +17,10 @@ import pytest
 
 from backend.config import Settings
 from backend.connections import Limits
+from conditions import until
 from processes import running_plyr
 
-from .conftest import serving
+from .conftest import Plyr, serving, tone
 
 pytestmark = pytest.mark.anyio
 
@@ -175,6 +176,24 @@ async def test_a_body_that_trickles_ends_in_time(
             await asyncio.wait({answered}, timeout=0.05)
         assert (await answered).startswith(b"HTTP/1.1 408 ")
         writer.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.server.Limits", partial(Limits, write_seconds=0.5))
+
+
+async def test_an_answer_that_is_never_read_ends_in_time(impatient: None, plyr: Plyr) -> None:
+    track = await plyr.upload(tone(18))  # 288,000 bytes
+    file_id = (await plyr.client.get(f"/tracks/{track}")).json()["file_id"]
+    head = f"GET /audio/{file_id} HTTP/1.1\r\nHost: plyr\r\nAuthorization: Bearer {plyr.token}\r\n\r\n"
+    parts = urlsplit(plyr.url)
+    with socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(lazy, (parts.hostname, parts.port))
+        await asyncio.get_running_loop().sock_sendall(lazy, head.encode() * 16)  # more than sockets hold
+        await until(lambda: lazy.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0, seconds=30)
 
 
 # -- number --------------------------------------------------------------------------------------------------

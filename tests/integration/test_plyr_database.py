@@ -86,6 +86,7 @@ def test_the_description_of_the_interface_is_complete_and_without_a_warning() ->
         warnings.simplefilter("error")
         paths = create_app(load_settings()).openapi()["paths"]
     assert set(paths) == {
+        "/auth/exchange",
         "/auth/me",
         "/tracks/",
         "/tracks/me",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from steadypool import events
 from steadypool.census import Census
 from steadypool.cli.why.topics import topics
 from steadypool.errors import PoolSnapshot
+from steadypool.settings import DatabaseSettings
 from steadypool.telemetry.alerts import Alerts
 from steadypool.telemetry.recorder import Row, View
 from steadypool.telemetry.rules import RULES, RUNBOOKS, Limits
@@ -211,6 +213,20 @@ async def test_a_webhook_that_fails_is_said_once_without_its_secret(
     (record,) = caplog.records
     assert "could not be sent to 127.0.0.1" in record.getMessage()
     assert "s3cret" not in record.getMessage()
+
+
+@pytest.mark.anyio
+async def test_a_webhook_with_a_user_and_password_is_sent_them() -> None:
+    async with receiver(b"HTTP/1.1 204 No Content\r\n\r\n") as (url, received):
+        webhook = Webhook(url.replace("http://", "http://me:s%40crets@"))
+        webhook.send({"alert": "leak"})
+        await webhook.close()
+    [(head, _)] = received
+    credentials = base64.b64encode(b"me:s@crets").decode()
+    assert f"\r\nAuthorization: Basic {credentials}\r\n" in head
+    assert "\r\nHost: 127.0.0.1:" in head
+    with pytest.raises(ValueError, match="with a host"):
+        DatabaseSettings(alert_webhook="http://h:0/")
 
 
 @pytest.mark.anyio

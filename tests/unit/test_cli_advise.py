@@ -42,6 +42,38 @@ def written(folder: Path, arrivals: list[Arrival], **settings: Any) -> Path:
     return path
 
 
+# -- what is no recording ------------------------------------------------------------------------------------------
+
+
+HEAD = '"format": "steadypool-recording", "version": 1, "pool": "main", "at": 1, "settings": {}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":' * 200_000 + "1" + "}" * 200_000,
+        "[" * 200_000,
+        '{"k": "head", ' + HEAD + '}\n{"k": "arrivals"}',
+        '{"k": "head", '
+        + HEAD
+        + '}\n{"k": "arrivals", "workloads": [], "outcomes": [], "rows": [[1, 1, 1, 9, 9]]}',
+        '{"k": "head", ' + HEAD + '}\n{"k": "row", "span": 1, "row": 7}',
+        '{"k": "head", ' + HEAD + '}\n{"k": "row", "span": 1, "row": ["x", "y"]}',
+        '{"k": "head", ' + HEAD + '}\n{"other": 1}',
+        "{" + HEAD + ', "seconds": 7}',
+    ],
+)
+def test_a_file_of_another_shape_is_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    path = tmp_path / "recording.json"
+    path.write_text(text)
+    assert main(["advise", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert "recording" in said
+    assert "Traceback" not in said
+
+
 # -- the replay ----------------------------------------------------------------------------------------------------
 
 

@@ -236,12 +236,20 @@ class Recording:
         Raises:
             errors.ConfigurationError: it is neither, or of a later version.
         """
-        lines = list(_objects(text))
+        try:
+            return cls._parse(list(_objects(text)))
+        except ConfigurationError:
+            raise
+        except _MALFORMED as error:
+            raise ConfigurationError(f"this recording is damaged: {type(error).__name__} in it") from error
+
+    @classmethod
+    def _parse(cls, lines: list[dict[str, Any]]) -> Self:
         if not lines:
             raise ConfigurationError("this is no recording of steadypool: no JSON in it")
         if "k" not in lines[0]:
             lines = list(_lines_of(lines[0]))
-        heads = [line for line in lines if line["k"] == "head"]
+        heads = [line for line in lines if line.get("k") == "head"]
         if not heads or heads[-1].get("format") != FORMAT:
             raise ConfigurationError(f"this is no recording of steadypool: its format is not {FORMAT!r}")
         if heads[-1].get("version") != VERSION:
@@ -312,6 +320,10 @@ def arrivals_line(arrivals: Iterable[Arrival]) -> dict[str, Any]:
 
 def _short(value: float) -> float:
     return int(value) if value == int(value) else round(value, 5)
+
+
+_MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What reading raises where the JSON has another shape than a recording."""
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
