@@ -21,7 +21,7 @@ from steadypool.connect.attempt import Attempt, GuardsRefused, Steps, guarded, o
 from steadypool.connect.dsn import ConnectTarget
 from steadypool.connect.libpq import DEFAULT, VERBOSE, refusal, set_verbosity, was_let_in
 from steadypool.connect.network import NETWORK, Candidate, Network
-from steadypool.connect.options import merged_options, psycopg_arguments
+from steadypool.connect.options import PSYCOPG, merged_options, psycopg_arguments, with_environment
 from steadypool.connect.outcome import NotTheRole
 from steadypool.connect.psycopg_connection import SteadyAsyncConnection
 from steadypool.connect.sockets import borrowed, socket_ready
@@ -73,6 +73,7 @@ async def open_psycopg(
         ConnectFailed: refused, unreachable, or not to be trusted; `final` says whether to try again.
         ConfigurationError: psycopg cannot honour one of the target's options.
     """
+    target = with_environment(target, PSYCOPG)
     psycopg_arguments(target)  # refuses before anything is opened
     attempt = Attempt(target, timeout, clock)
 
@@ -103,6 +104,7 @@ async def open_psycopg(
 
     connection = await open_with(attempt, password, Steps(begin, log_in), network)
     try:
+        await _speak_utf8(connection, {**target.options, **parameters})
         await connection.set_autocommit(autocommit)
         connection.prepare_threshold = prepare_threshold
         if row_factory is not None:
@@ -115,6 +117,14 @@ async def open_psycopg(
         connection.abort()
         raise
     return connection
+
+
+async def _speak_utf8(connection: SteadyAsyncConnection[Any], given: Mapping[str, Any]) -> None:
+    """In an SQL_ASCII database, which converts nothing and names no encoding: psycopg would return text as bytes."""
+    reported = connection.pgconn.parameter_status(b"client_encoding")
+    if reported == b"SQL_ASCII" and "client_encoding" not in given:
+        await connection.set_autocommit(True)
+        await connection.execute("SET client_encoding TO 'UTF8'")
 
 
 def _where(candidate: Candidate) -> dict[str, str]:
