@@ -104,8 +104,7 @@ async def open_psycopg(
 
     connection = await open_with(attempt, password, Steps(begin, log_in), network)
     try:
-        await _speak_utf8(connection, {**target.options, **parameters})
-        await connection.set_autocommit(autocommit)
+        await _set_up(connection, autocommit, {**target.options, **parameters})
         connection.prepare_threshold = prepare_threshold
         if row_factory is not None:
             connection.row_factory = row_factory
@@ -119,12 +118,13 @@ async def open_psycopg(
     return connection
 
 
-async def _speak_utf8(connection: SteadyAsyncConnection[Any], given: Mapping[str, Any]) -> None:
-    """In an SQL_ASCII database, which converts nothing and names no encoding: psycopg would return text as bytes."""
+async def _set_up(connection: SteadyAsyncConnection[Any], autocommit: bool, given: Mapping[str, Any]) -> None:
+    """Set autocommit, and UTF-8 in an SQL_ASCII database, which converts nothing: psycopg would return bytes for text."""
     reported = connection.pgconn.parameter_status(b"client_encoding")
     if reported == b"SQL_ASCII" and "client_encoding" not in given:
         await connection.set_autocommit(True)
         await connection.execute("SET client_encoding TO 'UTF8'")
+    await connection.set_autocommit(autocommit)
 
 
 def _where(candidate: Candidate) -> dict[str, str]:
