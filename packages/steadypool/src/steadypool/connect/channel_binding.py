@@ -281,7 +281,8 @@ class ScramPlus:
             raise BindingRefused("the server's challenge is not an answer to ours")
         if rounds > MOST_ROUNDS:
             raise BindingRefused(
-                f"the server's challenge asks for {rounds:,} rounds of SCRAM's hash; more than {MOST_ROUNDS:,} are refused"
+                f"the server's challenge asks for {rounds:,} rounds of SCRAM's hash; "
+                f"more than {MOST_ROUNDS:,} are refused"
             )
         salted = hashlib.pbkdf2_hmac("sha256", self._password, salt, rounds)
         key = _hmac(salted, b"Client Key")

@@ -119,7 +119,7 @@ async def open_psycopg(
 
 
 async def _set_up(connection: SteadyAsyncConnection[Any], autocommit: bool, given: Mapping[str, Any]) -> None:
-    """Set autocommit, and UTF-8 in an SQL_ASCII database, which converts nothing: psycopg would return bytes for text."""
+    """Set autocommit, and UTF-8 in an SQL_ASCII database, where psycopg would return bytes for text."""
     reported = connection.pgconn.parameter_status(b"client_encoding")
     if reported == b"SQL_ASCII" and "client_encoding" not in given:
         await connection.set_autocommit(True)
