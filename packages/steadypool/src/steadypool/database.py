@@ -62,7 +62,7 @@ SAFE_BEHIND_POOLERS: dict[str, Any] = {
 is unknown, or is somebody else's. A name is never used twice and no statement is kept."""
 
 OnConnect = Callable[[Any], Awaitable[None]]
-"""Called with the driver's own connection each time one was opened."""
+"""Called with the driver's own connection, asyncpg's or psycopg's, each time one was opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +152,16 @@ class Database(Sharing, Notifying):
     def _listen_to_connects(self, on_connect: OnConnect) -> None:
         dialect = self.pool.dialect
 
+        async def with_drivers_own(connection: Any) -> None:
+            if not hasattr(connection, "plain"):
+                await on_connect(connection)
+                return
+            async with connection.plain() as psycopg_connection:
+                await on_connect(psycopg_connection)
+
         def run_on_connect(dbapi_connection: Any, _record: Any) -> None:
             try:
-                dbapi_connection.run_async(on_connect)
+                dbapi_connection.run_async(with_drivers_own)
             except Exception as error:
                 if sqlstate_in(error) or not dialect.is_open(dbapi_connection.driver_connection):
                     raise  # what the server said is said by itself; the rest is the network's doing
@@ -301,18 +308,19 @@ class Database(Sharing, Notifying):
 
         Args:
             name: what sessions and errors call it.
-            statement_timeout: seconds that its statements may run; DATABASE_STATEMENT_TIMEOUT if not given.
+            statement_timeout: seconds that its statements may run, 0 for no limit; DATABASE_STATEMENT_TIMEOUT if not
+                given.
             max_connections: the most connections it may hold at a time; no ceiling if not given.
 
         Raises:
-            errors.ConfigurationError: a value is not above zero.
+            errors.ConfigurationError: a value is negative, or `max_connections` is 0.
 
         Example:
             >>> db.workload("uploads", statement_timeout=30, max_connections=3)
         """
-        if statement_timeout is not None and not statement_timeout > 0:
+        if statement_timeout is not None and not statement_timeout >= 0:
             raise ConfigurationError(
-                f"workload {name!r}: statement_timeout={statement_timeout!r}: allowed: seconds above 0"
+                f"workload {name!r}: statement_timeout={statement_timeout!r}: allowed: seconds, 0 for no limit"
             )
         if max_connections is not None and max_connections < 1:
             raise ConfigurationError(

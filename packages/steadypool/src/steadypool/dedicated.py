@@ -91,7 +91,7 @@ class Surroundings:
     """Seconds for which the client waits for the answer to a statement."""
 
     def __post_init__(self) -> None:
-        server = self.statement_timeout
+        server = self.statement_timeout = self.statement_timeout or None
         self.patience = None if server is None else server + CLIENT_GRACE
 
 

@@ -50,7 +50,7 @@ class Terms:
     Args:
         pool: where the connections come from.
         workload: the class of work.
-        limit: seconds that its statements may run, where that is not what the session has anyway.
+        limit: seconds that its statements may run, 0 for no limit, where that is not what the session has anyway.
         default_limit: what the session has.
         lock_timeout: seconds that a statement may wait for a lock; then each is a transaction with both limits.
     """
@@ -74,7 +74,7 @@ class Terms:
         self.surroundings = Surroundings(
             pool=pool.core.name,
             clock=pool.core.clock,
-            statement_timeout=limit or default_limit,
+            statement_timeout=default_limit if limit is None else limit,
             lock_timeout=lock_timeout,
             workload=workload,
             snapshot=pool.core.snapshot,

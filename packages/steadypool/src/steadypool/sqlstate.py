@@ -102,7 +102,7 @@ def said(sqlstate: str | None, words: str | None = None) -> str:
         'the server said 57P01: terminating connection due to administrator command'
     """
     if sqlstate is None or sqlstate in THE_DRIVERS_OWN:
-        return "it ended without a word"
+        return words or "it ended without a word"
     return f"the server said {sqlstate}: {words}" if words else f"the server said {sqlstate}"
 
 

@@ -19,7 +19,7 @@ from steadypool.connect.dsn import ConnectTarget, Host
 from steadypool.connect.last_words import listen_for_last_words
 from steadypool.connect.leaving import close_transport
 from steadypool.connect.network import NETWORK, Candidate, Network
-from steadypool.connect.options import ASYNCPG, asyncpg_arguments, checked_options
+from steadypool.connect.options import ASYNCPG, asyncpg_arguments, checked_options, with_environment
 from steadypool.connect.outcome import BindingRefused, CertificateNotProven, NotTheRole
 from steadypool.connect.sockets import SocketDial, connected_socket
 from steadypool.settings import Password
@@ -63,6 +63,7 @@ async def open_asyncpg(
         ConnectFailed: refused, unreachable, or not to be trusted; `final` says whether to try again.
         ConfigurationError: asyncpg cannot honour one of the target's options.
     """
+    target = with_environment(target, ASYNCPG)
     asyncpg_arguments(target)  # refuses before anything is opened
     attempt = Attempt(target, timeout, clock)
     options = {**(socket_options or {}), **checked_options(target, ASYNCPG)}

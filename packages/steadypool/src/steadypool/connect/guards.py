@@ -17,8 +17,8 @@ PROBES = 3
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as Postgres takes a time without a unit; never 0, which would mean no limit."""
-    return str(max(1, round(seconds * 1000)))
+    """Seconds as Postgres takes a time without a unit; 0 means no limit, and nothing else becomes 0."""
+    return str(max(1, round(seconds * 1000))) if seconds else "0"
 
 
 def session_guards(settings: DatabaseSettings) -> dict[str, str]:

@@ -12,6 +12,7 @@ import os
 import re
 import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlencode
@@ -177,6 +178,53 @@ _WHOLE = frozenset(
         "tcp_user_timeout",
     }
 )
+
+
+_ENVIRONMENT = {
+    "PGCHANNELBINDING": "channel_binding", "PGREQUIREAUTH": "require_auth", "PGGSSENCMODE": "gssencmode",
+    "PGGSSDELEGATION": "gssdelegation", "PGKRBSRVNAME": "krbsrvname", "PGGSSLIB": "gsslib",
+    "PGSSLMODE": "sslmode", "PGSSLNEGOTIATION": "sslnegotiation", "PGSSLCOMPRESSION": "sslcompression",
+    "PGSSLCERT": "sslcert", "PGSSLKEY": "sslkey", "PGSSLCERTMODE": "sslcertmode", "PGSSLROOTCERT": "sslrootcert",
+    "PGSSLCRL": "sslcrl", "PGSSLCRLDIR": "sslcrldir", "PGSSLSNI": "sslsni", "PGREQUIREPEER": "requirepeer",
+    "PGSSLMINPROTOCOLVERSION": "ssl_min_protocol_version", "PGSSLMAXPROTOCOLVERSION": "ssl_max_protocol_version",
+    "PGMINPROTOCOLVERSION": "min_protocol_version", "PGMAXPROTOCOLVERSION": "max_protocol_version",
+    "PGOPTIONS": "options", "PGAPPNAME": "application_name", "PGCLIENTENCODING": "client_encoding",
+    "PGTARGETSESSIONATTRS": "target_session_attrs", "PGLOADBALANCEHOSTS": "load_balance_hosts",
+    "PGCONNECT_TIMEOUT": "connect_timeout",
+}  # fmt: skip
+"""libpq's environment variables, by the option that each is the default of."""
+_OURS_TO_DO = frozenset({"target_session_attrs", "load_balance_hosts", "connect_timeout", "sslrootcert"})
+"""What libpq would read from the environment, but is carried out here."""
+
+
+def with_environment(
+    target: ConnectTarget, driver: str, environment: Mapping[str, str] = os.environ
+) -> ConnectTarget:
+    """The target with what libpq's environment variables say where the URL says nothing.
+
+    asyncpg reads some of them, libpq all; what neither sees, or the driver cannot honour, must not be dropped.
+
+    Raises:
+        ConfigurationError: the driver cannot honour one of them.
+
+    Example:
+        >>> with_environment(ConnectTarget(), ASYNCPG, {"PGCHANNELBINDING": "require"}).options["channel_binding"]
+        'require'
+    """
+    found: dict[str, str] = {}
+    for variable, name in _ENVIRONMENT.items():
+        value = environment.get(variable)
+        known = name in target.options or (name == "sslmode" and "ssl" in target.options)
+        if not value or known or (driver == PSYCOPG and name not in _OURS_TO_DO):
+            continue
+        rule = HONOURED[driver][name]
+        if rule.honour is not Honour.REFUSED:
+            found[name] = value
+        elif value.lower() not in rule.harmless:
+            raise ConfigurationError(
+                f"{target}: {variable}={value} in the environment cannot be honoured by {driver}: {rule.note}"
+            )
+    return replace(target, options={**target.options, **found}) if found else target
 
 
 def checked_options(target: ConnectTarget, driver: str) -> dict[str, str]:

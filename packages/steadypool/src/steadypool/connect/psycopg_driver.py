@@ -21,7 +21,7 @@ from steadypool.connect.attempt import Attempt, GuardsRefused, Steps, guarded, o
 from steadypool.connect.dsn import ConnectTarget
 from steadypool.connect.libpq import DEFAULT, VERBOSE, refusal, set_verbosity, was_let_in
 from steadypool.connect.network import NETWORK, Candidate, Network
-from steadypool.connect.options import merged_options, psycopg_arguments
+from steadypool.connect.options import PSYCOPG, merged_options, psycopg_arguments, with_environment
 from steadypool.connect.outcome import NotTheRole
 from steadypool.connect.psycopg_connection import SteadyAsyncConnection
 from steadypool.connect.sockets import borrowed, socket_ready
@@ -73,6 +73,7 @@ async def open_psycopg(
         ConnectFailed: refused, unreachable, or not to be trusted; `final` says whether to try again.
         ConfigurationError: psycopg cannot honour one of the target's options.
     """
+    target = with_environment(target, PSYCOPG)
     psycopg_arguments(target)  # refuses before anything is opened
     attempt = Attempt(target, timeout, clock)
 

@@ -199,6 +199,12 @@ class Connection(AdaptedConnection):
         """A cursor; with a name, one whose rows stay on the server until they are fetched."""
         return Cursor(self) if name is None else ServerSideCursor(self, name)
 
+    def execute(self, operation: str, parameters: Any = None) -> Cursor:
+        """Run a statement with a cursor of its own, and return that: SQLAlchemy's recipe for `reset` events does so."""
+        cursor = self.cursor()
+        cursor.execute(operation, parameters)
+        return cursor
+
     def set_local(self, settings: Mapping[str, str]) -> None:
         """Set these for the transaction that has begun for SQLAlchemy, but not yet for the server."""
         self._local.update(settings)

@@ -78,9 +78,8 @@ class SteadypoolDialect(PsycopgDialect):
             super().do_execute(cursor, statement, parameters, context)
             return
         guards, adapter, fairy = self.guards, cursor.adapter, context.root_connection._dbapi_connection
-        server = adapter.statement_timeout = context.execution_options.get(
-            TIMEOUT_OPTION, guards.statement_timeout
-        )
+        own = context.execution_options.get(TIMEOUT_OPTION, guards.statement_timeout)
+        server = adapter.statement_timeout = own or None
         started = guards.clock.monotonic()
         context.steadypool_started, context.steadypool_told = started, False
         lease = getattr(getattr(fairy, "_connection_record", None), "lease", None)

@@ -114,6 +114,7 @@ class PipelinedConnection(Wire):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._last_words: tuple[str, str] | None = None
+        self._ended_by: BaseException | None = None
         self._listeners: list[Callable[[], None]] = []
         connection.add_notice_handler(self._noticed)
         self._enter()
@@ -210,7 +211,7 @@ class PipelinedConnection(Wire):
         if future is None:
             future = segment.future = self._loop.create_future()
         if self._closed:
-            self._settle(segment, gone(None, segment, self._last_words, "the connection is closed"))
+            self._settle(segment, gone(self._ended_by, segment, self._last_words, "the connection is closed"))
         elif self._held is not None:
             self._held.append(segment)
         else:
@@ -640,6 +641,7 @@ class PipelinedConnection(Wire):
         self._call(cut_off, self.psycopg_connection)
         flights, held = list(self._flights), self._held or ()
         said = said_in(reason) or (said_in(flights[0].segment.error) if flights else None)
+        self._ended_by = reason
         words = self._last_words = said or self._last_words
         self._flights.clear()
         self._held = None

@@ -45,6 +45,10 @@ class ConnectionGone(psycopg.OperationalError):
         self.sqlstate = sqlstate
 
 
+class Flooded(psycopg.OperationalError):
+    """The server sent so much that nothing had asked for that the connection was ended because of it."""
+
+
 class Overdue(ConnectionGone):
     """The server did not answer the segment within its limit; the connection was ended because of it."""
 
@@ -276,6 +280,8 @@ def gone(
 ) -> ConnectionGone:
     """The error of a segment whose connection ended, by `reason` and with these last words of the server."""
     code, words = last_words or (None, None)
+    if words is None and isinstance(reason, Flooded):
+        words = str(reason)
     said = "" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
     error = ConnectionGone(
         f"the connection ended: {words or said}" if words or said else otherwise,

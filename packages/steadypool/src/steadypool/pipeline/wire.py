@@ -12,8 +12,13 @@ from typing import Any
 import psycopg
 from psycopg.pq import abc
 
+from steadypool.pipeline.segment import Flooded
+
 LINGER = 0.001
 """Seconds for which what nobody waits for may stay here, to travel with what comes next."""
+
+MOST_NOTIFICATIONS = 2_000
+"""Notifications that may wait until they are read; a payload has up to 8,000 bytes."""
 
 _TURNS = 16
 """Reads in a row from an encrypted connection before other tasks may run."""
@@ -31,6 +36,8 @@ class Wire:
         self._loop = asyncio.get_running_loop()
         self._descriptor = -1
         """libpq's socket while it is in pipeline mode and the loop watches it."""
+        self._notifications = 0
+        """How many came since the connection was last out of pipeline mode, where they can be read."""
         self._flushing = False
         """Whether what is put down now goes out at the end of this turn."""
         self._crowded = False
@@ -84,6 +91,7 @@ class Wire:
 
     def _enter(self) -> None:
         self.pgconn.enter_pipeline_mode()
+        self._notifications = 0
         self._descriptor = self.pgconn.socket
         self._loop.add_reader(self._descriptor, self._readable)
 
@@ -126,6 +134,7 @@ class Wire:
             self.pgconn.consume_input()
             if self._encrypted:
                 self._read_all()
+            self._take_notifications()
         except (psycopg.Error, OSError) as error:
             self._collect_and_end(error)
             return
@@ -140,6 +149,18 @@ class Wire:
         """
         if self._descriptor != -1:
             self._readable()
+
+    def _take_notifications(self) -> None:
+        """Pass notifications on to psycopg: libpq would keep them, however many come."""
+        pgconn = self.pgconn
+        while (notification := pgconn.notifies()) is not None:
+            self._notifications += 1
+            if self._notifications > MOST_NOTIFICATIONS:
+                raise Flooded(
+                    f"more than {MOST_NOTIFICATIONS:,} notifications came over a connection that is not read for them"
+                )
+            if pgconn.notify_handler is not None:
+                pgconn.notify_handler(notification)
 
     def _read_all(self) -> None:
         """What the TLS library holds already, the loop does not see: read until the socket was empty twice in a row.

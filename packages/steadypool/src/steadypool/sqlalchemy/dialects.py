@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import select
 from collections.abc import Callable, Generator
 from typing import Any
@@ -63,6 +64,10 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         """What the URL says to asyncpg."""
         return asyncpg_arguments(target)
 
+    def driver_parameters(self) -> frozenset[str]:
+        """The parameters of `asyncpg.connect`."""
+        return frozenset(inspect.signature(self.loaded_dbapi.asyncpg.connect).parameters)
+
     async def open_raw(
         self, target: ConnectTarget, password: Password | None, changed: dict[str, Any]
     ) -> Any:
@@ -100,7 +105,7 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
         self, server: float | None, driver_connection: Any, call: Callable[..., Any], *args: Any
     ) -> Any:
         """As every dialect of ours, with asyncpg's own limit out of the way."""
-        if server is None or server == self.guards.statement_timeout:
+        if server == self.guards.statement_timeout:
             return super().bounded_statement(server, driver_connection, call, *args)
         with self.driver_limit(driver_connection, server):
             return super().bounded_statement(server, driver_connection, call, *args)
@@ -109,8 +114,9 @@ class AsyncpgDialect(GuardedDialect, PGDialect_asyncpg):
     def driver_limit(self, driver_connection: Any, seconds: float | None) -> Generator[None]:
         """asyncpg has a limit of its own, set once a connection; a workload's other limit replaces it for a while."""
         configuration = driver_connection._config
-        if seconds is not None and seconds != self.guards.statement_timeout:
-            driver_connection._config = configuration._replace(command_timeout=seconds + CLIENT_GRACE)
+        if seconds != self.guards.statement_timeout:
+            limit = seconds + CLIENT_GRACE if seconds else None
+            driver_connection._config = configuration._replace(command_timeout=limit)
         try:
             yield
         finally:
@@ -251,6 +257,12 @@ class PsycopgDialect(GuardedDialect, PGDialectAsync_psycopg):
         if encoding is not None:
             arguments["client_encoding"] = encoding
         return arguments
+
+    def driver_parameters(self) -> frozenset[str]:
+        """The parameters of psycopg's connect, and libpq's."""
+        own: Any = self.loaded_dbapi.psycopg
+        named = inspect.signature(own.AsyncConnection.connect).parameters.keys() - {"conninfo", "kwargs"}
+        return frozenset(named) | {option.keyword.decode() for option in own.pq.Conninfo.get_defaults()}
 
     async def open_raw(
         self, target: ConnectTarget, password: Password | None, changed: dict[str, Any]

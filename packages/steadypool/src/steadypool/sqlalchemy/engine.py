@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from enum import StrEnum
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, cast
 from urllib.parse import unquote
 
 import sqlalchemy.ext.asyncio as stock
 from sqlalchemy import URL, make_url
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.util import asbool
 
 from steadypool.clock import SYSTEM_CLOCK
 from steadypool.connect.dsn import parse_url
@@ -24,8 +22,9 @@ from steadypool.errors import ConfigurationError
 from steadypool.events import Events, GuardsLost
 from steadypool.lease import PoolOptions
 from steadypool.settings import ConnectRetry, Password, Pooler, Reset
+from steadypool.sqlalchemy.arguments import chosen, coerced, limits_of
 from steadypool.sqlalchemy.dialects import OURS, PIPELINED
-from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, Guards
+from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, GuardedDialect, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_errors
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
 from steadypool.sqlalchemy.session_reset import SessionReset
@@ -33,14 +32,6 @@ from steadypool.values import HIDDEN, is_secret_option, redact_url
 
 _stock_create_async_engine = stock.create_async_engine
 """SQLAlchemy's own, whatever its module is made to say later."""
-
-DEFAULT_CONNECTION_TIMEOUT = 30.0
-"""Seconds that connecting may take where nothing says otherwise: as long as SQLAlchemy's pool waits."""
-
-LEAST_CONNECT_WAIT = 1.0
-"""Seconds that a caller waits for a connect, however short its `pool_timeout` is."""
-
-Word = TypeVar("Word", bound=StrEnum)
 
 NOTICE_VANISHED_CLIENT = {"client_connection_check_interval": "1000"}
 """Milliseconds after which a backend notices in the middle of a statement that its client has gone. Without it an
@@ -85,7 +76,7 @@ def create_async_engine(
             `never` fails at once, as SQLAlchemy does. By default as `wake`, except that a connect which this
             machine itself refuses fails at once until one has succeeded: the port is probably wrong.
         statement_timeout: seconds that a statement may run, enforced by the server and, half a second later, by
-            the client; no limit by default.
+            the client; no limit by default. Here and for the other limits in seconds, 0 means none.
         server_settings: Postgres settings for every session, as start-up options; what the URL says wins.
         socket_options: libpq's `keepalives*` and `tcp_user_timeout`, for either driver; what the URL says wins.
         ping_after_idle: with `pool_pre_ping=True`, a connection that answered less than this many seconds ago is
@@ -108,7 +99,8 @@ def create_async_engine(
         **arguments: SQLAlchemy's own.
 
     Raises:
-        errors.ConfigurationError: the URL is not Postgres's, or asks for what its driver cannot do.
+        errors.ConfigurationError: the URL is not Postgres's, or asks for what its driver cannot do; an argument has a
+            value that means nothing; the driver is too old.
 
     Example:
         >>> engine = create_async_engine("postgresql+asyncpg://app:secret@db.example/plyr", pool_size=10)
@@ -120,35 +112,34 @@ def create_async_engine(
     given = _without_word_for_none(sqlalchemy_url(url))
     dialect_name = _our_name(given)
     connect_args = dict(arguments.pop("connect_args", None) or {})
-    own_limit = connection_timeout or _driver_timeout(connect_args)
-    limit = own_limit or DEFAULT_CONNECTION_TIMEOUT
-    retry = None if connect_retry is None else _chosen(ConnectRetry, "connect_retry", connect_retry)
+    limits = limits_of(
+        connect_args,
+        connection_timeout=connection_timeout,
+        pool_timeout=arguments.get("pool_timeout"),
+        statement_timeout=statement_timeout,
+        leave_timeout=leave_timeout,
+        leak_after=leak_after,
+        idle_timeout=idle_timeout,
+        ping_after_idle=ping_after_idle,
+        close_grace=close_grace,
+    )
+    retry = None if connect_retry is None else chosen(ConnectRetry, "connect_retry", connect_retry)
     if arguments.get("pool") is None and arguments.get("poolclass") is None:
-        options = PoolOptions(
-            connect_timeout=limit,
-            connect_wait=None if own_limit else _connect_wait(arguments.get("pool_timeout")),
-            retry_connects=retry is not ConnectRetry.NEVER,
-            ping_after_idle=ping_after_idle,
-            leave_timeout=leave_timeout,
-            max_waiting=max_waiting,
-            max_connecting=max_connecting,
-            close_grace=close_grace,
-            leak_after=leak_after,
-            idle_timeout=idle_timeout,
-        )
+        retries = retry is not ConnectRetry.NEVER
+        options = limits.pool_options(max_waiting, max_connecting, retry_connects=retries)
         arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), dialect_name)
         arguments |= {"steady_name": pool_name, "steady_events": events, "steady_breaker": breaker}
         arguments |= {"steady_ceilings": ceilings, "session_reset": _session_reset(reset)}
     guards = Guards(
-        statement_timeout=statement_timeout,
-        connect_timeout=limit,
+        statement_timeout=limits.statement,
+        connect_timeout=limits.connect,
         connect_retry=retry,
-        leave_timeout=leave_timeout,
+        leave_timeout=limits.leave,
         password=password,
         socket_options=socket_options or {},
-        pooler=_chosen(Pooler, "pooler", pooler),
+        pooler=chosen(Pooler, "pooler", pooler),
         on_guards_lost=lambda reason: _tell(events, pool_name, reason),
-        server_settings=_at_start(statement_timeout) | dict(server_settings or {}),
+        server_settings=_at_start(limits.statement) | dict(server_settings or {}),
     )
     return _built(given, {**arguments, "connect_args": connect_args, "steadypool_guards": guards})
 
@@ -172,32 +163,10 @@ def async_engine_from_config(
     for name, value in configuration.items():
         if name.startswith(prefix):
             short = name.removeprefix(prefix)
-            given[short] = _coerced(short, value) if isinstance(value, str) else value
+            given[short] = coerced(short, value) if isinstance(value, str) else value
     given |= arguments
     url = given.pop("url")
     return create_async_engine(url, **given)
-
-
-_SECONDS = frozenset(
-    {"connection_timeout", "statement_timeout", "ping_after_idle", "close_grace", "leak_after", "idle_timeout",
-     "leave_timeout"}
-)  # fmt: skip
-_COUNTS = frozenset({"max_waiting", "max_connecting"})
-
-
-def _coerced(name: str, value: str) -> Any:
-    """Text of a configuration as the argument of ours that it is for; SQLAlchemy's own it coerces itself."""
-    kinds: dict[str, Callable[[str], Any]] = {
-        **dict.fromkeys(_SECONDS, float),
-        **dict.fromkeys(_COUNTS, int),
-        "breaker": asbool,
-        "pool_pre_ping": lambda text: text if text == "select1" else asbool(text),
-    }
-    convert = kinds.get(name)
-    try:
-        return value if convert is None else convert(value)
-    except ValueError as error:
-        raise ConfigurationError(f"{name}={value!r}: {error}") from None
 
 
 _LIBRARIES = {name: ASYNCPG if name.endswith(ASYNCPG) else PSYCOPG for name in OURS.values()}
@@ -228,21 +197,11 @@ def _built(given: URL, arguments: dict[str, Any]) -> AsyncEngine:
     except ModuleNotFoundError as error:
         raise _missing(given, error) from error
     sync_engine = engine.sync_engine
+    if type(sync_engine.pool) is SteadyPool and not {"creator", "async_creator"} & arguments.keys():
+        cast(GuardedDialect, sync_engine.dialect).check_connect_args(arguments["connect_args"])
     sync_engine.url = _without_secrets(URL(*sync_engine.url))
     name_errors(sync_engine)
     return engine
-
-
-def _connect_wait(pool_timeout: float | None) -> float | None:
-    """Seconds a caller waits for a connect where `pool_timeout` is all that was said; a connect takes its time."""
-    return None if pool_timeout is None else max(pool_timeout, LEAST_CONNECT_WAIT)
-
-
-def _chosen(kind: type[Word], name: str, value: str) -> Word:
-    try:
-        return kind(value)
-    except ValueError:
-        raise ConfigurationError(f"{name}={value!r}: allowed: {', '.join(kind)}") from None
 
 
 def sqlalchemy_url(url: str | URL) -> URL:
@@ -335,7 +294,7 @@ def engine_for_workload(
 
 
 def _session_reset(reset: str) -> SessionReset | None:
-    mode = _chosen(Reset, "reset", reset)
+    mode = chosen(Reset, "reset", reset)
     return None if mode is Reset.NEVER else SessionReset(mode)
 
 
@@ -368,11 +327,3 @@ def _missing(url: URL, error: ModuleNotFoundError) -> Exception:
     return ConfigurationError(
         f"{url.drivername}:// needs {driver}: pip install 'steadypool[sqlalchemy,{driver}]'{other}"
     )
-
-
-def _driver_timeout(connect_args: Mapping[str, Any]) -> float | None:
-    """What the drivers call it: `timeout` for asyncpg, `connect_timeout` for libpq; both in seconds."""
-    for name in ("timeout", "connect_timeout"):
-        if connect_args.get(name):
-            return float(connect_args[name])
-    return None

@@ -7,10 +7,11 @@ termination cuts the socket at once instead of talking to a server that may not 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn, cast
 
@@ -21,6 +22,7 @@ from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.dsn import DEFAULT_PORT, ConnectTarget, Host, parse_url
 from steadypool.connect.leaving import disown, hang_up
 from steadypool.connect.network import NETWORK, Network
+from steadypool.connect.options import with_environment
 from steadypool.connect.outcome import classify_connect_error
 from steadypool.deadline import CLIENT_GRACE, Deadline, TimeLimit, nearest_end
 from steadypool.errors import causes
@@ -37,7 +39,7 @@ GOODBYE = 0.25
 """Seconds that asyncpg waits, after its goodbye was sent, for the server to close; then its end is cut off."""
 
 TIMEOUT_OPTION = "steadypool_statement_timeout"
-"""Execution option: seconds that a statement may run; the engine's own limit if absent."""
+"""Execution option: seconds that a statement may run, 0 for no limit; the engine's own limit if absent."""
 
 TAKES_NO_WRITES = ("in_hot_standby", "default_transaction_read_only")
 """Reported at the start and whenever it changes, since PostgreSQL 14 (manual: Asynchronous Operations)."""
@@ -167,7 +169,7 @@ class GuardedDialect:
     def statement_timeout(self, context: Any) -> float | None:
         """Seconds that this statement may run on the server, or None."""
         options: Mapping[str, Any] = context.execution_options if context is not None else {}
-        return options.get(TIMEOUT_OPTION, self.guards.statement_timeout)
+        return options.get(TIMEOUT_OPTION, self.guards.statement_timeout) or None
 
     def do_execute(self, cursor: Any, statement: Any, parameters: Any, context: Any = None) -> None:
         """As SQLAlchemy's, bounded."""
@@ -315,10 +317,30 @@ class GuardedDialect:
 
     def create_connect_args(self, url: URL) -> tuple[list[Any], dict[str, Any]]:
         """The driver's arguments for a URL. libpq's options in it are carried out, or refused, by either driver."""
-        self._target = parse_url(url.set(drivername="postgresql").render_as_string(hide_password=False))
+        target = parse_url(url.set(drivername="postgresql").render_as_string(hide_password=False))
+        self._target = with_environment(target, self.library)
         self._adapter_arguments = self.adapter_arguments(self._target)
         self._url_arguments = self.driver_arguments(self._target)
         return [], self._url_arguments | self._adapter_arguments
+
+    def check_connect_args(self, given: Iterable[str]) -> None:
+        """Refuse what the driver's connect does not know.
+
+        Raises:
+            ConfigurationError: such a name is among those `given`.
+        """
+        known = self.driver_parameters() | self.adapter_names
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f": did you mean {near[0]}?" if near else ""
+                raise errors.ConfigurationError(
+                    f"connect_args: {self.library} has no argument {name!r}{hint}"
+                )
+
+    def driver_parameters(self) -> frozenset[str]:
+        """The names of all arguments of the driver's connect."""
+        raise NotImplementedError
 
     def connect(self, *cargs: Any, **cparams: Any) -> Any:
         """As SQLAlchemy's, bounded as a whole; what connect_args and `do_connect` handlers changed wins."""
@@ -330,6 +352,7 @@ class GuardedDialect:
                 for name, value in cparams.items()
                 if name not in self._url_arguments or self._url_arguments[name] != value
             }
+            self.check_connect_args(changed)
             cparams = {"async_creator_fn": functools.partial(self._open, changed), **adapter}
         try:
             return self.bounded(self.guards.connect_timeout, functools.partial(connect, *cargs, **cparams))
