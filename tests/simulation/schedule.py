@@ -37,7 +37,7 @@ WEATHERS: tuple[tuple[str, tuple[object, ...]], ...] = (
 # How often each step comes, in three tempers: a busy pool, a bad server, an operator who fiddles.
 _CALM = {"acquire": 30, "release": 24, "use": 10, "cancel": 8, "release twice": 2, "wait": 6}
 _BAD = {
-    "first use is silent": 3,
+    "first use is silent": 2,
     "weather": 12,
     "fair": 4,
     "cut": 4,
@@ -54,7 +54,7 @@ _FIDDLE = {
     "abort idle": 1,
     "cancel evict": 1,
 }
-_END = {"close": 3, "cancel close": 1}
+_END = {"close": 4, "cancel close": 1}
 _TEMPERS: tuple[dict[str, int], ...] = (
     {**_CALM, **dict.fromkeys(_FIDDLE, 1), "weather": 2, "fair": 1},
     {**_CALM, **_BAD, **_FIDDLE},

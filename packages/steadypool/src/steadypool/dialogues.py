@@ -161,10 +161,10 @@ class PipelinedDialogue:
         connection.post(segment, lingers=True)
         return segment.future
 
-    def _is_overdue(self, gone: Exception) -> bool:
+    def _is_overdue(self, gone: Any) -> bool:
         """Whether the connection ended because this statement, or what was posted before it, took too long."""
         overdue = self._pipeline.Overdue
-        return isinstance(gone, overdue) or isinstance(gone.__cause__, overdue)
+        return isinstance(gone, overdue) or (gone.sent and isinstance(gone.__cause__, overdue))
 
     def _segment(self, sql: str, args: tuple[Any, ...], limit: float | None) -> Any:
         made = self._pipeline.Statement
