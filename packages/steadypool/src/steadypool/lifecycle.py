@@ -180,7 +180,7 @@ class Lifecycle(ABC, Generic[T]):
             self._serve()
 
     def _outdated(self, slot: Slot[T]) -> bool:
-        return self._closed or self.replaced or slot.generation != self._generation
+        return self._closed or slot.generation != self._generation
 
     # -- what the pool's own tasks do --------------------------------------------------------------------------
 

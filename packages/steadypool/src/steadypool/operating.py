@@ -151,8 +151,11 @@ class Operating(Waiting[T]):
         self._idle.clear()
         now, busy, tasks = self.clock.monotonic(), 0, tuple(self._tasks)
         if leased:
+            closed = self._loop().is_closed()
             for waiter in list(self._waiters):
                 self._forget(waiter)
+                if not closed:  # the loop may go on
+                    self._fail(waiter, refusal.closed(self.name), now)
             self._stop_timers()
         for slot in self._slots:
             if slot.state is SlotState.LEASED and not leased:

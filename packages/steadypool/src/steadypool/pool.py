@@ -12,6 +12,7 @@ The rules, and where they bind:
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from typing import TypeVar
 
@@ -26,6 +27,8 @@ from steadypool.printable import printable
 from steadypool.roster import CONNECTING, LIVE, SUPPLY
 from steadypool.sqlstate import Fate
 from steadypool.whereabouts import Place
+
+_log = logging.getLogger("steadypool.pool")
 
 T = TypeVar("T")
 
@@ -213,6 +216,10 @@ class Pool(Operating[T]):
         """Report a lease that the garbage collector found, and that is about to be released for its holder."""
         self._leaks.forgotten(lease)
 
+    def _outdated(self, slot: Slot[T]) -> bool:
+        # A pool that was replaced keeps no idle connection, but serves those who wait already.
+        return super()._outdated(slot) or (self.replaced and not self._waiters)
+
     def _released(self, lease: Lease[T], fate: Fate) -> None:
         slot, now = lease.slot, self.clock.monotonic()
         if fate is Fate.EVICT_AND_PROVE:
@@ -222,12 +229,23 @@ class Pool(Operating[T]):
         self._end_lease(lease, now, kept=kept)
         if not kept:
             self._retire(slot, "evicted", abrupt=True)
-        elif not self._outdated(slot) and self.driver.needs_reset(connection):
+        else:
+            self._keep(slot, now)
+        self._serve(now)
+
+    def _keep(self, slot: Slot[T], now: float) -> None:
+        """A connection came back in order. One of which the driver cannot say whether it is clean is not kept."""
+        try:
+            dirty = not self._outdated(slot) and self.driver.needs_reset(self._connection(slot))
+        except Exception:  # noqa: BLE001 - whatever it raises, the place must come back
+            _log.exception("pool %r: a connection that came back is closed", self.name)
+            self._retire(slot, "not clean", abrupt=True)
+            return
+        if dirty:
             self._slots.move(slot, SlotState.RESETTING)
             self._start(slot, self._reset(slot))
         else:
             self._settle(slot, now)
-        self._serve(now)
 
     def _end_lease(self, lease: Lease[T], now: float, *, kept: bool) -> None:
         lease.slot.lease = None

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from steadypool._sql_text import TextCache, is_name
+from steadypool._sql_text import TextCache, first_word, is_name
 from steadypool.session_state import readings
+
+LONGEST = 65_536
+"""Characters of a statement that are read; a longer one is in doubt."""
 
 _FIRST = frozenset(("select", "show", "table", "values", "with"))
 _WRITES = frozenset(("delete", "insert", "into", "lock", "merge", "share", "update"))
@@ -48,6 +51,8 @@ _MAY_BE_CALLED = _BEFORE_PARENTHESIS | _FUNCTIONS
 
 
 def _only_reads(sql: str) -> bool:
+    if len(sql) > LONGEST or first_word(sql) not in _FIRST:
+        return False
     found = list(readings(sql))
     return bool(found) and all(map(_locks_nothing, found))
 

@@ -101,7 +101,13 @@ def has_hidden_name(words: Sequence[str]) -> bool:
     return 'U&"' in words
 
 
+LONGEST = 65_536
+"""Characters of a text that are read; a longer one is in doubt where it has a hint."""
+
+
 def _touches(sql: str) -> bool:
+    if len(sql) > LONGEST:
+        return _HINT.search(sql) is not None
     return _HINT.search(sql) is not None and any(map(_changes_session, readings(sql)))
 
 

@@ -52,7 +52,7 @@ REFUSED_TAGS = frozenset(
 
 
 _IN_NO_BLOCK = ("call", "cluster", "reindex", "vacuum")
-_OF_NO_BLOCK = frozenset({"concurrently", "database", "subscription", "system", "tablespace"})
+_OF_NO_BLOCK = frozenset({"database", "subscription", "system", "tablespace"})
 
 
 def runs_in_no_block(sql: str) -> bool:
@@ -66,10 +66,11 @@ def runs_in_no_block(sql: str) -> bool:
         >>> runs_in_no_block("create table t (a int)")
         False
     """
+    first = _sql_text.first_word(sql)
+    if first not in ("alter", "create", "drop"):
+        return first in _IN_NO_BLOCK
     words = next(iter(_sql_text.statements(sql)), [""])
-    if words[0] in _IN_NO_BLOCK:
-        return True
-    return words[0] in ("alter", "create", "drop") and not _OF_NO_BLOCK.isdisjoint(words[1:4])
+    return "concurrently" in words or not _OF_NO_BLOCK.isdisjoint(words[1:4])
 
 
 def check_timeout(seconds: float | None) -> None:

@@ -9,14 +9,18 @@ _SQL_ASCII = "ascii"
 """Python's name for "no encoding": the server takes and gives bytes as they are. They are UTF-8 here."""
 
 
+LONGEST = 65_536
+"""Characters of a text that are read, on the event loop, to tell its statements apart."""
+
+
 def has_several_statements(sql: str) -> bool:
-    """Whether something follows the first statement of a text. Linear in its length.
+    """Whether something follows the first statement of a text; of one that is longer than `LONGEST` it is assumed.
 
     Example:
         >>> has_several_statements("select ';'; -- end"), has_several_statements("select 1; select 2")
         (False, True)
     """
-    return len(statements(sql)) > 1
+    return len(sql) > LONGEST or len(statements(sql)) > 1
 
 
 def encoded(text: str, encoding: str = "utf-8", *, what: str = "statement") -> bytes:

@@ -33,6 +33,7 @@ from steadypool.pipeline import (
 from steadypool.reads import only_reads
 from steadypool.sqlalchemy.errors import TransactionRolledBack
 
+_CLOSES_ALL = frozenset({b"CLOSE CURSOR ALL", b"DISCARD ALL"})
 _BEGIN = Statement("BEGIN", prepare=False)
 _COMMIT = Statement("COMMIT", prepare=False)
 _ROLLBACK = Statement("ROLLBACK", prepare=False)
@@ -69,7 +70,6 @@ class Connection(AdaptedConnection):
         "_failed",
         "_local",
         "_may_hold_locks",
-        "_plain_uses",
         "_prepared",
         "_renew",
         "_schema",
@@ -78,6 +78,7 @@ class Connection(AdaptedConnection):
         "_timer",
         "_timer_at",
         "_until",
+        "_uses",
         "_xid",
         "autocommit",
         "dbapi",
@@ -120,7 +121,7 @@ class Connection(AdaptedConnection):
         self._begun = False
         self._failed = False
         self._may_hold_locks = False
-        self._plain_uses = 0
+        self._uses: int = 0
         self._xid: str | None = None
         self._prepared = False
         self.held: set[str] = set()
@@ -215,13 +216,15 @@ class Connection(AdaptedConnection):
             prelude = self._prelude()
             segment = Segment([*prelude, *statements], prelude=len(prelude), ping=True)
             segment.ping_limit = self.ping_limit
+        unseen = begun and self._connection.uses != self._uses
         answer = self._connection.send(segment)  # raises where nothing can be sent; then nothing has begun
+        self._uses = self._connection.uses
         if segment.prelude:
             self._begun, self._failed = True, False
-            self._sends_as, self._plain_uses = self._connection.sends_as, self._connection.plain_uses
+            self._sends_as = self._connection.sends_as
             self._may_hold_locks = self.isolation_level == "SERIALIZABLE"  # whose reads others can meet
         if self._begun and not self._may_hold_locks:
-            self._may_hold_locks = not all(only_reads(statement.sql) for statement in statements)
+            self._may_hold_locks = unseen or not all(only_reads(statement.sql) for statement in statements)
         if until is not None:
             self._give_up_at(until, answer)
         try:
@@ -237,11 +240,16 @@ class Connection(AdaptedConnection):
         finally:
             self._awaited = None
         self.ping_limit = self._renew = None  # from here on it may know things that another does not
+        self._look_at_tags(results)
+        return results[segment.prelude :] if segment.prelude else results
+
+    def _look_at_tags(self, results: Sequence[Result]) -> None:
         for result in results:
+            if self.held and result.pgresult.command_status in _CLOSES_ALL:
+                self.held.clear()
             if result.pgresult.command_status in CHANGES_SCHEMA:
                 self._schema_changed()
                 break
-        return results[segment.prelude :] if segment.prelude else results
 
     async def run_script(self, sql: str, *, until: float | None = None) -> list[Result]:
         """Run several statements in one text, as psycopg does without parameters.
@@ -279,6 +287,8 @@ class Connection(AdaptedConnection):
         """
 
         async def run() -> Any:
+            await self.prove()
+            self._renew = None  # what is done there, another connection would not know
             async with self._connection.plain() as raw:
                 return await fn(raw)
 
@@ -457,11 +467,15 @@ class Connection(AdaptedConnection):
         roll_back_soon(self._connection, self._surroundings.leave_timeout)
 
     def _close_held(self) -> None:
-        """Close the cursors of streams that were left early; nothing waits for it."""
+        """Close the cursors of streams that were left early."""
         names, self.held = self.held, set()
         if not self.closed:
             close = [Statement(f"CLOSE {name}", prepare=False) for name in names]
-            self._connection.post(Segment(close, limit=self._surroundings.leave_timeout))
+            segment = Segment(close, limit=self._surroundings.leave_timeout)
+            if self._surroundings.one_at_a_time():
+                await_only(self._connection.run(segment))
+            else:
+                self._connection.post(segment)
 
     def rolls_back_at_once(self) -> bool:
         """Whether `rollback` waits for nothing: there is no transaction, or it has only read, and succeeded in that."""
@@ -472,7 +486,7 @@ class Connection(AdaptedConnection):
             self._begun
             and not self._failed
             and not self._may_hold_locks
-            and connection.plain_uses == self._plain_uses
+            and connection.uses == self._uses  # else something was sent that was not seen here
             and not connection.pending
             and connection.sends_as
             is self._sends_as  # else what follows would be sent as inside the transaction

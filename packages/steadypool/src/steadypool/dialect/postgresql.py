@@ -113,7 +113,7 @@ class SteadypoolDialect(PsycopgDialect):
         """As every dialect of ours; where everything has succeeded, ROLLBACK is sent and not waited for."""
         adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
         if adapter is not None and adapter.rolls_back_at_once():
-            cast(Any, PGDialect.do_rollback)(self, dbapi_connection)
+            adapter.rollback()
         else:
             super().do_rollback(dbapi_connection)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -45,7 +45,6 @@ _DONE = int(ExecStatus.COMMAND_OK)
 _STATUSES = tuple(TransactionStatus)
 """In the order of their numbers: to look one up is quicker than to call the class."""
 _IN_TRANSACTION = frozenset({TransactionStatus.INTRANS, TransactionStatus.INERROR})
-_ROLLBACK = Statement("ROLLBACK", prepare=False)
 _LAST = ("FATAL", "PANIC")
 _CANCEL_AGAIN = 0.1
 """Seconds after which a cancel request that had no effect is made again."""
@@ -87,8 +86,8 @@ class PipelinedConnection(Wire):
         self.statements = Statements(self._values.adapters, keeps=keeps_statements, size=statements)
         self.statements.encoding = self._values.encoding
         self._commands = CommandWriter(self.pgconn, self.statements)
-        self.plain_uses = 0
-        """How often `plain()` was entered: what is done there is not seen here."""
+        self.uses = 0
+        """How often something was sent, or `plain()` was entered."""
         self.refused_tags: frozenset[bytes] = frozenset()
         """Command tags that end the connection: a stranger would feel what they leave behind."""
         self.after_answers: Callable[[], None] | None = None
@@ -179,11 +178,7 @@ class PipelinedConnection(Wire):
         return await self.send(segment)
 
     async def execute(self, sql: str, *parameters: Any) -> Result:
-        """One statement by itself, with `$1` placeholders; for hooks and other plain uses.
-
-        Example:
-            >>> await connection.execute("set search_path to tenant, public")
-        """
+        """One statement by itself, with `$1` placeholders; for hooks and other plain uses."""
         return (await self.run(Segment([Statement(sql, parameters)])))[0]
 
     def send(self, segment: Segment) -> asyncio.Future[list[Result]]:
@@ -195,6 +190,7 @@ class PipelinedConnection(Wire):
             errors.WrongEventLoop: the connection belongs to another event loop.
         """
         self._check_loop()
+        self.uses += 1
         future = segment.future
         if future is None:
             future = segment.future = self._loop.create_future()
@@ -317,9 +313,11 @@ class PipelinedConnection(Wire):
         if (
             not self.refused_tags and self._values.has_new_settings()
         ):  # a shared connection has to keep its own
-            self._renew()
-            for result in segment.results:
-                result.transformer = self._values.transformer
+            try:
+                self._renew(segment.results)
+            except Exception as failure:  # noqa: BLE001 - such as an encoding that Python lacks
+                self._end(failure, because_of=segment)
+                return
         error = segment.error
         if error is not None:
             try:
@@ -332,12 +330,14 @@ class PipelinedConnection(Wire):
                 self._end(error)
         self._settle(segment, error)
 
-    def _renew(self) -> None:
-        """Make values anew: a setting on which they depend has changed, or the types that are registered."""
+    def _renew(self, results: Sequence[Result] = ()) -> None:
+        """Make values anew, also those of `results`: a setting they depend on has changed, or the types registered."""
         if self._values.has_new_adapters():
             self.statements.look_anew()
         self._values.renew()
         self.statements.encode_anew(self._values.encoding)
+        for result in results:
+            result.transformer = self._values.transformer
 
     def _repeat(self, flight: Flight, error: psycopg.Error) -> bool:
         """Send a segment again that met a stale prepared statement, if nothing of it can have taken effect."""
@@ -431,7 +431,7 @@ class PipelinedConnection(Wire):
             ConnectionGone: the connection ended before.
         """
         self._hold()
-        self.plain_uses += 1
+        self.uses += 1
         self.statements.touched = True  # what is done there is not seen
         try:
             await self._drain()

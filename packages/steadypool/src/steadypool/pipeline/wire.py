@@ -171,7 +171,7 @@ class Wire:
                     f"more than {MOST_NOTIFICATIONS:,} notifications came over a connection that is not read for them"
                 )
             if pgconn.notify_handler is not None:
-                pgconn.notify_handler(notification)
+                self._call(pgconn.notify_handler, notification)
 
     def _read_all(self) -> None:
         """What the TLS library holds already, the loop does not see: read until the socket was empty twice in a row.

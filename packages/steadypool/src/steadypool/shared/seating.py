@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import math
@@ -14,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from steadypool import refusal
 from steadypool.census import SHARED
 from steadypool.clock import Clock
 from steadypool.events import ConnectionLost
@@ -236,8 +238,11 @@ class Seating(ABC):
         self._pump()
 
     def bury(self) -> None:
-        """The event loop is closed: nobody waits, and the connections are the pool's to cut off."""
-        self._seats, self._queue = [], deque()
+        """The event loop is closed, or has stopped for good: the connections are the pool's to cut off."""
+        self._seats = []
+        with contextlib.suppress(RuntimeError):  # where it is closed nothing waits
+            self._fail_queue(refusal.closed(self.pool.name))
+        self._queue = deque()
         self.interrupt()
 
     def interrupt(self) -> None:

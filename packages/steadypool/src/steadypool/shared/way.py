@@ -240,7 +240,7 @@ class SharedWay(Seating):
             return chosen
         self._prove_silent()
         # What may run twice travels right behind the ping; for all else another may be known to live.
-        return chosen if call.harmless else self._choose(call)
+        return chosen if call.harmless and self.options.window > 1 else self._choose(call)
 
     def _prove_silent(self) -> None:
         """Ask all connections that were idle for long: where one has died, the others often have too."""
@@ -403,7 +403,10 @@ class SharedWay(Seating):
             raise
         finally:
             if in_session and not connection.closed:
-                reset_limits(connection, call.limit)
+                if self.options.window > 1:
+                    reset_limits(connection, call.limit)
+                else:  # a pooler may stop for ever where what follows does not wait for the answer
+                    fate = Fate.EVICT
             lease.touch(connection.last_answer)
             lease.release(fate)
 

@@ -343,8 +343,8 @@ class SteadyPool(pool.Pool):
 
     @property
     def at_home(self) -> bool:
-        """Whether this is the thread in which its connections are used."""
-        return threading.get_ident() == self._home_thread
+        """Whether this is the event loop on which its connections are used."""
+        return self.core.at_home
 
     @property
     def is_left(self) -> bool:
