@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import logging
+from weakref import WeakSet
 
-from steadypool.events import Event, LeakSuspected
+from steadypool.events import Event, Events, LeakSuspected
 from steadypool.printable import printable
 from steadypool.whereabouts import as_text
 
 _log = logging.getLogger("steadypool")
+
+_logged: WeakSet[Events] = WeakSet()
+
+
+def log_leaks(observed: Events) -> None:
+    """Log each leak that these events tell of, once, however many pools they are of."""
+    if observed not in _logged:
+        _logged.add(observed)
+        observed.subscribe(log_notable, LeakSuspected)
 
 
 def log_notable(event: Event) -> None:
