@@ -28,7 +28,7 @@ from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, GuardedDialect, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_errors
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
 from steadypool.sqlalchemy.session_reset import SessionReset
-from steadypool.telemetry.log import log_leaks
+from steadypool.telemetry.log import with_leaks_logged
 from steadypool.values import HIDDEN, is_secret_option, redact_url
 
 _stock_create_async_engine = stock.create_async_engine
@@ -127,12 +127,14 @@ def create_async_engine(
     )
     retry = None if connect_retry is None else chosen(ConnectRetry, "connect_retry", connect_retry)
     if arguments.get("pool") is None and arguments.get("poolclass") is None:
-        observers = Events() if events is None else events
-        log_leaks(observers)
         retries = retry is not ConnectRetry.NEVER
         options = limits.pool_options(max_waiting, max_connecting, retry_connects=retries)
         arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), dialect_name)
-        arguments |= {"steady_name": pool_name, "steady_events": observers, "steady_breaker": breaker}
+        arguments |= {
+            "steady_name": pool_name,
+            "steady_events": with_leaks_logged(events),
+            "steady_breaker": breaker,
+        }
         arguments |= {"steady_ceilings": ceilings, "session_reset": _session_reset(reset)}
     guards = Guards(
         statement_timeout=limits.statement,

@@ -14,11 +14,13 @@ _log = logging.getLogger("steadypool")
 _logged: WeakSet[Events] = WeakSet()
 
 
-def log_leaks(observed: Events) -> None:
-    """Log each leak that these events tell of, once, however many pools they are of."""
+def with_leaks_logged(observed: Events | None) -> Events:
+    """The same events, or new ones; each leak that they tell of is logged, once, however many pools they are of."""
+    observed = Events() if observed is None else observed
     if observed not in _logged:
         _logged.add(observed)
         observed.subscribe(log_notable, LeakSuspected)
+    return observed
 
 
 def log_notable(event: Event) -> None:
