@@ -457,6 +457,25 @@ async def test_words_of_a_procedure_are_not_taken_for_a_stale_statement(make: Ma
     assert len(house.driver.opened) == 1
 
 
+@pytest.mark.parametrize("sql", ["call half()", "vacuum done", "create index concurrently on done (n)"])
+async def test_what_runs_in_no_transaction_block(make: MakeHouse, sql: str) -> None:
+    """It is slow, or has a limit of its own: no statement that sets the limit may be in one segment with it."""
+    house = make(connections=1, slow_after=0.0)
+    await house.ask("create table done (n int)")
+    await house.ask(
+        "create procedure half() language plpgsql as $$ begin insert into done values (1); commit; end $$"
+    )
+    for _ in range(3):
+        await house.ask(sql)
+    await house.ask(sql, timeout=5.0)
+    assert house.way.stats().alone >= 1
+    assert await house.ask("select current_setting('statement_timeout')") == [("2s",)]
+    lease = await house.pool.acquire()
+    limit = await lease.connection.execute("show statement_timeout")
+    lease.release()
+    assert limit.rows() == [("0",)]
+
+
 @pytest.mark.parametrize("value", ["\ud800", object(), [1, "a"]], ids=lambda it: type(it).__name__)
 async def test_what_cannot_be_sent_is_told_to_its_caller_alone(make: MakeHouse, value: Any) -> None:
     """Its turn comes while the answer to somebody else is being read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from steadypool import session_state
+from steadypool import _sql_text, session_state
 from steadypool._sql_text import TextCache
 
 ATTEMPTS = 3
@@ -49,6 +49,27 @@ REFUSED_TAGS = frozenset(
     )
 )  # fmt: skip
 """Command tags of what should not have got through: the connection that it was done on is given up."""
+
+
+_IN_NO_BLOCK = ("call", "cluster", "reindex", "vacuum")
+_OF_NO_BLOCK = frozenset({"concurrently", "database", "subscription", "system", "tablespace"})
+
+
+def runs_in_no_block(sql: str) -> bool:
+    """Whether a statement may refuse to run in a transaction block, in which a segment of two statements is.
+
+    A procedure may COMMIT; the others do so by themselves; the manual says of each command whether it does.
+
+    Example:
+        >>> runs_in_no_block("call tidy_up()"), runs_in_no_block("create index concurrently on t (a)")
+        (True, True)
+        >>> runs_in_no_block("create table t (a int)")
+        False
+    """
+    words = next(iter(_sql_text.statements(sql)), [""])
+    if words[0] in _IN_NO_BLOCK:
+        return True
+    return words[0] in ("alter", "create", "drop") and not _OF_NO_BLOCK.isdisjoint(words[1:4])
 
 
 def check_timeout(seconds: float | None) -> None:

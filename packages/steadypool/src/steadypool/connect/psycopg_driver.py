@@ -107,10 +107,8 @@ async def open_psycopg(
     try:
         await connection.set_autocommit(autocommit)
         connection.prepare_threshold = prepare_threshold
-        if row_factory is not None:
-            connection.row_factory = row_factory
-        if cursor_factory is not None:
-            connection.cursor_factory = cursor_factory
+        connection.row_factory = row_factory or connection.row_factory
+        connection.cursor_factory = cursor_factory or connection.cursor_factory
         if context is not None:
             connection._adapters = AdaptersMap(context.adapters)  # pyright: ignore[reportPrivateUsage]
     except BaseException:  # also when cancelled: nobody else knows this connection

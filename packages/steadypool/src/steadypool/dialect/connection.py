@@ -10,7 +10,6 @@ import asyncio
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import psycopg
@@ -18,9 +17,9 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.util import await_only
 
-from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.deadline import TimeLimit
 from steadypool.dialect.cursor import Cursor, ServerSideCursor
+from steadypool.dialect.surroundings import CHANGES_SCHEMA, Surroundings
 from steadypool.pipeline import (
     ConnectionGone,
     Overdue,
@@ -33,17 +32,6 @@ from steadypool.pipeline import (
 )
 from steadypool.reads import only_reads
 from steadypool.sqlalchemy.errors import TransactionRolledBack
-
-_OBJECTS = (
-    b"DOMAIN EXTENSION FOREIGN_TABLE FUNCTION MATERIALIZED_VIEW OPERATOR PROCEDURE ROUTINE RULE SCHEMA SEQUENCE TABLE"
-    b" TYPE VIEW"
-)
-_CHANGES_SCHEMA = frozenset(
-    b"%s %s" % (verb, what.replace(b"_", b" "))
-    for verb in (b"ALTER", b"CREATE", b"DROP")
-    for what in _OBJECTS.split()
-)
-"""Command tags after which a prepared statement may mean something else."""
 
 _BEGIN = Statement("BEGIN", prepare=False)
 _COMMIT = Statement("COMMIT", prepare=False)
@@ -64,25 +52,6 @@ Renew: TypeAlias = Callable[["Connection", float | None], Awaitable[bool]]
 """Puts another connection in the place of a dead one; takes the moment since which that has been silent."""
 
 
-@dataclass
-class Surroundings:
-    """What the connections of one engine have in common.
-
-    `every_transaction` is asked for what is to be set in each transaction, by name. `leave_timeout` is how many
-    seconds a ROLLBACK that nobody waits for may take. `schema` counts the changes of the schema that were seen: a
-    statement that was prepared before one may return other columns after it. `one_at_a_time` is asked whether every
-    answer has to be waited for: behind a pooler that is not known to carry two statements at once.
-    `statement_timeout` is how many seconds a statement may run on the server, if nobody says otherwise.
-    """
-
-    every_transaction: Callable[[], Mapping[str, str]] = dict
-    leave_timeout: float | None = None
-    schema: int = 0
-    one_at_a_time: Callable[[], bool] = lambda: False
-    statement_timeout: float | None = None
-    clock: Clock = SYSTEM_CLOCK
-
-
 class Connection(AdaptedConnection):
     """One connection as SQLAlchemy's dialects expect it from a driver (PEP 249, and what psycopg has beyond it).
 
@@ -100,6 +69,7 @@ class Connection(AdaptedConnection):
         "_failed",
         "_local",
         "_may_hold_locks",
+        "_plain_uses",
         "_prepared",
         "_renew",
         "_schema",
@@ -150,6 +120,7 @@ class Connection(AdaptedConnection):
         self._begun = False
         self._failed = False
         self._may_hold_locks = False
+        self._plain_uses = 0
         self._xid: str | None = None
         self._prepared = False
         self.held: set[str] = set()
@@ -247,7 +218,7 @@ class Connection(AdaptedConnection):
         answer = self._connection.send(segment)  # raises where nothing can be sent; then nothing has begun
         if segment.prelude:
             self._begun, self._failed = True, False
-            self._sends_as = self._connection.sends_as
+            self._sends_as, self._plain_uses = self._connection.sends_as, self._connection.plain_uses
             self._may_hold_locks = self.isolation_level == "SERIALIZABLE"  # whose reads others can meet
         if self._begun and not self._may_hold_locks:
             self._may_hold_locks = not all(only_reads(statement.sql) for statement in statements)
@@ -267,7 +238,7 @@ class Connection(AdaptedConnection):
             self._awaited = None
         self.ping_limit = self._renew = None  # from here on it may know things that another does not
         for result in results:
-            if result.pgresult.command_status in _CHANGES_SCHEMA:
+            if result.pgresult.command_status in CHANGES_SCHEMA:
                 self._schema_changed()
                 break
         return results[segment.prelude :] if segment.prelude else results
@@ -296,7 +267,7 @@ class Connection(AdaptedConnection):
             if timer.expired and isinstance(error, TimeoutError):
                 raise Overdue("no answer within the limit", sent=True) from error
             raise
-        self._begun = self._connection.in_transaction
+        self._begun = self._may_hold_locks = self._connection.in_transaction
         self._schema_changed()
         return results
 
@@ -501,6 +472,7 @@ class Connection(AdaptedConnection):
             self._begun
             and not self._failed
             and not self._may_hold_locks
+            and connection.plain_uses == self._plain_uses
             and not connection.pending
             and connection.sends_as
             is self._sends_as  # else what follows would be sent as inside the transaction

@@ -8,7 +8,8 @@ from typing import Any
 import psycopg
 from sqlalchemy.util import await_only
 
-from steadypool.dialect.connection import Connection, Surroundings
+from steadypool.dialect.connection import Connection
+from steadypool.dialect.surroundings import Surroundings
 from steadypool.errors import ConfigurationError
 from steadypool.pipeline import PipelinedConnection
 

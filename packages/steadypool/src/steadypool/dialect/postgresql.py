@@ -11,9 +11,9 @@ from sqlalchemy.util import await_only
 
 from steadypool.connect.dsn import ConnectTarget
 from steadypool.deadline import CLIENT_GRACE, nearest_end
-from steadypool.dialect.connection import Surroundings
 from steadypool.dialect.cursor import Cursor
 from steadypool.dialect.dbapi import SteadypoolDBAPI
+from steadypool.dialect.surroundings import Surroundings
 from steadypool.pipeline import Overdue, PipelinedConnection, Segment, Statement
 from steadypool.settings import Password
 from steadypool.sqlalchemy.dialects import PsycopgDialect

@@ -8,21 +8,21 @@ comes after the rows. Every future is settled, whatever becomes of the connectio
 from __future__ import annotations
 
 import asyncio
-import ctypes
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg
 from psycopg.adapt import AdaptersMap
-from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus, abc
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus, abc
 
 from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.errors import WrongEventLoop
-from steadypool.pipeline.adapting import Adapted, adapt
+from steadypool.pipeline.adapting import adapt
+from steadypool.pipeline.commands import CommandWriter
 from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
-from steadypool.pipeline.library import check_libpq, libpq_function
+from steadypool.pipeline.library import check_libpq
 from steadypool.pipeline.segment import (
     ConnectionGone,
     Overdue,
@@ -34,12 +34,11 @@ from steadypool.pipeline.segment import (
     gone,
     said_in,
 )
-from steadypool.pipeline.statements import MADE_STALE, State, Statements, Step, is_stale
+from steadypool.pipeline.statements import MADE_STALE, Statements, is_stale
 from steadypool.pipeline.values import Values
-from steadypool.pipeline.wire import Wire, cut_off
+from steadypool.pipeline.wire import Adopted, Wire, cut_off, was_interrupted
 from steadypool.texts import decoded, encoded
 
-_TEXT, _BINARY = Format.TEXT, Format.BINARY
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
 _CHUNK = int(ExecStatus.TUPLES_CHUNK)
 _DONE = int(ExecStatus.COMMAND_OK)
@@ -50,20 +49,6 @@ _ROLLBACK = Statement("ROLLBACK", prepare=False)
 _LAST = ("FATAL", "PANIC")
 _CANCEL_AGAIN = 0.1
 """Seconds after which a cancel request that had no effect is made again."""
-_send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
-
-
-class Adopted(Protocol):
-    """The psycopg connection underneath: open, and in nobody's hands."""
-
-    @property
-    def pgconn(self) -> abc.PGconn: ...  # noqa: D102
-    @property
-    def adapters(self) -> AdaptersMap: ...  # noqa: D102
-
-    interrupted: bool
-
-    async def cancel_safe(self, *, timeout: float = 30.0) -> None: ...  # noqa: D102
 
 
 class PipelinedConnection(Wire):
@@ -101,6 +86,9 @@ class PipelinedConnection(Wire):
         self._values = Values(connection)
         self.statements = Statements(self._values.adapters, keeps=keeps_statements, size=statements)
         self.statements.encoding = self._values.encoding
+        self._commands = CommandWriter(self.pgconn, self.statements)
+        self.plain_uses = 0
+        """How often `plain()` was entered: what is done there is not seen here."""
         self.refused_tags: frozenset[bytes] = frozenset()
         """Command tags that end the connection: a stranger would feel what they leave behind."""
         self.after_answers: Callable[[], None] | None = None
@@ -243,11 +231,7 @@ class PipelinedConnection(Wire):
         segment.sent = True
         flights = self._flights
         try:
-            flight = None
-            if len(adapted) == 1 and not roll_back:
-                flight = self._put_prepared(segment, adapted[0])
-            if flight is None:
-                flight = self._put_commands(segment, adapted, roll_back=roll_back)
+            flight = self._commands.write(segment, adapted, first=not flights, roll_back=roll_back)
         except Exception as error:  # noqa: BLE001 - what libpq has of it already, no answer would fit
             flights.append(Flight(segment, [], {}))
             self._end(error)
@@ -268,63 +252,6 @@ class PipelinedConnection(Wire):
             self._flush()  # nobody is before it, and last time nobody came after: the server can begin at once
         else:
             self._flush_soon()
-
-    def _put_prepared(self, segment: Segment, adapted: Adapted) -> Flight | None:
-        """By far the most common case, which has to be quick: one statement, and the server knows it; None if not."""
-        _sql, known, values, _types, formats = adapted
-        if known is None or known.state is not State.READY or self.statements.stale_names or segment.ping:
-            return None
-        pgconn = self.pgconn
-        pgconn.send_query_prepared(known.name, values, formats, _BINARY if known.binary else _TEXT)
-        flight = Flight(segment, known.steps, known.named)
-        if flight.limited and not self._flights:
-            pgconn.set_chunked_rows_mode(CHUNK_ROWS)
-        self._put_sync()
-        return flight
-
-    def _put_sync(self) -> None:
-        pgconn = self.pgconn
-        if _send_sync is None:
-            pgconn.pipeline_sync()
-        elif not _send_sync(pgconn.pgconn_ptr):
-            raise psycopg.OperationalError(pgconn.get_error_message())
-
-    def _put_commands(self, segment: Segment, adapted: list[Adapted], *, roll_back: bool) -> Flight:
-        pgconn, flight = self.pgconn, Flight(segment, [], {})
-        steps = flight.steps
-        if self.statements.stale_names:
-            for name in self.statements.to_close():
-                pgconn.send_close_prepared(name)
-                steps.append((Step.CLOSE, None, 0))
-        if roll_back:
-            pgconn.send_query_params(b"ROLLBACK", None)
-            steps.append((Step.EXTRA, None, 0))
-        for index, statement in enumerate(adapted):
-            self._put_statement(flight, index, statement)
-            if index == 0 and segment.ping:
-                pgconn.send_flush_request()
-            if flight.limited and not self._flights and len(steps) == 1 and flight.wants_chunks:
-                pgconn.set_chunked_rows_mode(CHUNK_ROWS)
-        self._put_sync()
-        return flight
-
-    def _put_statement(self, flight: Flight, index: int, adapted: Adapted) -> None:
-        pgconn = self.pgconn
-        sql, known, values, types, formats = adapted
-        named = False
-        if known is not None:
-            named = known.state is State.READY or known.preparer is flight
-            if not named and self.statements.begin(known, flight):
-                pgconn.send_prepare(known.name, known.sql, types)
-                flight.steps.append((Step.PREPARE, known, index))
-                named = True
-        result_format = _BINARY if known is not None and known.binary else _TEXT
-        if known is not None and named:
-            flight.named[index] = known
-            pgconn.send_query_prepared(known.name, values, formats, result_format)
-        else:
-            pgconn.send_query_params(sql, values, types, formats, result_format)
-        flight.steps.append((Step.RUN, known, index))
 
     # -- answers -----------------------------------------------------------------------------------------------
 
@@ -504,6 +431,7 @@ class PipelinedConnection(Wire):
             ConnectionGone: the connection ended before.
         """
         self._hold()
+        self.plain_uses += 1
         self.statements.touched = True  # what is done there is not seen
         try:
             await self._drain()
@@ -563,9 +491,7 @@ class PipelinedConnection(Wire):
 
     def _check_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
-            raise WrongEventLoop(
-                "the connection belongs to another event loop: end its session there, and open one in this loop"
-            )
+            raise WrongEventLoop("the connection belongs to another event loop: end its session there")
 
     def _hold(self) -> None:
         self._check_loop()
@@ -592,7 +518,8 @@ class PipelinedConnection(Wire):
         pgconn = self.pgconn
         if self._descriptor == -1:
             given_up = (
-                self.psycopg_connection.interrupted or pgconn.transaction_status == TransactionStatus.ACTIVE
+                was_interrupted(self.psycopg_connection)
+                or pgconn.transaction_status == TransactionStatus.ACTIVE
             )
             if given_up or pgconn.status != ConnStatus.OK:
                 self._end(None)

@@ -7,9 +7,10 @@ import fcntl
 import struct
 import termios
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
+from psycopg.adapt import AdaptersMap
 from psycopg.pq import abc
 
 from steadypool.pipeline.segment import Flooded
@@ -22,6 +23,16 @@ MOST_NOTIFICATIONS = 2_000
 
 _TURNS = 16
 """Reads in a row from an encrypted connection before other tasks may run."""
+
+
+class Adopted(Protocol):
+    """The psycopg connection underneath: open, and in nobody's hands."""
+
+    @property
+    def pgconn(self) -> abc.PGconn: ...  # noqa: D102
+    @property
+    def adapters(self) -> AdaptersMap: ...  # noqa: D102
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None: ...  # noqa: D102
 
 
 class Wire:
@@ -189,3 +200,8 @@ def cut_off(connection: Any) -> None:
     else:
         connection._closed = True  # what psycopg's own close() sets: no warning when the object goes
         connection.pgconn.finish()
+
+
+def was_interrupted(connection: Any) -> bool:
+    """Whether the connection was given up in the middle of a command; psycopg's plain one does not say."""
+    return getattr(connection, "interrupted", False)

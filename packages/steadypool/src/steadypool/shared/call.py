@@ -72,9 +72,11 @@ class Call(Segment):
         return future is None or future.cancelled() or future.exception() is not None
 
     def prepare(self, options: SharedOptions, *, alone: bool = False) -> Call:
-        """Make it ready for its next attempt."""
+        """Make it ready for its next attempt; `alone` is whether its connection has no limits of shared statements."""
         statements = [Statement(self.sql, self.args)]
-        if options.local or alone:
+        if self.pace.in_no_block:
+            pass  # the session has its limits, or only the client has any
+        elif options.local or alone:
             limits = (milliseconds(self.allowed), milliseconds(options.lock_timeout))
             statements.insert(0, Statement(_LOCAL_LIMITS, limits))
         elif self.timeout is not None:

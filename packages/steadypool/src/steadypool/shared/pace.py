@@ -8,7 +8,7 @@ from __future__ import annotations
 from steadypool._sql_text import TextCache
 from steadypool.fingerprint import name_of
 from steadypool.refusal import not_for_sharing
-from steadypool.sharable import refusal
+from steadypool.sharable import refusal, runs_in_no_block
 
 FORGET_AT = 100
 """Executions after which the older half counts no more."""
@@ -19,10 +19,12 @@ REMEMBERED = 512
 class Pace:
     """Of one statement: how many executions there were, and how many were slow."""
 
-    __slots__ = ("name", "runs", "slow")
+    __slots__ = ("in_no_block", "name", "runs", "slow")
 
     def __init__(self, sql: str) -> None:
         self.name = name_of(sql)
+        self.in_no_block = runs_in_no_block(sql)
+        """Whether no other statement, such as one that sets a limit, may be in one segment with it."""
         self.runs = 0
         self.slow = 0
 

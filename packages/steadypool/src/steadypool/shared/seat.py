@@ -19,6 +19,18 @@ from steadypool.sqlstate import Fate
 
 _WATCHED = tuple(name.encode() for name in REPORTED)
 _SET = "select set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false)"
+_RESET = ("RESET statement_timeout", "RESET lock_timeout")
+
+
+def limits_of_session(statement_timeout: float, lock_timeout: float) -> Statement:
+    """What sets these limits, in seconds, for all that follows in a session."""
+    limits = [milliseconds(statement_timeout), milliseconds(lock_timeout)]
+    return Statement(_SET, limits, prepare=False)
+
+
+def reset_limits(connection: PipelinedConnection, limit: float | None) -> None:
+    """Take `limits_of_session` back, before whatever is sent next; `limit` is in seconds."""
+    connection.post(Segment([Statement(sql, prepare=False) for sql in _RESET], limit=limit))
 
 
 class Seat:
@@ -60,8 +72,7 @@ class Seat:
         connection, options = self.connection, self.options
         statements: list[Statement] = []
         if not options.local:
-            limits = [milliseconds(options.statement_timeout), milliseconds(options.lock_timeout)]
-            statements.append(Statement(_SET, limits, prepare=False))
+            statements.append(limits_of_session(options.statement_timeout, options.lock_timeout))
         await connection.run(Segment(statements, limit=limit))
         connection.refused_tags = REFUSED_TAGS
         # Only now: the answer to the ROLLBACK of an earlier session may have restored a setting.

@@ -35,7 +35,7 @@ from steadypool.shared import naming
 from steadypool.shared.call import Call
 from steadypool.shared.options import SharedOptions, SharedStats
 from steadypool.shared.pace import Pace, Paces
-from steadypool.shared.seat import Seat
+from steadypool.shared.seat import Seat, limits_of_session, reset_limits
 from steadypool.shared.seating import Seating
 from steadypool.shared.telling import tell, tell_together, went_without
 from steadypool.sqlstate import Fate, fate_of
@@ -164,7 +164,9 @@ class SharedWay(Seating):
 
     def _begin(self, call: Call, pace: Pace) -> Awaitable[list[Result]]:
         """Send it, or let it wait until it can be; what to await then."""
-        alone = pace.is_slow or call.allowed > self.options.statement_timeout
+        options = self.options
+        alone = pace.is_slow or call.allowed > options.statement_timeout
+        alone = alone or (pace.in_no_block and (options.local or call.timeout is not None))
         if alone or (self._holds() and self._must_not_wait()):
             return self._bounded(call, self._run_alone(call))
         seat = None if self._queue else self._choose(call)
@@ -386,7 +388,11 @@ class SharedWay(Seating):
         connection = self._pipelined(lease.connection)
         call.connection, call.connecting = lease.slot.number, lease.connecting
         fate = Fate.EVICT
+        in_session = call.pace.in_no_block and not self.options.local
         try:
+            if in_session:
+                limits = limits_of_session(call.allowed, self.options.lock_timeout)
+                await connection.run(Segment([limits], limit=call.limit))
             results = await connection.run(call.prepare(self.options, alone=True))
             fate = Fate.KEEP
             return results
@@ -396,6 +402,8 @@ class SharedWay(Seating):
                 self._tell_lost(lease.slot.number, error.sqlstate)
             raise
         finally:
+            if in_session and not connection.closed:
+                reset_limits(connection, call.limit)
             lease.touch(connection.last_answer)
             lease.release(fate)
 

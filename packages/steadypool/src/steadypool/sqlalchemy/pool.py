@@ -87,6 +87,8 @@ class SteadyPool(pool.Pool):
 
     done = False
     """Whether `close` has ended."""
+    unproven_after: float | None
+    """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
     disposed = False
     """Whether `dispose` was called."""
 
@@ -154,7 +156,6 @@ class SteadyPool(pool.Pool):
         self.watched: set[Record] = set()
         note(self)
         self.unproven_after = base.ping_after_idle if pre_ping and first_use_proves else None
-        """Seconds without an answer after which a connection's first use is its proof; None where it is not."""
 
     @property
     def options(self) -> PoolOptions:
