@@ -130,12 +130,9 @@ def create_async_engine(
         retries = retry is not ConnectRetry.NEVER
         options = limits.pool_options(max_waiting, max_connecting, retry_connects=retries)
         arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), dialect_name)
-        arguments |= {
-            "steady_name": pool_name,
-            "steady_events": with_leaks_logged(events),
-            "steady_breaker": breaker,
-        }
-        arguments |= {"steady_ceilings": ceilings, "session_reset": _session_reset(reset)}
+        arguments |= {"steady_name": pool_name, "steady_events": with_leaks_logged(events)}
+        arguments |= {"steady_breaker": breaker, "steady_ceilings": ceilings}
+        arguments |= {"session_reset": _session_reset(reset)}
     guards = Guards(
         statement_timeout=limits.statement,
         connect_timeout=limits.connect,
