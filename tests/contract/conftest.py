@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import sqlalchemy.ext.asyncio as stock
@@ -38,28 +38,69 @@ EVENTS = (
 )
 """SQLAlchemy's pool events, all of them."""
 
+
+class Wanted(NamedTuple):
+    """A difference that is wanted: its section in docs/reference/differences.md, and what it is."""
+
+    section: str
+    what: str
+
+
 WANTED_DIFFERENCES = {
-    "dead connections are not counted": "an invalidated connection leaves the pool; stock keeps its record",
-    "a record is one connection": "so record_info ends with it; stock connects the same record again",
-    "what is evicted says so": "a soft invalidated connection fires invalidate before close",
-    "psycopg can be terminated": "a collected or detached connection is closed; stock drops it, open",
-    "handlers run for nobody": "a handler that fails in the background is logged, and raised to nobody",
-    "a failing checkin handler costs no place": "stock never gets the place back",
-    "connect errors have a name": "ConnectFailed or ConnectTimeout with the cause; stock: whatever the driver raised",
-    "refused connects are tried again": "until the caller's time is up; stock fails at once",
-    "a pause after a failure": "callers are refused at once where the next attempt cannot help them; stock tries",
-    "the cancelled caller leaves its connect behind": "for the next; stock aborts it",
-    "lost connections have a name": "ConnectionLost, an OperationalError, for both drivers",
-    "the message says more": "the exhaustion message goes on after stock's words",
-    "one loss does not close the rest": "the others prove themselves; stock replaces all that are older",
-    "dispose closes what comes back": "a connection in use at dispose() is closed when returned; stock keeps it",
-    "first come, first served": "stock lets a newcomer take a connection before those who wait",
-    "recycled in the background": "stock does it in the caller, who waits for it",
-    "one loop, said clearly": "WrongEventLoop; stock fails in the driver",
-    "cleaned behind SQLAlchemy's back": "a transaction begun by hand is rolled back at return",
-    "what answered just now is not asked": "pre-ping leaves out what answered within ping_after_idle, 0.5 s",
-    "a commit that was a rollback is told": "TransactionRolledBack where an error was swallowed; stock is silent",
-    "not a QueuePool": "isinstance(engine.pool, QueuePool) is False; so are listeners for that class only",
+    "dead connections are not counted": Wanted(
+        "counts-and-records", "an invalidated connection leaves the pool; stock keeps its record"
+    ),
+    "a record is one connection": Wanted(
+        "counts-and-records", "so record_info ends with it; stock connects the same record again"
+    ),
+    "what is evicted says so": Wanted(
+        "pool-events", "a soft invalidated connection fires invalidate before close"
+    ),
+    "psycopg can be terminated": Wanted(
+        "terminate", "a collected or detached connection is closed; stock drops it, open"
+    ),
+    "handlers run for nobody": Wanted(
+        "pool-events", "a handler that fails in the background is logged, and raised to nobody"
+    ),
+    "a failing checkin handler costs no place": Wanted("pool-events", "stock never gets the place back"),
+    "connect errors have a name": Wanted(
+        "connect-errors", "ConnectFailed or ConnectTimeout with the cause; stock: whatever the driver raised"
+    ),
+    "refused connects are tried again": Wanted(
+        "refused-connect", "until the caller's time is up; stock fails at once"
+    ),
+    "a pause after a failure": Wanted(
+        "pause-after-a-failure",
+        "callers are refused at once where the next attempt cannot help them; stock tries",
+    ),
+    "the cancelled caller leaves its connect behind": Wanted("cancellation", "for the next; stock aborts it"),
+    "lost connections have a name": Wanted(
+        "lost-connections", "ConnectionLost, an OperationalError, for both drivers"
+    ),
+    "the message says more": Wanted("exhaustion", "the exhaustion message goes on after stock's words"),
+    "one loss does not close the rest": Wanted(
+        "lost-connections", "the others prove themselves; stock replaces all that are older"
+    ),
+    "dispose closes what comes back": Wanted(
+        "dispose", "a connection in use at dispose() is closed when returned; stock keeps it"
+    ),
+    "first come, first served": Wanted(
+        "first-come-first-served", "stock lets a newcomer take a connection before those who wait"
+    ),
+    "recycled in the background": Wanted("recycling", "stock does it in the caller, who waits for it"),
+    "one loop, said clearly": Wanted("event-loop", "WrongEventLoop; stock fails in the driver"),
+    "cleaned behind SQLAlchemy's back": Wanted(
+        "open-transaction", "a transaction begun by hand is rolled back at return"
+    ),
+    "what answered just now is not asked": Wanted(
+        "pre-ping", "pre-ping leaves out what answered within ping_after_idle, 0.5 s"
+    ),
+    "a commit that was a rollback is told": Wanted(
+        "swallowed-errors", "TransactionRolledBack where an error was swallowed; stock is silent"
+    ),
+    "not a QueuePool": Wanted(
+        "pool-class", "isinstance(engine.pool, QueuePool) is False; so are listeners for that class only"
+    ),
 }
 """Where ours is not like stock and wants not to be. Each has a test that asserts what both do."""
 
@@ -184,7 +225,7 @@ def eventually() -> Callable[..., Awaitable[None]]:
 
 
 @pytest.fixture
-def wanted_differences() -> dict[str, str]:
+def wanted_differences() -> dict[str, Wanted]:
     return WANTED_DIFFERENCES
 
 

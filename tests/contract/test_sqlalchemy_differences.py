@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,23 @@ async def connected(engine: AsyncEngine) -> AsyncConnection:
     return await engine.connect()
 
 
-def test_each_wanted_difference_is_tested(wanted_differences: dict[str, str]) -> None:
+def test_each_wanted_difference_is_tested(wanted_differences: dict[str, Any]) -> None:
     folder = Path(__file__).parent
     sources = "".join(
         path.read_text() for path in [*folder.glob("test_sqlalchemy_*.py"), folder / "conftest.py"]
     )
     untested = [name for name in wanted_differences if f'differs("{name}")' not in sources]
     assert untested == []
+
+
+def test_each_wanted_difference_is_told_to_users(wanted_differences: dict[str, Any]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "differences.md").read_text()
+    sections = {
+        "-".join(re.findall(r"\w+", heading.lower())) for heading in re.findall(r"^##+ (.+)$", page, re.M)
+    }
+    assert {
+        name: each.section for name, each in wanted_differences.items() if each.section not in sections
+    } == {}
 
 
 async def test_dead_connections_are_not_counted(make: Any, counts: Any, eventually: Any) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from steadypool import Database, DatabaseSettings, events
 from steadypool.fastapi import install
+from steadypool.sqlalchemy import SteadyPool, create_async_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -103,3 +108,54 @@ async def test_a_path_forges_no_line_and_its_secrets_stay_out(
     assert len(said) == 1
     assert "GET /hold/x\\n2026-12-01" in said[0]
     assert said[0].isprintable()
+
+
+async def hold_until(engine: AsyncEngine, told: asyncio.Event) -> None:
+    async with engine.connect() as connection:
+        await connection.execute(text("select 1"))
+        await told.wait()
+
+
+def leaks_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "has been held" in record.getMessage()]
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "steadypool"])
+async def test_the_drop_in_engine_tells_of_leaks_too(
+    driver: str, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = database_url.replace("postgresql://", f"postgresql+{driver}://")
+    seen, told = events.Events(), asyncio.Event()
+    with caplog.at_level(logging.WARNING, "steadypool"):
+        engine = create_async_engine(url, leak_after=0.1, events=seen)
+        other = create_async_engine(url, events=seen)  # a pool more, and not a line more
+        seen.subscribe(lambda _event: told.set(), events.LeakSuspected)
+        await hold_until(engine, told)
+    await engine.dispose()
+    await other.dispose()
+    [line] = leaks_in(caplog)
+    assert "in hold_until" in line
+    assert "test_leaks.py" in line
+    assert "site-packages" not in line
+
+
+def test_leaks_are_told_after_a_minute_unless_that_is_turned_off(database_url: str) -> None:
+    def limit(**arguments: Any) -> float | None:
+        pool = create_async_engine(database_url, **arguments).pool
+        assert isinstance(pool, SteadyPool)
+        return pool.options.leak_after
+
+    assert limit() == DatabaseSettings(url=database_url).leak_after == 60.0
+    assert limit(leak_after=None) is limit(leak_after=0) is None
+
+
+async def test_what_watches_for_leaks_keeps_no_engine_alive(database_url: str) -> None:
+    engine = create_async_engine(database_url)
+    async with engine.connect() as connection:
+        await connection.execute(text("select 1"))
+    forgotten = weakref.ref(engine.pool)
+    del engine, connection
+    async with asyncio.timeout(30):
+        while forgotten() is not None:
+            await asyncio.sleep(0)
+            gc.collect()

@@ -20,7 +20,7 @@ from strangers.catalogue import (
     read_without_tests,
 )
 from strangers.comparing import compare
-from strangers.page import PAGE, RESULTS, page
+from strangers.page import DIFFERENCES, PAGE, RESULTS, page
 from strangers.running import Outcome, Results, plain_name, read_results
 
 SUITE = replace(next(iter(read_suites().values())), name="suite")
@@ -164,6 +164,12 @@ def test_every_difference_has_its_suite_kind_and_reason() -> None:
         assert row.reason
         assert re.fullmatch(r"[a-z0-9-]+", row.section)
         assert row.tests
+
+
+def test_every_difference_that_stays_has_its_section() -> None:
+    headings = re.findall(r"^##+ (.+)$", DIFFERENCES.read_text(), re.M)
+    sections = {"-".join(re.findall(r"\w+", heading.lower())) for heading in headings}
+    assert {row.section for row in read_differences() if row.kind != "fault"} <= sections
 
 
 def test_the_page_is_what_the_results_and_the_table_give() -> None:

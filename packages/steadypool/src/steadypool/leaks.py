@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from steadypool import events
@@ -44,7 +45,7 @@ class LeakWatch:
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """A lease has begun."""
         if self.timer is None and self._limit is not None:
-            self.timer = loop.call_later(self._limit, self._look, loop, self._limit)
+            self._wait(loop, self._limit)
 
     def stop(self) -> None:
         """There will be no more leases."""
@@ -52,8 +53,15 @@ class LeakWatch:
             self.timer.cancel()
             self.timer = None
 
-    def _look(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
-        self.timer = None
+    def _wait(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        # Weakly: the timer must not keep a pool that was dropped, and its connections, for so long.
+        self.timer = loop.call_later(seconds, _look, weakref.ref(self), loop)
+
+    def look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Report what is due, and wait for what comes next."""
+        limit, self.timer = self._limit, None
+        if limit is None:
+            return
         now = self._clock.monotonic()
         held = [slot.lease for slot in self._slots if slot.lease is not None and not slot.lease.reported]
         for lease in held:
@@ -61,7 +69,7 @@ class LeakWatch:
                 self._report(lease, now)
         begins = [lease.acquired_at for lease in held if not lease.reported]
         if begins:
-            self.timer = loop.call_later(max(0.0, min(begins) + limit - now), self._look, loop, limit)
+            self._wait(loop, max(0.0, min(begins) + limit - now))
 
     def forgotten(self, lease: Lease[Any]) -> None:
         """The garbage collector found a lease that its holder never ended; where the watch is off, nobody is told."""
@@ -82,3 +90,9 @@ class LeakWatch:
                 forgotten,
             )
         )
+
+
+def _look(watch: Callable[[], LeakWatch | None], loop: asyncio.AbstractEventLoop) -> None:
+    alive = watch()
+    if alive is not None:
+        alive.look(loop)

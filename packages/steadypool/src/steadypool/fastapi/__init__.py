@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.applications import Starlette
 
 from steadypool.fastapi.health import Health
-from steadypool.fastapi.managed import DatabaseOrGetter, resolve
+from steadypool.fastapi.managed import DatabaseOrGetter, EngineOrGetter, resolve, served
 from steadypool.fastapi.problems import ProblemMiddleware
 from steadypool.fastapi.requests import FROM_SETTINGS, DeadlineMiddleware, FromSettings, route_deadline
 
@@ -68,7 +68,7 @@ def lifespan(database: DatabaseOrGetter) -> Callable[[Any], AbstractAsyncContext
 
 def install(
     app: Starlette,
-    database: DatabaseOrGetter,
+    database: DatabaseOrGetter | EngineOrGetter,
     *,
     deadline: float | FromSettings | None = FROM_SETTINGS,
     health: bool = True,
@@ -82,13 +82,20 @@ def install(
 
     Args:
         app: a FastAPI or Starlette application.
-        database: a `Database`, or a function that returns one; the function is called for each use.
+        database: a `Database`, or an engine that `steadypool.sqlalchemy.create_async_engine` has made, or a function
+            that returns one of them; the function is called for each use.
         deadline: seconds that a request may take where its route (`route_deadline`) or its client
-            (`X-Request-Timeout`) says nothing else; None for no deadline; left out: `DATABASE_REQUEST_DEADLINE`.
+            (`X-Request-Timeout`) says nothing else; None for no deadline; left out: `DATABASE_REQUEST_DEADLINE`, and
+            none with an engine, which reads no settings.
         health: whether to add the health routes. `/livez` never touches the database. `/readyz` answers from the
             pool's state; only where that says nothing (no connection was ever open, or the last attempt failed)
             it asks the pool for a connection, for at most 0.8 s.
+
+    Raises:
+        errors.ConfigurationError: `database` is an engine that steadypool did not make.
     """
+    if not callable(database):
+        served(database)  # refuses what cannot be answered now, and not at the first request
     if health:
         answers = Health(database)
         app.add_route("/livez", answers.live, methods=["GET", "HEAD"], include_in_schema=False)

@@ -18,7 +18,13 @@ from starlette.responses import JSONResponse, Response
 
 from steadypool.deadline import deadline
 from steadypool.errors import SteadypoolError
-from steadypool.fastapi.managed import DatabaseOrGetter, ListenerStatistics, Statistics, resolve
+from steadypool.fastapi.managed import (
+    DatabaseOrGetter,
+    EngineOrGetter,
+    ListenerStatistics,
+    Statistics,
+    served,
+)
 
 PROBE_SECONDS = 0.8
 """How long `/readyz` waits for a connection where the pool's state says nothing."""
@@ -27,7 +33,7 @@ PROBE_SECONDS = 0.8
 class Health:
     """The two answers of one application."""
 
-    def __init__(self, database: DatabaseOrGetter) -> None:
+    def __init__(self, database: DatabaseOrGetter | EngineOrGetter) -> None:
         self._database = database
         self._connected_before = False
 
@@ -37,7 +43,7 @@ class Health:
 
     async def ready(self, _request: Request) -> Response:
         """200, or 503 with the reason."""
-        database = resolve(self._database)
+        database = served(self._database)
         stats = database.stats()
         listener = stats.listener
         if stats.closed:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from steadypool.errors import PoolSnapshot
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 
 class Settings(Protocol):
@@ -88,13 +88,25 @@ class Statistics(Protocol):
         ...
 
 
-class ManagedDatabase(Protocol):
-    """The part of `steadypool.Database` that a web application uses."""
+class Served(Protocol):
+    """What `install` needs of a database, or of an engine."""
 
     @property
     def settings(self) -> Settings:
         """What it was made from."""
         ...
+
+    def connection(self) -> AbstractAsyncContextManager[Any]:
+        """Yield a connection."""
+        ...
+
+    def stats(self) -> Statistics:
+        """Count."""
+        ...
+
+
+class ManagedDatabase(Served, Protocol):
+    """The part of `steadypool.Database` that a web application uses."""
 
     async def open(self) -> Any:
         """Begin."""
@@ -110,18 +122,25 @@ class ManagedDatabase(Protocol):
         """Yield a session."""
         ...
 
-    def connection(self) -> AbstractAsyncContextManager[Any]:
-        """Yield a connection."""
-        ...
-
-    def stats(self) -> Statistics:
-        """Count."""
-        ...
-
 
 DatabaseOrGetter: TypeAlias = ManagedDatabase | Callable[[], ManagedDatabase]
+EngineOrGetter: TypeAlias = "AsyncEngine | Callable[[], AsyncEngine]"
 
 
 def resolve(database: DatabaseOrGetter) -> ManagedDatabase:
     """The database itself, whichever of the two was given."""
     return database() if callable(database) else database
+
+
+def served(database: DatabaseOrGetter | EngineOrGetter) -> Served:
+    """The database, or the engine as one, whether it or its getter was given.
+
+    Raises:
+        errors.ConfigurationError: it is an engine that steadypool did not make.
+    """
+    given: Any = database() if callable(database) else database
+    if not hasattr(given, "sync_engine"):
+        return given
+    from steadypool.fastapi.engines import EngineServed  # a database needs none of it
+
+    return EngineServed(given)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steadypool.clock import SYSTEM_CLOCK
 from steadypool.deadline import Deadline, deadline, override_deadline
-from steadypool.fastapi.managed import DatabaseOrGetter, resolve
+from steadypool.fastapi.managed import DatabaseOrGetter, EngineOrGetter, served
 from steadypool.fastapi.problems import problem_response
 from steadypool.printable import printable
 from steadypool.whereabouts import current_endpoint, current_request
@@ -94,7 +94,10 @@ class DeadlineMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, database: DatabaseOrGetter, seconds: float | FromSettings | None
+        self,
+        app: ASGIApp,
+        database: DatabaseOrGetter | EngineOrGetter,
+        seconds: float | FromSettings | None,
     ) -> None:
         self.app = app
         self.database = database
@@ -132,7 +135,7 @@ class DeadlineMiddleware:
 
     def _own_seconds(self) -> float | None:
         if isinstance(self.seconds, FromSettings):
-            return resolve(self.database).settings.request_deadline
+            return served(self.database).settings.request_deadline
         return self.seconds
 
 

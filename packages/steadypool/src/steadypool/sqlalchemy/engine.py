@@ -28,6 +28,7 @@ from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, GuardedDialect, Guards
 from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_errors
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
 from steadypool.sqlalchemy.session_reset import SessionReset
+from steadypool.telemetry.log import with_leaks_logged
 from steadypool.values import HIDDEN, is_secret_option, redact_url
 
 _stock_create_async_engine = stock.create_async_engine
@@ -50,7 +51,7 @@ def create_async_engine(
     max_waiting: int = 1000,
     max_connecting: int = 4,
     close_grace: float = 5.0,
-    leak_after: float | None = None,
+    leak_after: float | None = 60.0,
     idle_timeout: float | None = None,
     breaker: bool = True,
     leave_timeout: float = 2.0,
@@ -84,7 +85,8 @@ def create_async_engine(
         max_waiting: callers that may wait for a connection at the same time.
         max_connecting: connections that may be opened at the same time.
         close_grace: seconds that closing waits for connections in use.
-        leak_after: seconds after which a connection in use is reported, once, with where it was acquired.
+        leak_after: seconds after which a connection in use is reported, once, with where it was acquired: by a warning
+            on the logger `steadypool`, and by `LeakSuspected`. None for no report.
         idle_timeout: seconds after which an idle connection is closed.
         breaker: whether one attempt at a time goes out while the server does not let us in.
         leave_timeout: seconds that rollback, reset or close of one connection may take.
@@ -128,8 +130,9 @@ def create_async_engine(
         retries = retry is not ConnectRetry.NEVER
         options = limits.pool_options(max_waiting, max_connecting, retry_connects=retries)
         arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), dialect_name)
-        arguments |= {"steady_name": pool_name, "steady_events": events, "steady_breaker": breaker}
-        arguments |= {"steady_ceilings": ceilings, "session_reset": _session_reset(reset)}
+        arguments |= {"steady_name": pool_name, "steady_events": with_leaks_logged(events)}
+        arguments |= {"steady_breaker": breaker, "steady_ceilings": ceilings}
+        arguments |= {"session_reset": _session_reset(reset)}
     guards = Guards(
         statement_timeout=limits.statement,
         connect_timeout=limits.connect,

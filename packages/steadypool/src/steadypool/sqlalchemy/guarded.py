@@ -90,7 +90,8 @@ class GuardedDialect:
         self.guards = steadypool_guards or Guards()
         self._proven: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
         self._limits: weakref.WeakKeyDictionary[Any, float | None] = weakref.WeakKeyDictionary()
-        self._has_connected = False
+        self.has_connected = False
+        """Whether any connect has succeeded; for good."""
         self.pooler_watch = PoolerWatch(
             self.guards.pooler, self.guards.server_settings, self.guards.on_guards_lost
         )
@@ -374,7 +375,7 @@ class GuardedDialect:
         except errors.ConnectFailed as error:
             if (
                 self.guards.connect_retry is None
-                and not self._has_connected
+                and not self.has_connected
                 and _refused_locally(target, error)
             ):
                 error.final = True
@@ -383,7 +384,7 @@ class GuardedDialect:
                     "connect_retry='wake'"
                 )
             raise
-        self._has_connected = True
+        self.has_connected = True
         try:
             await self.pooler_watch.look(self.library, opened, str(own))
             return self.adopted(opened, prepares=prepares)

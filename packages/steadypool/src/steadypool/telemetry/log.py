@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import logging
+from weakref import WeakSet
 
-from steadypool.events import Event, LeakSuspected
+from steadypool.events import Event, Events, LeakSuspected
 from steadypool.printable import printable
 from steadypool.whereabouts import as_text
 
 _log = logging.getLogger("steadypool")
+
+_logged: WeakSet[Events] = WeakSet()
+
+
+def with_leaks_logged(observed: Events | None) -> Events:
+    """The same events, or new ones; each leak that they tell of is logged, once, however many pools they are of."""
+    observed = Events() if observed is None else observed
+    if observed not in _logged:
+        _logged.add(observed)
+        observed.subscribe(log_notable, LeakSuspected)
+    return observed
 
 
 def log_notable(event: Event) -> None:

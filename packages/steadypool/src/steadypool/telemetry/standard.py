@@ -1,11 +1,10 @@
-"""What every `Database` has without being asked: counters, the log of what is notable and slow, the loop's lag."""
+"""What every `Database` has without being asked: counters, the log of what is slow, the loop's lag."""
 
 from __future__ import annotations
 
 from steadypool.clock import SYSTEM_CLOCK
-from steadypool.events import ConnectStarted, Event, Events, LeakSuspected
+from steadypool.events import ConnectStarted, Event, Events
 from steadypool.telemetry.counters import COUNTED, Counters, Totals
-from steadypool.telemetry.log import log_notable
 from steadypool.telemetry.loop_lag import LoopLag
 from steadypool.telemetry.slow_queries import log_slow_queries
 
@@ -22,7 +21,6 @@ class Standard:
         self.counters = Counters()
         self.lag = LoopLag(SYSTEM_CLOCK)
         events.subscribe(self.counters, *COUNTED)
-        events.subscribe(log_notable, LeakSuspected)
         log_slow_queries(events, slow_query_after)
         # Where nobody calls `open`, the first connect is when the pool's event loop is known.
         self._unsubscribe = events.subscribe(self._connects, ConnectStarted)
