@@ -368,8 +368,16 @@ class Lifecycle(ABC, Generic[T]):
         return slot.connection
 
     def _start(self, slot: Slot[T], work: Coroutine[Any, Any, None]) -> None:
+        loop = self._loop()
+        if loop.is_closed():  # nothing can be awaited there any more
+            work.close()
+            connection = slot.connection
+            self._free(slot, "disposed")
+            if connection is not None:
+                self._abort(connection)
+            return
         # An empty context: the pool's work must not inherit the deadline of the caller that happened to start it.
-        task = self._loop().create_task(
+        task = loop.create_task(
             work, name=f"{self.name}-{slot.state.value}-{slot.number}", context=contextvars.Context()
         )
         slot.task = task

@@ -143,7 +143,7 @@ class Operating(Waiting[T]):
                 closed when they come back.
 
         Returns:
-            How many of the connections were not idle.
+            How many of the connections were neither idle nor being closed.
         """
         self._generation += 1
         self._wanted_idle = 0
@@ -160,7 +160,7 @@ class Operating(Waiting[T]):
         for slot in self._slots:
             if slot.state is SlotState.LEASED and not leased:
                 continue
-            busy += slot.state is not SlotState.IDLE
+            busy += slot.state not in (SlotState.IDLE, SlotState.CLOSING)
             if slot.lease is not None:
                 self._end_lease(slot.lease, now, kept=False)
             connection = slot.connection

@@ -147,6 +147,12 @@ class _Connection(_asyncpg.Connection):
         """As asyncpg's."""
         return _Transaction(self, **{"isolation": None, "readonly": False, "deferrable": False, **options})
 
+    def __del__(self) -> None:
+        # Where the loop does not run, a pool closes it, and the collector may come here before it comes to the pool.
+        # Of what no pool has, the transport warns.
+        if self._loop.is_running():
+            super().__del__()  # pyright: ignore[reportUnknownMemberType]
+
 
 class _Dialling:
     """The event loop as asyncpg sees it while it connects: the same, but its sockets are opened our way.

@@ -63,6 +63,14 @@ class Wire:
         self._writing = False
         self._encrypted = bool(pgconn.ssl_in_use or pgconn.used_gssapi)
 
+    @property
+    def at_home(self) -> bool:
+        """Whether the running event loop is the one that it belongs to."""
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:  # no event loop runs in this thread
+            return False
+
     def _collect(self) -> None:
         """There may be answers."""
         raise NotImplementedError

@@ -127,7 +127,10 @@ class Seat:
         return [told(name) for name in _WATCHED] == self._told
 
     def leave(self, now: float) -> None:
-        """Give the connection back, as it was; nothing may be on its way."""
+        """Give the connection back, as it was; nothing may be on its way.
+
+        On another event loop than its own nothing can be sent that makes it what it was: it is cut off there.
+        """
         if self.left:
             return
         self.left = True
@@ -135,6 +138,8 @@ class Seat:
             self._timer.cancel()
         connection = self.connection
         connection.refused_tags, connection.after_answers = frozenset(), None
+        if not connection.at_home:
+            connection.abort()
         fate = Fate.EVICT if connection.closed else self.fate
         if not connection.closed:
             self.lease.touch(max(connection.last_answer, self.lease.acquired_at))
