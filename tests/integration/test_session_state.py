@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -315,15 +314,6 @@ async def test_a_reset_of_the_encoding_is_not_overtaken(database_url: str) -> No
             assert await connection.fetchval("select length(name) from names") == 1
 
 
-async def test_a_reset_of_the_interval_style_is_not_overtaken(database_url: str) -> None:
-    url = f"{database_url}?options=-c%20intervalstyle%3Dsql_standard"
-    age = timedelta(days=-1, seconds=1)
-    async with Database(DatabaseSettings(url=url, pool_size=1, max_overflow=0)) as db:
-        await run(db, "connection", "set intervalstyle to postgres")
-        async with db.connection() as connection:
-            assert await connection.fetchval("select extract(epoch from $1::interval)::int", age) == -86399
-
-
 SIGN_IN = "create function sign_in() returns text language sql as $$ select set_config('app.tenant', '42', false) $$"
 """What it does no client can see: the setting goes with a reset only, and so shows that there was none."""
 MOVE = "create function move() returns text language sql as $$ select set_config('timezone', 'Asia/Tokyo', false) $$"
@@ -331,10 +321,10 @@ MOVE = "create function move() returns text language sql as $$ select set_config
 
 async def _move(db: Database) -> None:
     """Leave a reported setting, with a ROLLBACK on its way when the connection comes back."""
-    async with db.session() as session:
-        await session.execute(sa.text("select move()"))
-        await session.commit()
-        await session.execute(sa.text("select 1"))
+    async with db.engine.connect() as connection:
+        await connection.execute(sa.text("select move()"))
+        await connection.commit()
+        await connection.execute(sa.text("select 1"))
 
 
 @pytest.mark.parametrize("hook", [False, True], ids=["", "on_connect"])
@@ -372,3 +362,33 @@ async def test_settings_of_a_transaction_cost_no_reset_behind_a_pooler(database_
         async with Database(settings) as db:
             await db.fetchval("select 1")  # which finds out that this pooler carries two statements at once
             await _set_local_and_sign_in(db)
+
+
+@pytest.mark.parametrize("way", ["session", "connection"])
+async def test_an_error_of_a_statement_costs_no_reset(make: MakeDatabase, way: str) -> None:
+    db = make()
+    await run(db, "session", SIGN_IN)
+    await run(db, "session", "select sign_in()")
+    with pytest.raises(Exception, match="division by zero"):
+        await run(db, way, "select 1 / 0")
+    assert await run(db, "session", "select current_setting('app.tenant', true)") == "42"
+
+
+async def test_a_change_after_the_pool_was_closed_says_that_the_connection_is_lost(
+    make: MakeDatabase,
+) -> None:
+    db = make()
+    async with db.connection() as connection:
+        await connection.fetch("select 1")
+        await db.close(grace=0)
+        with pytest.raises(errors.ConnectionLost):
+            await connection.execute("set work_mem = '5MB'")
+
+
+async def test_a_change_after_the_engines_pool_was_closed(make: MakeDatabase) -> None:
+    db = make()
+    connection = await db.engine.connect()
+    await connection.execute(sa.text("select 1"))
+    await db.close(grace=0)
+    with pytest.raises(sa.exc.DBAPIError):
+        await connection.execute(sa.text("set work_mem = '5MB'"))
