@@ -301,3 +301,94 @@ async def test_behind_a_pooler(database_url: str, driver: str, mode: str, left: 
         async with Database(settings) as db:
             await run(db, "connection", "set app.tenant = '42'")
             assert ('"tenant" : "42"' in await run(db, "session", LEFT)) is left
+
+
+async def test_a_reset_of_the_encoding_is_not_overtaken(database_url: str) -> None:
+    """What comes behind it would be sent in the last holder's encoding."""
+    url = f"{database_url}?client_encoding=latin1"
+    async with Database(DatabaseSettings(url=url, pool_size=1, max_overflow=0)) as db:
+        await run(db, "session", "create table names (name text)")
+        await run(db, "connection", "set client_encoding to utf8")
+        async with db.connection() as connection:
+            await connection.execute("insert into names values ($1)", "é")
+            assert await connection.fetchval("select length(name) from names") == 1
+
+
+SIGN_IN = "create function sign_in() returns text language sql as $$ select set_config('app.tenant', '42', false) $$"
+"""What it does no client can see: the setting goes with a reset only, and so shows that there was none."""
+MOVE = "create function move() returns text language sql as $$ select set_config('timezone', 'Asia/Tokyo', false) $$"
+
+
+async def _move(db: Database) -> None:
+    """Leave a reported setting, with a ROLLBACK on its way when the connection comes back."""
+    async with db.engine.connect() as connection:
+        await connection.execute(sa.text("select move()"))
+        await connection.commit()
+        await connection.execute(sa.text("select 1"))
+
+
+@pytest.mark.parametrize("hook", [False, True], ids=["", "on_connect"])
+async def test_what_a_rollback_does_not_take_back_reaches_no_way(database_url: str, hook: bool) -> None:
+    async def on_connect(connection: Any) -> None:
+        pass
+
+    settings = DatabaseSettings(url=database_url, pool_size=1, max_overflow=0)
+    async with Database(settings, on_connect=on_connect if hook else None) as db:
+        await run(db, "session", MOVE)
+        before = await run(db, "session", "select current_setting('timezone')")
+        for way in ("session", "connection"):
+            await _move(db)
+            assert await run(db, way, "select current_setting('timezone')") == before
+        await _move(db)
+        assert await db.fetchval("select current_setting('timezone')") == before
+
+
+async def _set_local_and_sign_in(db: Database) -> None:
+    await run(db, "session", SIGN_IN)
+    await run(db, "session", "select sign_in()")
+    for _ in range(2):
+        async with db.session(local={"timezone": "Asia/Tokyo"}) as session:
+            await session.execute(sa.text("select 1"))
+        assert await run(db, "session", "select current_setting('app.tenant', true)") == "42"
+
+
+async def test_settings_of_a_transaction_cost_the_next_holder_no_reset(make: MakeDatabase) -> None:
+    await _set_local_and_sign_in(make())
+
+
+async def test_settings_of_a_transaction_cost_no_reset_behind_a_pooler(database_url: str) -> None:
+    async with pgbouncer(database_url, "transaction") as url:
+        settings = DatabaseSettings(url=url, pooler="transaction", pool_size=1, max_overflow=0)
+        async with Database(settings) as db:
+            await db.fetchval("select 1")  # which finds out that this pooler carries two statements at once
+            await _set_local_and_sign_in(db)
+
+
+@pytest.mark.parametrize("way", ["session", "connection"])
+async def test_an_error_of_a_statement_costs_no_reset(make: MakeDatabase, way: str) -> None:
+    db = make()
+    await run(db, "session", SIGN_IN)
+    await run(db, "session", "select sign_in()")
+    with pytest.raises(Exception, match="division by zero"):
+        await run(db, way, "select 1 / 0")
+    assert await run(db, "session", "select current_setting('app.tenant', true)") == "42"
+
+
+async def test_a_change_after_the_pool_was_closed_says_that_the_connection_is_lost(
+    make: MakeDatabase,
+) -> None:
+    db = make()
+    async with db.connection() as connection:
+        await connection.fetch("select 1")
+        await db.close(grace=0)
+        with pytest.raises(errors.ConnectionLost):
+            await connection.execute("set work_mem = '5MB'")
+
+
+async def test_a_change_after_the_engines_pool_was_closed(make: MakeDatabase) -> None:
+    db = make()
+    connection = await db.engine.connect()
+    await connection.execute(sa.text("select 1"))
+    await db.close(grace=0)
+    with pytest.raises(sa.exc.DBAPIError):
+        await connection.execute(sa.text("set work_mem = '5MB'"))

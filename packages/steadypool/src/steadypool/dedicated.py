@@ -247,7 +247,7 @@ class Dedicated:
 
     def _told(self, sql: str, run: Run, args: tuple[Any, ...]) -> Awaitable[Any]:
         """A statement of the user's, of which observers are told."""
-        if touches(sql):
+        if touches(sql) and self._lease.active:
             self._lease.connection.touched = True
         if self._wraps and not self._around.driver.in_transaction(self._connection):
             return self._wrapped_and_told(sql, run, args)
@@ -368,7 +368,7 @@ class Dedicated:
 
     def _named(self, sql: str, started: float, error: Exception) -> errors.SteadypoolError | None:
         """A name for what the driver raised; None where it is the statement's own error."""
-        state, words = self._around.driver.last_words(self.driver_connection, error)
+        state, words = self._around.driver.last_words(self._connection, error)
         limit = self._around.statement_timeout
         report = self._report(started)
         if state == QUERY_CANCELED and limit is not None and report.elapsed.total >= limit - EARLY:

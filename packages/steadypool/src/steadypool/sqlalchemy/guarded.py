@@ -128,7 +128,7 @@ class GuardedDialect:
         lease = None if context is None else lease_of(fairy_of(context))
         if lease is not None:
             lease.running = args[0], started
-            if touches(args[0]):
+            if touches(args[0]) and lease.active:
                 lease.connection.touched = True
         try:
             self.bounded_statement(server, connection_of(cursor), call, cursor, *args, context)

@@ -197,8 +197,6 @@ class SteadyPool(pool.Pool):
         if record.fairy_ref is not None:
             # A fairy that was collected may have left its weak reference; the record is in nobody's hands now.
             record.fairy_ref = None
-        if record.suspect and self.session_reset is not None:
-            self.session_reset.look_again(self, record)
         if self.unproven_after is not None:
             age = core.clock.monotonic() - lease.slot.proven_at
             adapter: Any = record.dbapi_connection
@@ -220,8 +218,6 @@ class SteadyPool(pool.Pool):
             lease = self.core.acquire_now(name=request_name(), workload=workload, places=places)
             if lease is None:
                 lease = await self._acquire(workload, places)
-            if lease.connection.suspect and self.session_reset is not None:
-                self.session_reset.look_again(self, lease.connection)
             unproven_after = self.unproven_after
             if unproven_after is not None:
                 age = self.core.clock.monotonic() - lease.slot.proven_at

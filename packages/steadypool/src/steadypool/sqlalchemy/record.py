@@ -41,8 +41,6 @@ class Record(_ConnectionRecord):
     """Whether its last user forgot to give it back, and the garbage collector did."""
     touched: bool = False
     """Whether a statement since the last reset may have changed the session."""
-    suspect: bool = False
-    """Whether the server reported another setting, which the ROLLBACK on its way may take back."""
     reported: Reported = ()
     """The settings that the server reported when the connection was opened."""
     _fairy_ref: weakref.ref[Any] | None = None
@@ -204,8 +202,8 @@ class RecordDriver:
         owner = self._owner
         if owner.dialect.in_transaction(connection.driver_connection):
             await owner.dialect.roll_back(connection.driver_connection)
-        if owner.session_reset is not None and owner.session_reset.is_due(owner, connection):
-            await owner.session_reset.run(owner, connection)
+        if owner.session_reset is not None:
+            await owner.session_reset.clean(owner, connection)
 
     def is_open(self, connection: Record) -> bool:
         """Whether the socket is open as far as can be told without asking the server."""

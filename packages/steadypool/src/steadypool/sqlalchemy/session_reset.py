@@ -2,8 +2,9 @@
 
 What a holder changed is known from the text of its statements (`session_state.touches`), and from the settings that
 the server reports. The reset is one flight. Over the pipelined driver it is sent when the connection comes back and
-nothing waits for it: whatever the next holder sends comes behind it, and where it fails the connection ends. Over the
-other drivers the pool waits for the answer before it hands the connection out.
+nothing waits for it: whatever the next holder sends comes behind it, and where it fails the connection ends. The pool
+waits for the answer before it hands the connection out where the reset changes a reported setting, on which depends how
+the next holder's texts and values are sent, and over the other drivers.
 """
 
 from __future__ import annotations
@@ -59,41 +60,38 @@ class SessionReset:
 
     def forget(self, record: Record) -> None:
         """Take the session for clean."""
-        record.touched = record.suspect = False
+        record.touched = False
         statements = getattr(record.driver_connection, "statements", None)
         if statements is not None:
             statements.touched = False
 
     def begin(self, pool: SteadyPool, record: Record) -> bool:
-        """Send the reset if one is due; True where the pool has to wait for it by `run`."""
-        if not (self._always or self.is_touched(record)):
-            if not self._is_changed(pool, record):
-                return False
-            if getattr(record.driver_connection, "pending", 0):
-                record.suspect = True  # most likely a setting of the transaction whose ROLLBACK is on its way
-                return False
+        """Send the reset if one is due; True where the pool has to wait for `clean`."""
+        changed = self._is_changed(pool, record)
+        if not (self._always or changed or self.is_touched(record)):
+            return False
         if not pool.dialect.pooler_watch.keeps_statements:
             # The server's session is not ours: the pooler lends it to others in the middle of anything.
             self.forget(record)
             return False
-        if not self.can_post(pool):
+        if changed or not self.can_post(pool):
             return True
         self._post(pool, record)
         return False
 
-    def look_again(self, pool: SteadyPool, record: Record) -> None:
-        """Before the next holder: send the reset where the report still differs."""
-        record.suspect = False
-        if self.can_post(pool) and (record.driver_connection.pending or self._is_changed(pool, record)):  # type: ignore[union-attr]
-            self._post(pool, record)
+    async def clean(self, pool: SteadyPool, record: Record) -> None:
+        """Make the session clean if it is not, and wait for that.
 
-    def is_due(self, pool: SteadyPool, record: Record) -> bool:
-        """Whether a session has to be made clean, as far as is known by now."""
-        return (
-            self._always or self.is_touched(record) or self._is_changed(pool, record)
-        ) and pool.dialect.pooler_watch.keeps_statements
+        A reported setting may be one of the transaction whose ROLLBACK is on its way: its answer comes first.
+        """
+        connection: Any = record.driver_connection
+        if getattr(connection, "pending", 0):
+            await pool.dialect.prove(connection, select=False)
+        due = self._always or self.is_touched(record) or self._is_changed(pool, record)
+        if due and pool.dialect.pooler_watch.keeps_statements:
+            await self._run(pool, record)
 
-    async def run(self, pool: SteadyPool, record: Record) -> None:
+    async def _run(self, pool: SteadyPool, record: Record) -> None:
         """Make the session as it was after `connect`.
 
         Raises:
@@ -122,15 +120,7 @@ class SessionReset:
 
         connection: Any = record.driver_connection
         statements = [Statement(sql, prepare=False) for sql in RESET]
-        segment = Segment(statements, limit=pool.options.leave_timeout)
-
-        def settled(answered: Segment) -> None:
-            """At its own Sync: what was sent behind it is not answered yet."""
-            if answered.error is None and record.driver_connection is connection:
-                record.reported = _REPORTED[pool.dialect.driver](connection)
-
-        segment.on_settled = settled
-        connection.post(segment)
+        connection.post(Segment(statements, limit=pool.options.leave_timeout))
         self.forget(record)
 
     def _is_changed(self, pool: SteadyPool, record: Record) -> bool:
