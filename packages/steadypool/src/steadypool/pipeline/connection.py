@@ -432,7 +432,7 @@ class PipelinedConnection(Wire):
         """
         self._hold()
         self.plain_uses += 1
-        self.statements.touched = True  # what is done there is not seen
+        self.statements.changes.add(None)
         try:
             await self._drain()
             self._leave_loop()
