@@ -669,7 +669,7 @@ async def test_a_statement_that_cannot_be_sent_again_is_settled(
 ) -> None:
     for _ in range(2):
         await ask(connection, "select 1 as one")
-    await connection.execute("deallocate all")
+    await connection.execute("do $$ begin execute 'deallocate all'; end $$")  # which the tag does not tell
     put = connection._put
 
     def once(segment: Segment, *, roll_back: bool = False) -> None:

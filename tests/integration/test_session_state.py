@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy import event, exc
 
 from steadypool import Database, DatabaseSettings, errors
 from steadypool.lab import EmbeddedPostgres
@@ -268,7 +269,7 @@ async def test_a_reloaded_configuration_is_reset_once(private_server: EmbeddedPo
             await run(db, "session", "select 'last'")
             assert await run(db, "session", "select pg_backend_pid()") == pid
             last = await pg.fetch("select query from pg_stat_activity where pid = %s", pid)
-            assert "DEALLOCATE" not in last[0][0]
+            assert "DISCARD" not in last[0][0]
     finally:
         await pg.close()
 
@@ -390,5 +391,51 @@ async def test_a_change_after_the_engines_pool_was_closed(make: MakeDatabase) ->
     connection = await db.engine.connect()
     await connection.execute(sa.text("select 1"))
     await db.close(grace=0)
-    with pytest.raises(sa.exc.DBAPIError):
+    with pytest.raises(exc.DBAPIError):
         await connection.execute(sa.text("set work_mem = '5MB'"))
+
+
+async def test_a_reset_needs_no_plpgsql(private_server: EmbeddedPostgres, driver: str) -> None:
+    """Except after PREPARE: then the connection is replaced where plpgsql may not be used."""
+    pg = await Observer.connect(private_server.url)
+    await pg.fetch("create role plain_user login password 'secret'")
+    await pg.fetch("revoke usage on language plpgsql from public")
+    server = sa.make_url(private_server.url)
+    url = server.set(drivername=f"postgresql+{driver}", username="plain_user", password="secret")
+    settings = DatabaseSettings(
+        url=url.render_as_string(hide_password=False), pool_size=1, max_overflow=0, reset="touched"
+    )
+    try:
+        async with Database(settings) as db:
+            clean = await run(db, "session", LEFT)
+            for change in CHANGES:
+                if change not in ("role", "session authorization", "a prepared statement", "LISTEN"):
+                    await run(db, "connection", CHANGES[change])
+                    assert await run(db, "connection", LEFT) == clean
+            await run(db, "session", CHANGES["a prepared statement"])
+            left = await run(db, "session", LEFT)
+            assert left != clean
+            assert '"prepared" : 0' in left
+    finally:
+        await pg.fetch("grant usage on language plpgsql to public")
+        await pg.fetch("drop role plain_user")
+        await pg.close()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "steadypool"])
+async def test_no_notification_reaches_the_next_holder(make: MakeDatabase, driver: str) -> None:
+    db = make()
+
+    async def backlog(connection: Any) -> list[str]:
+        raw = connection.driver_connection
+        async with contextlib.AsyncExitStack() as stack:
+            plain = raw if driver == "psycopg" else await stack.enter_async_context(raw.plain())
+            return [one.payload async for one in plain.notifies(timeout=0)]
+
+    async with db.connection() as connection:
+        await connection.execute("listen changes")
+        await connection.execute("notify changes, 'for the first holder'")
+        pid = await connection.fetchval("select pg_backend_pid()")
+    async with db.connection() as connection:
+        assert await connection.fetchval("select pg_backend_pid()") == pid
+        assert await backlog(connection) == []

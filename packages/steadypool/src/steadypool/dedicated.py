@@ -125,7 +125,7 @@ class Dedicated:
     def driver_connection(self) -> Any:
         """The driver's own object; what is done with it may change the session."""
         if not self._around.dialogue.sees_all and self._lease.active:
-            self._lease.connection.touched = True
+            self._lease.connection.changes.add(None)
         return self._connection
 
     @property
@@ -248,7 +248,7 @@ class Dedicated:
     def _told(self, sql: str, run: Run, args: tuple[Any, ...]) -> Awaitable[Any]:
         """A statement of the user's, of which observers are told."""
         if touches(sql) and self._lease.active:
-            self._lease.connection.touched = True
+            self._lease.connection.changes.add(sql)
         if self._wraps and not self._around.driver.in_transaction(self._connection):
             return self._wrapped_and_told(sql, run, args)
         return self._bounded(sql, run, args, tells=True)

@@ -19,11 +19,15 @@ RESET = (
     "UNLISTEN *",
     "SELECT pg_advisory_unlock_all()",
     "DISCARD TEMP",
-    "DO $$ DECLARE name text; BEGIN FOR name IN SELECT p.name FROM pg_catalog.pg_prepared_statements p WHERE from_sql"
-    " LOOP EXECUTE pg_catalog.format('DEALLOCATE %I', name); END LOOP; END $$",
 )
-"""Makes a session as it was after its start, start-up options included. What PREPARE made is deallocated by name, so
-that what the drivers have prepared by the protocol stays."""
+"""Makes a session as it was after its start, start-up options included, except for what PREPARE made."""
+
+DEALLOCATE = (
+    "DO $$ DECLARE name text; BEGIN FOR name IN SELECT p.name FROM pg_catalog.pg_prepared_statements p WHERE from_sql"
+    " LOOP EXECUTE pg_catalog.format('DEALLOCATE %I', name); END LOOP; END $$"
+)
+"""Deallocates what PREPARE made, by name, so that what the drivers have prepared by the protocol stays. It needs the
+right to use plpgsql, which a server may have revoked."""
 
 REPORTED = (
     "search_path", "TimeZone", "DateStyle", "IntervalStyle", "client_encoding", "session_authorization",
@@ -118,6 +122,34 @@ Example:
     >>> touches("set role mallory"), touches("set local role mallory")
     (True, False)
 """
+
+
+_WANTS_ANSWER = re.compile("prepare|listen", re.IGNORECASE)
+
+
+class Changes:
+    """What the uses of a session since the last reset may have left in it."""
+
+    __slots__ = ("any", "thorough")
+
+    def __init__(self) -> None:
+        self.any = self.thorough = False
+
+    def add(self, sql: str | None) -> None:
+        """Note a change.
+
+        Args:
+            sql: the text that made it; None where what was run was not seen.
+
+        After PREPARE the reset also deallocates, and after LISTEN notifications may be on their way: such a reset is
+        waited for.
+        """
+        self.any = True
+        self.thorough = self.thorough or sql is None or _WANTS_ANSWER.search(sql) is not None
+
+    def forget(self) -> None:
+        """The session is clean."""
+        self.any = self.thorough = False
 
 
 def _changes_session(words: Sequence[str]) -> bool:

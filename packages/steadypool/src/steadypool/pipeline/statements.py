@@ -17,7 +17,7 @@ from psycopg.pq import Format, abc
 
 from steadypool._sql_text import first_word
 from steadypool.pipeline.segment import Names
-from steadypool.session_state import touches
+from steadypool.session_state import Changes, touches
 from steadypool.texts import encoded
 
 _STALE = frozenset({"26000", "0A000", "42P05"})
@@ -140,8 +140,8 @@ class Statements:
         """The connection's, by Python's name."""
         self.stale_names: list[bytes] = []
         """What the server may forget; `to_close` takes it."""
-        self.touched = False
-        """Whether a statement was looked up that may have changed the session; whoever resets it clears this."""
+        self.changes = Changes()
+        """What the statements that were looked up may have left in the session; a reset clears it."""
         self._adapters = adapters
         self._size = size
         self._known: OrderedDict[tuple[str, tuple[int, ...] | None], Known] = OrderedDict()
@@ -156,7 +156,8 @@ class Statements:
         known = self._known.get(key)
         if known is None:
             if len(sql) > _LONGEST or first_word(sql) in _NAMES_ANOTHER:
-                self.touched = self.touched or touches(sql)
+                if touches(sql):
+                    self.changes.add(sql)
                 return None
             known = self._known[key] = Known(key, self.encoding)
             if len(self._known) > self._size:
@@ -165,7 +166,7 @@ class Statements:
             self._known.move_to_end(key)
         known.seen += 1
         if known.touches:
-            self.touched = True
+            self.changes.add(sql)
         return known
 
     def begin(self, known: Known, preparer: object) -> bool:

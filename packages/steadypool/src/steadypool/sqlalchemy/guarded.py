@@ -129,7 +129,7 @@ class GuardedDialect:
         if lease is not None:
             lease.running = args[0], started
             if touches(args[0]) and lease.active:
-                lease.connection.touched = True
+                lease.connection.changes.add(args[0])
         try:
             self.bounded_statement(server, connection_of(cursor), call, cursor, *args, context)
         finally:

@@ -19,6 +19,7 @@ from steadypool import errors
 from steadypool.clock import wall_time
 from steadypool.connect.leaving import Farewell, take_farewell
 from steadypool.lease import Lease
+from steadypool.session_state import Changes
 from steadypool.sqlalchemy.renewal import renew
 
 _log = logging.getLogger("steadypool.connect")
@@ -39,8 +40,8 @@ class Record(_ConnectionRecord):
     """Whether nobody waits any more until the server has let go of its connection: there was no time left for that."""
     collected: bool = False
     """Whether its last user forgot to give it back, and the garbage collector did."""
-    touched: bool = False
-    """Whether a statement since the last reset may have changed the session."""
+    changes: Changes
+    """What statements since the last reset may have left in the session."""
     reported: Reported = ()
     """The settings that the server reported when the connection was opened."""
     _fairy_ref: weakref.ref[Any] | None = None
@@ -53,6 +54,7 @@ class Record(_ConnectionRecord):
 
     def __init__(self, owner: SteadyPool, connect: bool = True) -> None:
         self._owner = owner
+        self.changes = Changes()
         # SQLAlchemy makes it last, and 2.0.40 needs it where connecting fails.
         self.finalize_callback = deque()
         try:

@@ -44,7 +44,7 @@ async def renew(pool: SteadyPool, record: Record, adapter: Any, silent_since: fl
     other = fresh.connection
     adapter.adopt(other.dbapi_connection)
     record.starttime = other.starttime
-    record.reported, record.touched = other.reported, other.touched
+    record.reported, record.changes = other.reported, other.changes
     record.info.clear()
     record.info.update(other.info)
     other.dbapi_connection = None

@@ -4,17 +4,17 @@ What a holder changed is known from the text of its statements (`session_state.t
 the server reports. The reset is one flight. Over the pipelined driver it is sent when the connection comes back and
 nothing waits for it: whatever the next holder sends comes behind it, and where it fails the connection ends. The pool
 waits for the answer before it hands the connection out where the reset changes a reported setting, on which depends how
-the next holder's texts and values are sent, and over the other drivers.
+the next holder's texts and values are sent, after PREPARE and LISTEN, and over the other drivers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy.util import greenlet_spawn
 
-from steadypool.session_state import REPORTED, RESET
+from steadypool.session_state import DEALLOCATE, REPORTED, RESET, Changes
 from steadypool.settings import Reset
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 Reported: TypeAlias = tuple[tuple[Any, Any], ...]
 """Settings as the server reported them: names, as the driver takes them, and values."""
 
-_WHOLE = "; ".join(RESET)
 _REPORTED_BY_ASYNCPG = ("search_path", "TimeZone", "session_authorization", "is_superuser", "client_encoding")
 """asyncpg takes more than a microsecond for each."""
 _NO_SESSION_STATE = ("sqlalchemy.", "steadypool.", "opentelemetry.")
@@ -55,15 +54,12 @@ class SessionReset:
 
     def is_touched(self, record: Record) -> bool:
         """Whether a statement since the last reset may have changed the session."""
-        statements = getattr(record.driver_connection, "statements", None)
-        return record.touched or (statements is not None and statements.touched)
+        return any(changes.any for changes in _changes_of(record))
 
     def forget(self, record: Record) -> None:
         """Take the session for clean."""
-        record.touched = False
-        statements = getattr(record.driver_connection, "statements", None)
-        if statements is not None:
-            statements.touched = False
+        for changes in _changes_of(record):
+            changes.forget()
 
     def begin(self, pool: SteadyPool, record: Record) -> bool:
         """Send the reset if one is due; True where the pool has to wait for `clean`."""
@@ -74,7 +70,7 @@ class SessionReset:
             # The server's session is not ours: the pooler lends it to others in the middle of anything.
             self.forget(record)
             return False
-        if changed or not self.can_post(pool):
+        if changed or _is_thorough(record) or not self.can_post(pool):
             return True
         self._post(pool, record)
         return False
@@ -101,7 +97,8 @@ class SessionReset:
             raise RuntimeError(
                 "a connection with `connect` handlers of the application is replaced, not reset"
             )
-        await _RESETS[pool.dialect.driver](record.driver_connection)
+        statements = (*RESET, DEALLOCATE) if _is_thorough(record) else RESET
+        await _RESETS[pool.dialect.driver](record.driver_connection, statements)
         if self.on_connect is not None:
             await greenlet_spawn(self.on_connect, record.dbapi_connection, record)
         self.opened(pool, record)
@@ -132,6 +129,16 @@ def _has_own_handlers(pool: SteadyPool) -> bool:
     return any(not str(handler.__module__).startswith(_NO_SESSION_STATE) for handler in handlers)
 
 
+def _changes_of(record: Record) -> list[Changes]:
+    """Of the statements that were run by way of the library, and by way of the connection itself, if that sees them."""
+    statements = getattr(record.driver_connection, "statements", None)
+    return [record.changes] if statements is None else [record.changes, statements.changes]
+
+
+def _is_thorough(record: Record) -> bool:
+    return any(changes.thorough for changes in _changes_of(record))
+
+
 def _reported_libpq(connection: Any) -> Reported:
     return tuple((name, connection.pgconn.parameter_status(name)) for name in map(str.encode, REPORTED))
 
@@ -151,24 +158,33 @@ def _differs_asyncpg(connection: Any, reported: Reported) -> bool:
     return any(getattr(settings, name) != value for name, value in reported)
 
 
-async def _reset_asyncpg(connection: Any) -> None:
+async def _reset_asyncpg(connection: Any, statements: Sequence[str]) -> None:
     """By the simple protocol, in one round trip."""
-    await connection.execute(_WHOLE)
+    await connection.execute("; ".join(statements))
     connection._listeners.clear()  # as asyncpg's own reset() does: it would not LISTEN again
 
 
-async def _reset_psycopg(connection: Any) -> None:
+async def _reset_psycopg(connection: Any, statements: Sequence[str]) -> None:
     """In one round trip, in autocommit so that no transaction is begun around it."""
     before = connection.autocommit
     await connection.set_autocommit(True)
-    await connection.execute(_WHOLE, prepare=False)
+    await connection.execute("; ".join(statements), prepare=False)
     await connection.set_autocommit(before)
+    _forget_notifications(connection)
 
 
-async def _reset_steadypool(connection: Any) -> None:
+async def _reset_steadypool(connection: Any, statements: Sequence[str]) -> None:
     from steadypool.pipeline import Segment, Statement
 
-    await connection.run(Segment([Statement(sql, prepare=False) for sql in RESET]))
+    await connection.run(Segment([Statement(sql, prepare=False) for sql in statements]))
+    _forget_notifications(connection.psycopg_connection)
+
+
+def _forget_notifications(connection: Any) -> None:
+    """Those that the last holder listened for, which psycopg keeps for the next `notifies()`."""
+    backlog = getattr(connection, "_notifies_backlog", None)
+    if backlog is not None:
+        backlog.clear()
 
 
 _REPORTED: Mapping[str, Callable[[Any], Reported]] = {
@@ -181,7 +197,7 @@ _REPORTS: Mapping[str, Callable[[Any, Reported], bool]] = {
     "psycopg": _differs_libpq,
     "steadypool": _differs_libpq,
 }
-_RESETS: Mapping[str, Callable[[Any], Awaitable[None]]] = {
+_RESETS: Mapping[str, Callable[[Any, Sequence[str]], Awaitable[None]]] = {
     "asyncpg": _reset_asyncpg,
     "psycopg": _reset_psycopg,
     "steadypool": _reset_steadypool,
