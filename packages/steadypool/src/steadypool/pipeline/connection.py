@@ -431,13 +431,8 @@ class PipelinedConnection(Wire):
             ConnectionGone: the connection ended before.
         """
         self._hold()
-<<<<<<< HEAD
         self.uses += 1
-        self.statements.touched = True  # what is done there is not seen
-=======
-        self.plain_uses += 1
         self.statements.changes.add(None)
->>>>>>> resetfix
         try:
             await self._drain()
             self._leave_loop()
