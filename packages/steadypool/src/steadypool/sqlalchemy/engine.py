@@ -129,7 +129,7 @@ def create_async_engine(
         options = limits.pool_options(max_waiting, max_connecting, retry_connects=retries)
         arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), dialect_name)
         arguments |= {"steady_name": pool_name, "steady_events": events, "steady_breaker": breaker}
-        arguments |= {"steady_ceilings": ceilings, "session_reset": _session_reset(reset)}
+        arguments |= {"steady_ceilings": ceilings, "session_reset": _session_reset(reset, arguments)}
     guards = Guards(
         statement_timeout=limits.statement,
         connect_timeout=limits.connect,
@@ -293,9 +293,10 @@ def engine_for_workload(
     return view
 
 
-def _session_reset(reset: str) -> SessionReset | None:
+def _session_reset(reset: str, arguments: Mapping[str, Any]) -> SessionReset | None:
     mode = chosen(Reset, "reset", reset)
-    return None if mode is Reset.NEVER else SessionReset(mode)
+    own_creator = any(arguments.get(name) is not None for name in ("creator", "async_creator"))
+    return None if mode is Reset.NEVER else SessionReset(mode, own_creator=own_creator)
 
 
 def _tell(events: Events | None, pool_name: str, reason: str) -> None:
