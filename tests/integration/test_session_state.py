@@ -7,12 +7,15 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import asyncpg
+import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from steadypool import Database, DatabaseSettings, errors
 from steadypool.lab import EmbeddedPostgres
+from steadypool.pipeline import PipelinedConnection
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.testing import Observer
 
@@ -439,3 +442,55 @@ async def test_no_notification_reaches_the_next_holder(make: MakeDatabase, drive
     async with db.connection() as connection:
         assert await connection.fetchval("select pg_backend_pid()") == pid
         assert await backlog(connection) == []
+
+
+SET_AT_CONNECT = "set search_path to tenant_7"
+
+
+def _set_at_connect(dbapi_connection: Any) -> None:
+    cursor = dbapi_connection.cursor()
+    cursor.execute(SET_AT_CONNECT)
+    cursor.close()
+    dbapi_connection.commit()
+
+
+@pytest.mark.parametrize("how", ["connect", "do_connect", "async_creator"])
+async def test_what_the_application_set_at_connect_is_there_again(
+    database_url: str, driver: str, how: str
+) -> None:
+    async def open_connection() -> Any:
+        if driver == "asyncpg":
+            opened = await asyncpg.connect(database_url)
+            await opened.execute(SET_AT_CONNECT)
+        else:
+            opened = await psycopg.AsyncConnection.connect(database_url)
+            await opened.execute(SET_AT_CONNECT)
+            await opened.commit()
+        return PipelinedConnection(opened) if driver == "steadypool" else opened
+
+    url = database_url.replace("postgresql://", f"postgresql+{driver}://")
+    creator = {"async_creator": open_connection} if how == "async_creator" else {}
+    engine = create_async_engine(url, pool_size=1, max_overflow=0, reset="touched", **creator)
+    if how == "connect":
+
+        @event.listens_for(engine.sync_engine, "connect", named=True)
+        def named(**given: Any) -> None:
+            _set_at_connect(given["dbapi_connection"])
+
+    if how == "do_connect":
+
+        @event.listens_for(engine.sync_engine, "do_connect")
+        def opens(dialect: Any, _record: Any, arguments: Any, options: Any) -> Any:
+            opened = dialect.connect(*arguments, **options)
+            _set_at_connect(opened)
+            return opened
+
+    try:
+        for _ in range(2):
+            async with engine.connect() as connection:
+                path = await connection.scalar(sa.text("select current_setting('search_path')"))
+                assert path == "tenant_7"
+                await connection.execute(sa.text("set work_mem = '5MB'"))
+                await connection.commit()
+    finally:
+        await engine.dispose()

@@ -132,7 +132,7 @@ def create_async_engine(
         arguments |= _pool_arguments(options, arguments.pop("pool_pre_ping", False), dialect_name)
         arguments |= {"steady_name": pool_name, "steady_events": with_leaks_logged(events)}
         arguments |= {"steady_breaker": breaker, "steady_ceilings": ceilings}
-        arguments |= {"session_reset": _session_reset(reset)}
+        arguments |= {"session_reset": _session_reset(reset, arguments)}
     guards = Guards(
         statement_timeout=limits.statement,
         connect_timeout=limits.connect,
@@ -296,9 +296,10 @@ def engine_for_workload(
     return view
 
 
-def _session_reset(reset: str) -> SessionReset | None:
+def _session_reset(reset: str, arguments: Mapping[str, Any]) -> SessionReset | None:
     mode = chosen(Reset, "reset", reset)
-    return None if mode is Reset.NEVER else SessionReset(mode)
+    own_creator = any(arguments.get(name) is not None for name in ("creator", "async_creator"))
+    return None if mode is Reset.NEVER else SessionReset(mode, own_creator=own_creator)
 
 
 def _tell(events: Events | None, pool_name: str, reason: str) -> None:

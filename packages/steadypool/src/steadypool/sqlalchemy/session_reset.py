@@ -28,6 +28,8 @@ _REPORTED_BY_ASYNCPG = ("search_path", "TimeZone", "session_authorization", "is_
 """asyncpg takes more than a microsecond for each."""
 _NO_SESSION_STATE = ("sqlalchemy.", "steadypool.", "opentelemetry.")
 """Modules whose handlers of `connect` change nothing in the session on the server."""
+_WRAPS_ANOTHER = "sqlalchemy.event."
+"""Modules with what SQLAlchemy puts around a handler of the application (`named=True`)."""
 
 
 class SessionReset:
@@ -35,10 +37,12 @@ class SessionReset:
 
     Args:
         mode: `touched`: after a use that changed the session; `always`: after every use.
+        own_creator: whether a function of the application opens the connections, and may set something.
     """
 
-    def __init__(self, mode: Reset) -> None:
+    def __init__(self, mode: Reset, *, own_creator: bool = False) -> None:
         self._always = mode is Reset.ALWAYS
+        self._own_creator = own_creator
         self.on_connect: Callable[[Any, Any], None] | None = None
         """What `Database(on_connect=…)` does to a new session; done again after a reset. It gets the DBAPI connection
         and its record, in a greenlet."""
@@ -91,11 +95,11 @@ class SessionReset:
         """Make the session as it was after `connect`.
 
         Raises:
-            RuntimeError: handlers of SQLAlchemy's `connect` event may have set something, and cannot be called twice.
+            RuntimeError: the application may have set something when it was opened, which cannot be done again.
         """
-        if _has_own_handlers(pool):
+        if self._is_set_up_by_application(pool):
             raise RuntimeError(
-                "a connection with `connect` handlers of the application is replaced, not reset"
+                "a connection that the application opens, or sets up in event handlers, is replaced, not reset"
             )
         statements = (*RESET, DEALLOCATE) if _is_thorough(record) else RESET
         await _RESETS[pool.dialect.driver](record.driver_connection, statements)
@@ -109,8 +113,14 @@ class SessionReset:
             pool.dialect.driver == "steadypool"
             and self.on_connect is None
             and not pool.dialect.pooler_watch.one_at_a_time
-            and not _has_own_handlers(pool)
+            and not self._is_set_up_by_application(pool)
         )
+
+    def _is_set_up_by_application(self, pool: SteadyPool) -> bool:
+        """Whether a connection is opened, or set up, by what cannot be called again for an open one."""
+        handlers: Any = pool.dispatch.connect
+        dialect: Any = pool.dialect
+        return self._own_creator or bool(dialect.dispatch.do_connect) or any(map(_may_set, handlers))
 
     def _post(self, pool: SteadyPool, record: Record) -> None:
         from steadypool.pipeline import Segment, Statement
@@ -124,9 +134,9 @@ class SessionReset:
         return _REPORTS[pool.dialect.driver](record.driver_connection, record.reported)
 
 
-def _has_own_handlers(pool: SteadyPool) -> bool:
-    handlers: Any = pool.dispatch.connect
-    return any(not str(handler.__module__).startswith(_NO_SESSION_STATE) for handler in handlers)
+def _may_set(handler: Any) -> bool:
+    module = str(handler.__module__)
+    return module.startswith(_WRAPS_ANOTHER) or not module.startswith(_NO_SESSION_STATE)
 
 
 def _changes_of(record: Record) -> list[Changes]:
