@@ -99,14 +99,17 @@ def _prepare_database(suite: Suite, variant: Variant, server: EmbeddedPostgres) 
 
 
 def pytest_command(suite: Suite, python: Path, names: dict[str, str], only: Sequence[str]) -> list[str]:
-    """What runs a suite, or `only` some of its tests: these by name, without what selects tests (`-k`, `-m`, paths)."""
+    """What runs a suite, or `only` some of its tests: these by name, without what selects tests (`-k`, `-m`, paths).
+
+    SQLAlchemy's plugin finds its classes by the names they have in the file, without the database that it appends.
+    """
     plugins = ("record_results", "steadypool_engine", *suite.plugins)
     options = [part for plugin in plugins for part in ("-p", plugin)]
     tests = [part for part in suite.select if part.startswith("--") or not only]
     arguments = [part.format(**names) for part in tests]
     return [
         *(str(python), "-m", "pytest", *options, "-p", "no:cacheprovider", "-q", "--maxfail=1000000"),
-        *(f"--timeout={suite.test_seconds}", *arguments, *only),
+        *(f"--timeout={suite.test_seconds}", *arguments, *(_DATABASE_IN_NAME.sub("", node) for node in only)),
     ]
 
 

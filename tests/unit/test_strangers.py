@@ -127,9 +127,11 @@ def test_a_run_without_tests_is_a_failure(tmp_path: Path) -> None:
 def test_a_second_run_is_of_its_tests_alone() -> None:
     suite = replace(SUITE, select=("--dburi={url}", "tests/a.py", "-k", "one or two"))
     first = pytest_command(suite, Path("python"), {"url": "there"}, [])
-    second = pytest_command(suite, Path("python"), {"url": "there"}, ["tests/a.py::one"])
+    second = pytest_command(
+        suite, Path("python"), {"url": "there"}, ["tests/a.py::Of_postgresql+asyncpg_18::one"]
+    )
     assert first[-4:] == ["--dburi=there", "tests/a.py", "-k", "one or two"]
-    assert second[-2:] == ["--dburi=there", "tests/a.py::one"]
+    assert second[-2:] == ["--dburi=there", "tests/a.py::Of::one"]
 
 
 @pytest.mark.parametrize(
