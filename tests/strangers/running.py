@@ -72,7 +72,7 @@ def run(suite: Suite, variant: Variant, python: Path, folder: Path, only: Sequen
     server.blocking.start()
     try:
         names = _prepare_database(suite, variant, server)
-        command = _command(suite, python, names, only)
+        command = pytest_command(suite, python, names, only)
         environ = _environ(suite, variant, names, results)
         status = _run_to_end(command, folder, environ, stem.with_suffix(".log"), suite.seconds)
     finally:
@@ -98,14 +98,18 @@ def _prepare_database(suite: Suite, variant: Variant, server: EmbeddedPostgres) 
     return names
 
 
-def _command(suite: Suite, python: Path, names: dict[str, str], only: Sequence[str]) -> list[str]:
+def pytest_command(suite: Suite, python: Path, names: dict[str, str], only: Sequence[str]) -> list[str]:
+    """What runs a suite, or `only` some of its tests: these by name, without what selects tests (`-k`, `-m`, paths).
+
+    SQLAlchemy's plugin finds its classes by the names they have in the file, without the database that it appends.
+    """
     plugins = ("record_results", "steadypool_engine", *suite.plugins)
     options = [part for plugin in plugins for part in ("-p", plugin)]
-    tests = [part for part in suite.select if part.startswith("-") or not only]
+    tests = [part for part in suite.select if part.startswith("--") or not only]
     arguments = [part.format(**names) for part in tests]
     return [
         *(str(python), "-m", "pytest", *options, "-p", "no:cacheprovider", "-q", "--maxfail=1000000"),
-        *(f"--timeout={suite.test_seconds}", *arguments, *only),
+        *(f"--timeout={suite.test_seconds}", *arguments, *(_DATABASE_IN_NAME.sub("", node) for node in only)),
     ]
 
 

@@ -21,7 +21,7 @@ from strangers.catalogue import (
 )
 from strangers.comparing import compare
 from strangers.page import DIFFERENCES, PAGE, RESULTS, page
-from strangers.running import Outcome, Results, plain_name, read_results
+from strangers.running import Outcome, Results, plain_name, pytest_command, read_results
 
 SUITE = replace(next(iter(read_suites().values())), name="suite")
 OURS = Variant("ours", "steadypool")
@@ -122,6 +122,16 @@ def test_a_run_without_tests_is_a_failure(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"id": "", "outcome": "finished", "text": "0"}) + "\n")
     assert read_results(file, "0").broken == "no test was found"
+
+
+def test_a_second_run_is_of_its_tests_alone() -> None:
+    suite = replace(SUITE, select=("--dburi={url}", "tests/a.py", "-k", "one or two"))
+    first = pytest_command(suite, Path("python"), {"url": "there"}, [])
+    second = pytest_command(
+        suite, Path("python"), {"url": "there"}, ["tests/a.py::Of_postgresql+asyncpg_18::one"]
+    )
+    assert first[-4:] == ["--dburi=there", "tests/a.py", "-k", "one or two"]
+    assert second[-2:] == ["--dburi=there", "tests/a.py::Of::one"]
 
 
 @pytest.mark.parametrize(
