@@ -534,7 +534,7 @@ async def test_a_connect_hook_that_hangs_is_bounded(
     async def on_connect(_connection: Any) -> None:
         await asyncio.Event().wait()
 
-    db = make_db(proxied_url, on_connect=on_connect, connection_timeout=T)
+    db = make_db(proxied_url, on_connect=on_connect, connection_timeout=T, pool_timeout=T)
     outcome = await timed(ask(db))
     assert_named(outcome.error, errors.ConnectTimeout)
     assert outcome.seconds < T + MARGIN

@@ -60,13 +60,13 @@ TABLE: dict[str, frozenset[SlotState]] = {
     "refused DatabaseUnavailable": frozenset({CLOSING, GONE}),
     # the end of the pool
     "close ended": frozenset({GONE}),
-    "open cancelled": AFTER_CLOSE | {GONE},
+    "open cancelled": frozenset({CLOSING, GONE, LEASED}),
     "ping cancelled": frozenset({CLOSING, GONE, LEASED}),
     "reset cancelled": frozenset({GONE}),
     "close cancelled": frozenset({CLOSING, GONE, LEASED}),
     "gone aborted at close": frozenset({CLOSING, GONE, LEASED}),
     "gone pool closed": frozenset({CLOSING, GONE, LEASED}),
-    "gone closed while opening": AFTER_CLOSE | {GONE},
+    "gone closed while opening": frozenset({CLOSING, GONE, LEASED}),
 }
 """For each event the states that a run must have seen it in."""
 

@@ -218,6 +218,7 @@ def test_what_is_cut_off_where_the_loop_does_not_run_costs_no_place(leased: bool
     stage.loop.run_until_complete(asyncio.sleep(1.0))
     assert stage.pool.count() == 0
     assert stage.server.connecting == 0
+    stage.loop.close()
 
 
 @on_stage(size=1, max_overflow=0)

@@ -455,7 +455,7 @@ class Connection(AdaptedConnection):
         if self._local:
             self._local.clear()
         if self.held:
-            self._close_held()
+            self.close_held()
         if not self._is_open():
             return
         if not self.rolls_back_at_once():
@@ -466,7 +466,7 @@ class Connection(AdaptedConnection):
             self._schema_changed()
         roll_back_soon(self._connection, self._surroundings.leave_timeout)
 
-    def _close_held(self) -> None:
+    def close_held(self) -> None:
         """Close the cursors of streams that were left early."""
         names, self.held = self.held, set()
         if not self.closed:

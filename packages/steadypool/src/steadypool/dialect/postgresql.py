@@ -113,7 +113,9 @@ class SteadypoolDialect(PsycopgDialect):
         """As every dialect of ours; where everything has succeeded, ROLLBACK is sent and not waited for."""
         adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
         if adapter is not None and adapter.rolls_back_at_once():
-            adapter.rollback()
+            if adapter.held:  # also where SQLAlchemy skips the rest, since AUTOCOMMIT begins nothing
+                adapter.close_held()
+            cast(Any, PGDialect.do_rollback)(self, dbapi_connection)
         else:
             super().do_rollback(dbapi_connection)
 
