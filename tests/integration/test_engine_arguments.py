@@ -36,8 +36,10 @@ async def test_sqlalchemys_recipe_for_reset_events(url: str) -> None:
     @event.listens_for(engine.sync_engine, "reset")
     def reset(dbapi_connection: Any, _record: Any, state: Any) -> None:
         if not state.terminate_only:
+            # SQLAlchemy 2.0's connections of asyncpg have no `execute`; the recipe is for psycopg there.
+            execute = getattr(dbapi_connection, "execute", None) or dbapi_connection.cursor().execute
             for command in ("CLOSE ALL", "RESET ALL", "UNLISTEN *", "SELECT pg_advisory_unlock_all()"):
-                dbapi_connection.execute(command)
+                execute(command)
         dbapi_connection.rollback()
 
     held = text("select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()")
