@@ -14,12 +14,11 @@ from steadypool.pipeline import PipelinedConnection, Segment, Statement
 from steadypool.session_state import REPORTED
 from steadypool.sharable import REFUSED_TAGS
 from steadypool.shared.call import Call
-from steadypool.shared.options import SharedOptions
+from steadypool.shared.options import RESET_LIMITS, SharedOptions
 from steadypool.sqlstate import Fate
 
 _WATCHED = tuple(name.encode() for name in REPORTED)
 _SET = "select set_config('statement_timeout', $1, false), set_config('lock_timeout', $2, false)"
-_RESET = ("RESET statement_timeout", "RESET lock_timeout")
 
 
 def limits_of_session(statement_timeout: float, lock_timeout: float) -> Statement:
@@ -30,7 +29,7 @@ def limits_of_session(statement_timeout: float, lock_timeout: float) -> Statemen
 
 def reset_limits(connection: PipelinedConnection, limit: float | None) -> None:
     """Take `limits_of_session` back, before whatever is sent next; `limit` is in seconds."""
-    connection.post(Segment([Statement(sql, prepare=False) for sql in _RESET], limit=limit))
+    connection.post(Segment([Statement(sql, prepare=False) for sql in RESET_LIMITS], limit=limit))
 
 
 class Seat:

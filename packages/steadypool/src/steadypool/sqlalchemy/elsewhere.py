@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import weakref
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,22 +46,6 @@ class Sharer(Protocol):
     def resting(self) -> list[Any]:
         """The driver's connections that carry nothing; may be called from another thread."""
         ...
-
-
-_pools: weakref.WeakSet[SteadyPool] = weakref.WeakSet()
-
-
-def note(pool: SteadyPool) -> None:
-    """Remember a pool: in a forked child it has to know that it is the parent's."""
-    _pools.add(pool)
-
-
-def _forked() -> None:
-    for pool in tuple(_pools):
-        pool.forked()
-
-
-os.register_at_fork(after_in_child=_forked)
 
 
 def dispose_of(pool: SteadyPool, standing: Standing) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import contextvars
 import math
-import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -30,7 +29,7 @@ from steadypool.events import Events, WaitEnded
 from steadypool.home import Standing, standing_of
 from steadypool.lease import Lease, PoolOptions, SlotState
 from steadypool.pool import Pool
-from steadypool.sqlalchemy.elsewhere import Sharer, close_elsewhere, collected, dispose_of, note
+from steadypool.sqlalchemy.elsewhere import Sharer, close_elsewhere, collected, dispose_of
 from steadypool.sqlalchemy.errors import raise_as_sqlalchemy, sqlstate_of
 from steadypool.sqlalchemy.record import Record, RecordDriver
 from steadypool.sqlalchemy.session_reset import SessionReset
@@ -93,7 +92,6 @@ class SteadyPool(pool.Pool):
     """Whether `dispose` was called."""
 
     _drained_at = -math.inf
-    _home_thread: int | None = None
     _home_loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
@@ -154,7 +152,6 @@ class SteadyPool(pool.Pool):
             ceilings=self.ceilings,
         )
         self.watched: set[Record] = set()
-        note(self)
         self.unproven_after = base.ping_after_idle if pre_ping and first_use_proves else None
 
     @property
@@ -191,7 +188,7 @@ class SteadyPool(pool.Pool):
         except errors.SteadypoolError as error:
             raise_as_sqlalchemy(error)
         if self._home_loop is None:
-            self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
+            self._home_loop = asyncio.get_running_loop()
         record = lease.connection
         record.lease = lease
         if record.fairy_ref is not None:
@@ -226,7 +223,7 @@ class SteadyPool(pool.Pool):
         except errors.SteadypoolError as error:
             raise_as_sqlalchemy(error)
         if self._home_loop is None:
-            self._home_loop, self._home_thread = asyncio.get_running_loop(), threading.get_ident()
+            self._home_loop = asyncio.get_running_loop()
         return lease
 
     async def _proven(self, lease: Lease[Record]) -> Lease[Record]:
@@ -347,10 +344,6 @@ class SteadyPool(pool.Pool):
         """Whether its event loop does not run any more."""
         home = self._home_loop
         return home is not None and not home.is_running()
-
-    def forked(self) -> None:
-        """This is a child of the process that it belongs to, whose threads have the same numbers."""
-        self._home_thread = None
 
     def _at_home_soon(self, call: Callable[..., object], *args: Any) -> None:
         """Call something on the pool's loop, if that may still run; not in a child, where it is the parent's."""
