@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.services.live_queues import LiveQueues
+from backend.services.queue_cache import Queue
 from conditions import until
 from steadypool import Database, DatabaseSettings
 from steadypool.errors import ConfigurationError, ListenerDeaf
@@ -124,3 +126,42 @@ async def test_a_watch_ends_after_its_time_and_with_the_service() -> None:
             live.end_watches()
             assert await watch.changed() is False
         assert not live._watches
+
+
+class Committing:
+    """A session whose COMMIT is answered after something else has happened."""
+
+    def __init__(self, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        self._meanwhile = meanwhile
+
+    async def commit(self) -> None:
+        await self._meanwhile()
+
+
+async def nothing() -> None: ...
+
+
+async def test_what_a_commit_wrote_is_kept_if_nothing_newer_was_heard_before_its_answer() -> None:
+    script = Script()
+    script.live.set()
+    async with live_queues(script) as live:
+        await until(lambda: live.is_live)
+
+        async def newer() -> None:
+            with live.watch(DID) as watch:
+                script.said.put_nowait(Notification("queue_changes", f'{{"did": "{DID}", "revision": 3}}', 1))
+                await until(watch.told.is_set)
+
+        async def gap() -> None:
+            script.live.clear()
+            await live._catch_up()
+            script.live.set()
+
+        async def commit(meanwhile: Callable[[], Awaitable[None]]) -> None:
+            await live.commit(cast("AsyncSession", Committing(meanwhile)), DID, Queue({}, 2))
+
+        for meanwhile in (newer, gap):
+            await commit(meanwhile)
+            assert live._cache.get(DID) is None, "others may have gone on from revision 2"
+        await commit(nothing)
+        assert live._cache.get(DID) == Queue({}, 2)

@@ -160,15 +160,21 @@ class LiveQueues:
         return revision
 
     async def commit(self, session: AsyncSession, did: str, new: Queue) -> None:
-        """Commit what `put` did."""
-        try:
-            await session.commit()
-        except BaseException:  # it may have happened all the same
-            self._cache.forget(did)
-            raise
-        self._changed(did, new.revision)
-        if self.is_live:
-            self._cache.keep(did, new)
+        """Commit what `put` did.
+
+        The copy of the new state is kept only if nothing newer was heard, and no gap passed, while the answer to the
+        COMMIT was on its way: others may have gone on from the new state before this instance learned of its success.
+        """
+        with self._cache.reading(did) as reading:
+            was_live = self.is_live
+            try:
+                await session.commit()
+            except BaseException:  # it may have happened all the same
+                self._cache.forget(did)
+                raise
+            self._changed(did, new.revision)
+            if was_live and self.is_live:
+                self._cache.keep_read(did, new, reading)
 
     @contextmanager
     def watch(self, did: str) -> Generator[Watch]:
