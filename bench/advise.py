@@ -21,9 +21,9 @@ from sqlalchemy import text
 from steadypool import Database, DatabaseSettings
 from steadypool.cli.advise.replay import Timing, percentile, replay
 from steadypool.events import Acquired, Event, Released
-from steadypool.lab import EmbeddedPostgres
-from steadypool.lease import PoolOptions
-from steadypool.telemetry.recorder import Arrival
+from steadypool.monitor import Arrival
+from steadypool.pool.lease import PoolOptions
+from steadypool_lab import EmbeddedPostgres
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from procrastinate import PsycopgConnector
 from psycopg.conninfo import make_conninfo
 
 from steadypool import Database, DatabaseSettings
-from steadypool.lab import EmbeddedPostgres
 from steadypool.listener import Notification
+from steadypool_lab import EmbeddedPostgres
 
 CHANNEL = "bench"
 EVERY = 0.1

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from faults import history as checker
 from faults.queue_campaign import SURVIVES_A_CRASH, campaign
 from processes import running_plyr
-from steadypool.lab import EmbeddedPostgres
+from steadypool_lab import EmbeddedPostgres
 
 PROPAGATION = 1.0
 """Seconds within which a change has to be known to an instance that hears."""

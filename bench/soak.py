@@ -23,10 +23,10 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import text
 
 from steadypool import Database, DatabaseSettings, SteadypoolError, deadline
-from steadypool.lab import EmbeddedPostgres
-from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.listener import Gap, ListenerOptions
-from steadypool.testing import Observer
+from steadypool_lab import EmbeddedPostgres
+from steadypool_lab.network.proxy import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 WORKERS = 8
 

@@ -28,10 +28,10 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from sqlalchemy import text
 
 from steadypool import Database, DatabaseSettings
-from steadypool.lab import EmbeddedPostgres
 from steadypool.telemetry.lines import log_lines
 from steadypool.telemetry.otel import instrument
 from steadypool.telemetry.prometheus import PoolCollector
+from steadypool_lab import EmbeddedPostgres
 
 REQUESTS = 50
 """Requests in a block."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import Enum
 from html import escape
 
-from steadypool.breaker import BreakerState
-from steadypool.lease import SlotState
 from steadypool.listener import ListenerState
+from steadypool.pool.circuit_breaker import BreakerState
+from steadypool.pool.lease import EntryState
 
 WIDTH, HEIGHT = 118.0, 40.0
 """Of a state's box."""
@@ -126,7 +126,7 @@ def _way(begin: tuple[float, float], end: tuple[float, float], says: str, at: fl
         yield f'<text class="says" x="{x:.1f}" y="{y + 14 * number:.1f}">{escape(line)}</text>'
 
 
-S = SlotState
+S = EntryState
 CONNECTION = Diagram(
     "The states of a pool's connection",
     (800, 520),

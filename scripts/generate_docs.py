@@ -16,12 +16,12 @@ from pathlib import Path
 import diagrams
 import reference
 
-from steadypool.breaker import BreakerState
 from steadypool.cli.why.topics import topics
-from steadypool.lease import SlotState
 from steadypool.listener import ListenerState
+from steadypool.monitor.deploy import grafana_dashboard, prometheus_rules
+from steadypool.pool.circuit_breaker import BreakerState
+from steadypool.pool.lease import EntryState
 from steadypool.settings import DatabaseSettings
-from steadypool.telemetry.deploy import grafana_dashboard, prometheus_rules
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
@@ -32,7 +32,7 @@ DOCUMENTS = (
 TABLES: dict[str, Callable[[], str]] = {
     "settings": reference.settings_markdown,
     "failures": reference.failures_markdown,
-    "connection states": lambda: reference.states_markdown(SlotState),
+    "connection states": lambda: reference.states_markdown(EntryState),
     "breaker states": lambda: reference.states_markdown(BreakerState),
     "listener states": lambda: reference.states_markdown(ListenerState),
 }

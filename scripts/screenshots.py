@@ -17,8 +17,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from steadypool.lab import EmbeddedPostgres  # noqa: E402
-from steadypool.lab.proxy import Mode  # noqa: E402
+from steadypool_lab import EmbeddedPostgres  # noqa: E402
+from steadypool_lab.network.proxy import Mode  # noqa: E402
 from troubled import Troubled, troubled_service  # noqa: E402
 
 WIDE = {"viewport": {"width": 1180, "height": 860}}

@@ -1,4 +1,4 @@
-"""What all tests share: the real Postgres of `steadypool.testing`, and a look at what a test leaves behind."""
+"""What all tests share: the real Postgres of `steadypool_lab.testing`, and a look at what a test leaves behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-pytest_plugins = ["steadypool.testing"]
+pytest_plugins = ["steadypool_lab.testing"]
 
 # The tests start some two hundred Python processes, which inherit this. Compiling all modules anew, where the machine
 # forbids to keep the result, takes each of them seconds; so does Logfire, which is installed for its own tests and
@@ -55,7 +55,7 @@ def no_hedge_by_chance(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     A test of that second one is marked `hedges`.
     """
     if not REAL_SERVERS.isdisjoint(request.path.parts) and "hedges" not in request.keywords:
-        monkeypatch.setattr("steadypool.breaker.HEDGE_AFTER", 10.0)
+        monkeypatch.setattr("steadypool.pool.circuit_breaker.HEDGE_AFTER", 10.0)
 
 
 @pytest.fixture

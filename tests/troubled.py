@@ -22,8 +22,8 @@ from steadypool import Database, DatabaseSettings, deadline
 from steadypool.errors import SteadypoolError
 from steadypool.fastapi import install, lifespan
 from steadypool.fastapi.dashboard import DashboardPage, dashboard
-from steadypool.lab import FaultProxy
-from steadypool.lab.proxy import Mode
+from steadypool_lab import FaultProxy
+from steadypool_lab.network.proxy import Mode
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ from typing import Any
 import asyncpg
 import uvloop
 
-from steadypool.lab import EmbeddedPostgres
+from steadypool_lab import EmbeddedPostgres
 
 from . import http, node, report
 from .distance import Relay

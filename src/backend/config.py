@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from steadypool import DatabaseSettings
-from steadypool.values import check_numeric, check_switch, shown
+from steadypool.settings.validators import check_numeric, check_switch, shown
 
 MIB = 1024 * 1024
 DAY = 86_400.0

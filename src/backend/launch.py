@@ -172,7 +172,7 @@ async def _with_database(settings: Settings, stack: AsyncExitStack) -> Settings:
         build_database(settings)  # connects to nothing, and says what is wrong with the URL
         return settings
     from backend.database_role import ensure_role
-    from steadypool.lab import EmbeddedPostgres, LabError
+    from steadypool_lab import EmbeddedPostgres, LabError
 
     home = settings.server.data_dir / "postgres"
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from steadypool.printable import printable
+from steadypool._printable import printable
 
 
 class LineFormatter(logging.Formatter):

@@ -21,8 +21,8 @@ from backend.storage.base import StorageError
 from backend.storage.local import LocalStorage
 from backend.utilities.database import build_database
 from steadypool import Database
-from steadypool.clock import SYSTEM_CLOCK
-from steadypool.connect.outcome import classify_connect_error
+from steadypool._clock import SYSTEM_CLOCK
+from steadypool.connect.failure import classify_connect_error
 from steadypool.deadline import deadline
 from steadypool.errors import ConnectFailed, ConnectionLost, DeadlineExceeded, PoolTimeout
 

@@ -17,7 +17,7 @@ import httpx
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, Response
 
 from processes import Plyr, running_plyr
-from steadypool.lab.server import PostgresServer
+from steadypool_lab.postgres.server import PostgresServer
 
 PATIENCE = 30_000
 """Milliseconds after which what is waited for is missing: a page shares the processors with other tests."""

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from steadypool.lab import EmbeddedPostgres
-from steadypool.lab.proxy import Mode
-from steadypool.telemetry.recorder import Recording
+from steadypool.monitor import Recording
+from steadypool_lab import EmbeddedPostgres
+from steadypool_lab.network.proxy import Mode
 from troubled import Troubled, troubled_service
 
 from .conftest import OpenVisit

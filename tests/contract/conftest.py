@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import greenlet_spawn
 
 import steadypool.sqlalchemy as ours
-from steadypool.lab import EmbeddedPostgres
+from steadypool_lab import EmbeddedPostgres
 
 # Run by test_compliance.py and test_dropin.py, in processes of their own.
 collect_ignore = ["compliance", "dropin"]

@@ -18,7 +18,7 @@ from sqlalchemy.util import greenlet_spawn
 
 import steadypool.sqlalchemy as ours
 from steadypool import Database, DatabaseSettings, WrongEventLoop, deadline, errors
-from steadypool.texts import has_several_statements
+from steadypool._sql.texts import has_several_statements
 
 pytestmark = pytest.mark.anyio
 

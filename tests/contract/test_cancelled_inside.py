@@ -13,7 +13,7 @@ from sqlalchemy import AsyncAdaptedQueuePool, text
 
 from steadypool import Database, DatabaseSettings, deadline, errors
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.testing import Observer
+from steadypool_lab.testing import Observer
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 import sqlalchemy
 
-from steadypool.lab import EmbeddedPostgres
+from steadypool_lab import EmbeddedPostgres
 
 HERE = Path(__file__).parent / "compliance"
 SERIES = ".".join(sqlalchemy.__version__.split(".")[:2])

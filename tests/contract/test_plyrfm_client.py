@@ -14,7 +14,7 @@ import httpx
 import pytest
 from plyrfm import AsyncPlyrClient, PlyrClient, PublishingDefaults, PublishingPolicy
 
-from steadypool.lab import EmbeddedPostgres
+from steadypool_lab import EmbeddedPostgres
 
 CLI = Path(sys.executable).with_name("plyrfm")
 

@@ -56,7 +56,7 @@ async def raw_connection(make: Any) -> Any:
 
         return await psycopg.AsyncConnection.connect(make.url.replace("+psycopg", ""))
     from steadypool.connect.dsn import parse_url
-    from steadypool.connect.psycopg_driver import open_psycopg
+    from steadypool.connect.psycopg import open_psycopg
     from steadypool.pipeline import PipelinedConnection
 
     return PipelinedConnection(

@@ -16,7 +16,7 @@ from sqlalchemy.util import greenlet_spawn
 
 import steadypool
 from steadypool.connect import parse_url
-from steadypool.connect.psycopg_driver import open_psycopg
+from steadypool.connect.psycopg import open_psycopg
 from steadypool.pipeline import PipelinedConnection
 
 pytestmark = pytest.mark.anyio

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 # Imported here, since the first connect of a driver imports it, and the times of the tests are short.
-import steadypool.connect.asyncpg_driver
-import steadypool.connect.psycopg_driver
-import steadypool.dialect  # noqa: F401
+import steadypool.connect.asyncpg
+import steadypool.connect.psycopg
+import steadypool.sqlalchemy.pipelined  # noqa: F401
 from steadypool import Database, DatabaseSettings
-from steadypool.lab import EmbeddedPostgres
+from steadypool_lab import EmbeddedPostgres
 
 pytest.register_assert_rewrite(f"{__package__}.kit")
 

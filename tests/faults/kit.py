@@ -15,9 +15,9 @@ from sqlalchemy import text
 
 from conditions import until
 from steadypool import Database, deadline, errors
-from steadypool.lab import FaultProxy
-from steadypool.lease import SlotState
-from steadypool.testing import Backend, Observer
+from steadypool.pool.lease import EntryState
+from steadypool_lab import FaultProxy
+from steadypool_lab.testing import Backend, Observer
 
 T = 0.8
 """The timeouts of the pool under test, in seconds."""
@@ -96,7 +96,7 @@ def failures(outcomes: Iterable[Outcome]) -> list[BaseException]:
 def assert_at_rest(db: Database) -> None:
     """Nobody holds or waits for anything, and the counts are those of a pool in peace."""
     core = db.pool.core
-    assert core.count(SlotState.LEASED, SlotState.OPENING, SlotState.CLOSING, SlotState.RESETTING) == 0, (
+    assert core.count(EntryState.LEASED, EntryState.OPENING, EntryState.CLOSING, EntryState.RESETTING) == 0, (
         core.snapshot()
     )
     assert core.waiting == 0
@@ -107,7 +107,13 @@ def assert_at_rest(db: Database) -> None:
 async def rests(db: Database, seconds: float = 20.0) -> None:
     """Wait until the pool has nothing left to do, then look at it."""
     core = db.pool.core
-    busy = (SlotState.LEASED, SlotState.OPENING, SlotState.CLOSING, SlotState.RESETTING, SlotState.PROVING)
+    busy = (
+        EntryState.LEASED,
+        EntryState.OPENING,
+        EntryState.CLOSING,
+        EntryState.RESETTING,
+        EntryState.PROVING,
+    )
     await until(lambda: core.count(*busy) == 0, seconds)
     assert_at_rest(db)
 

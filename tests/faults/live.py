@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from steadypool import errors, events
-from steadypool.breaker import BreakerState
 from steadypool.deadline import current_deadline
-from steadypool.lease import Lease, Slot, SlotState
 from steadypool.pool import Pool
-from steadypool.roster import CONNECTING
+from steadypool.pool.circuit_breaker import BreakerState
+from steadypool.pool.entries import CONNECTING
+from steadypool.pool.lease import EntryState, Lease, PoolEntry
 
 AnyPool = Pool[Any]
 
@@ -141,14 +141,14 @@ class LiveRules:
 
     # -- connections -------------------------------------------------------------------------------------------------
 
-    def add(self, generation: int) -> Slot[Any]:
+    def add(self, generation: int) -> PoolEntry[Any]:
         """As the roster's: a connection is about to be opened, and may be."""
         pool, slots = self.pool, self.pool._slots
         if len(slots) >= pool.options.limit:
             self.blame(f"R1: one more connection, and there are {len(slots)} already")
         if pool.closed:
             self.blame("R13: a closed pool opens a connection")
-        opening, stuck = slots.count(SlotState.OPENING), slots.count(SlotState.STUCK)
+        opening, stuck = slots.count(EntryState.OPENING), slots.count(EntryState.STUCK)
         breaker = pool.breaker
         known_to_work = breaker.state is BreakerState.CLOSED and slots.trusted() > 0
         if breaker.enabled and not known_to_work and (opening > 0 or stuck > 1):
@@ -211,13 +211,13 @@ class LiveRules:
         self._looks_soon = False
         pool, slots = self.pool, self.pool._slots
         states = [slot.state for slot in slots]
-        counts = {state: states.count(state) for state in SlotState}
-        if any(slots.count(state) != counts[state] for state in SlotState if state is not SlotState.GONE):
+        counts = {state: states.count(state) for state in EntryState}
+        if any(slots.count(state) != counts[state] for state in EntryState if state is not EntryState.GONE):
             self.blame(f"R1: the counts are wrong: {counts}")
-        if counts[SlotState.IDLE] != len(pool._idle) or len(pool._idle) > pool.options.size:
-            self.blame(f"R8: {counts[SlotState.IDLE]} idle, {len(pool._idle)} listed")
-        if counts[SlotState.LEASED] != len(self._handed):
-            self.blame(f"R1: {counts[SlotState.LEASED]} are leased, {len(self._handed)} were handed over")
+        if counts[EntryState.IDLE] != len(pool._idle) or len(pool._idle) > pool.options.size:
+            self.blame(f"R8: {counts[EntryState.IDLE]} idle, {len(pool._idle)} listed")
+        if counts[EntryState.LEASED] != len(self._handed):
+            self.blame(f"R1: {counts[EntryState.LEASED]} are leased, {len(self._handed)} were handed over")
         without = [slot for slot in slots if slot.connection is None and slot.state not in CONNECTING]
         if without:
             self.blame(f"R1: slots without a connection: {[slot.state.value for slot in without]}")

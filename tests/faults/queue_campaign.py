@@ -25,8 +25,8 @@ from backend.utilities.database import build_database
 from conditions import until
 from steadypool import Database, DatabaseSettings, events
 from steadypool.errors import SteadypoolError
-from steadypool.lab import EmbeddedPostgres, FaultProxy
-from steadypool.lab.proxy import Mode
+from steadypool_lab import EmbeddedPostgres, FaultProxy
+from steadypool_lab.network.proxy import Mode
 
 from .history import Deafness, History, Read, Write
 

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import uvloop
 
-from steadypool.connect.asyncpg_driver import open_asyncpg
+from steadypool.connect.abort import abort_asyncpg, abort_psycopg
+from steadypool.connect.addresses import HESITATION, AddressBook
+from steadypool.connect.asyncpg import open_asyncpg
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.leaving import abort_asyncpg, abort_psycopg
-from steadypool.connect.names import Address
-from steadypool.connect.network import HESITATION, Network
-from steadypool.connect.psycopg_driver import open_psycopg
+from steadypool.connect.psycopg import open_psycopg
+from steadypool.connect.resolver import Address
 from steadypool.errors import ConnectFailed, ConnectTimeout
 from steadypool.events import ConnectStarted, Event
 
@@ -68,15 +68,15 @@ def book() -> Iterator[Book]:
 
 
 @pytest.fixture
-def network(book: Book) -> Network:
-    return Network(book)
+def network(book: Book) -> AddressBook:
+    return AddressBook(book)
 
 
 Open = Callable[..., Any]
 
 
 @pytest.fixture(params=["asyncpg", "psycopg"])
-def opened(request: pytest.FixtureRequest, network: Network) -> Open:
+def opened(request: pytest.FixtureRequest, network: AddressBook) -> Open:
     """Opens a connection for the length of a block. The pipelined driver's are opened as psycopg's are."""
     driver = request.param
 
@@ -302,7 +302,7 @@ async def test_an_address_that_breaks_off_leaves_the_log_in_to_the_next_one_afte
 
 
 async def test_a_hanging_log_in_makes_the_next_attempt_begin_elsewhere(
-    opened: Open, network: Network, book: Book
+    opened: Open, network: AddressBook, book: Book
 ) -> None:
     """So the hedge of a stuck probe does not knock at the same door."""
     book.names["db"] = ["127.0.0.2", "127.0.0.3"]
@@ -380,7 +380,7 @@ async def test_a_name_server_that_hangs_ends_with_the_attempt_and_holds_nobody_u
 
 
 async def test_a_race_is_one_attempt_of_the_pool(
-    make_db: MakeDatabase, network: Network, book: Book, database_url: str
+    make_db: MakeDatabase, network: AddressBook, book: Book, database_url: str
 ) -> None:
     book.names["db"] = ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
     db = make_db(named(database_url), pool_timeout=10, connection_timeout=10, pool_size=4, max_overflow=0)
@@ -397,7 +397,7 @@ async def test_a_race_is_one_attempt_of_the_pool(
 
 
 async def test_thirty_requests_before_twelve_silent_addresses_end_in_time(
-    make_db: MakeDatabase, network: Network, book: Book, database_url: str
+    make_db: MakeDatabase, network: AddressBook, book: Book, database_url: str
 ) -> None:
     book.names["db"] = TWELVE
     db = make_db(named(database_url), connection_timeout=T, pool_timeout=T)

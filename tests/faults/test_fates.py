@@ -11,8 +11,8 @@ from sqlalchemy.exc import DBAPIError
 
 from conditions import until
 from steadypool import Database, events
-from steadypool.breaker import BreakerState
-from steadypool.lab import EmbeddedPostgres, FaultProxy, StandbyPostgres
+from steadypool.pool.circuit_breaker import BreakerState
+from steadypool_lab import EmbeddedPostgres, FaultProxy, StandbyPostgres
 
 from .conftest import MakeDatabase
 from .kit import ask, rests, serves

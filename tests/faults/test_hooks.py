@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import event
 
 from steadypool import Database, errors
-from steadypool.breaker import BreakerState
 from steadypool.connect import sockets
 from steadypool.events import BreakerChanged, ConnectStarted, Event
-from steadypool.lab import FaultProxy
+from steadypool.pool.circuit_breaker import BreakerState
 from steadypool.sqlalchemy.errors import sqlstate_of
+from steadypool_lab import FaultProxy
 
 from .conftest import MakeDatabase
 from .kit import ask, assert_named, at_once, rests, serves, timed
@@ -116,7 +116,7 @@ async def test_a_bug_of_our_own_is_no_outage_either(db: Database, monkeypatch: p
         raise TypeError("what our code said")
 
     monkeypatch.setattr(sockets, "guard_socket", wrong)
-    monkeypatch.setattr("steadypool.connect.psycopg_driver._started", wrong)
+    monkeypatch.setattr("steadypool.connect.psycopg._started", wrong)
     seen = Seen(db)
     assert_a_bug((await timed(ask(db))).error, TypeError)
     assert not seen.breaker

@@ -13,9 +13,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from steadypool import Database, deadline
-from steadypool.lease import SlotState
+from steadypool.pool.lease import EntryState
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.testing import Observer
+from steadypool_lab.testing import Observer
 
 from .conftest import MakeDatabase
 from .kit import assert_served, at_once, nothing_strays, until
@@ -184,7 +184,7 @@ async def test_the_engine_by_itself(
         assert_served(outcomes)
         assert max(outcome.seconds for outcome in outcomes) < SOON
         core = engine.pool.core
-        await until(lambda: core.count() == core.count(SlotState.IDLE))
+        await until(lambda: core.count() == core.count(EntryState.IDLE))
     finally:
         await engine.dispose()
 

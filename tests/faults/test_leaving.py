@@ -17,11 +17,11 @@ from sqlalchemy import event, text
 from sqlalchemy.util import await_only
 
 from steadypool import Database, deadline, errors, events
-from steadypool.lab.proxy import FaultProxy, Mode
-from steadypool.lease import SlotState
-from steadypool.sqlalchemy.guarded import GOODBYE
-from steadypool.testing import Observer
-from steadypool.whereabouts import as_text
+from steadypool._callsite import as_text
+from steadypool.pool.lease import EntryState
+from steadypool.sqlalchemy.dialects.base import GOODBYE
+from steadypool_lab.network.proxy import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 from .conftest import MakeDatabase
 from .kit import (
@@ -502,7 +502,7 @@ async def test_a_session_that_is_forgotten(
         for _ in range(3):
             await forget()
             gc.collect()
-            await until(lambda: db.pool.core.count(SlotState.LEASED) == 0)
+            await until(lambda: db.pool.core.count(EntryState.LEASED) == 0)
             await rests(db)
             await serves(db, callers=2)
     await nothing_strays(pg, db)

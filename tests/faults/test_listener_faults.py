@@ -11,12 +11,12 @@ from sqlalchemy import text
 
 from conditions import until
 from steadypool import Database, errors, events
-from steadypool.breaker import BreakerState
-from steadypool.lab import EmbeddedPostgres, FaultProxy
-from steadypool.lab.proxy import Mode
-from steadypool.lease import SlotState
 from steadypool.listener import Gap, ListenerOptions, ListenerState
-from steadypool.testing import Observer
+from steadypool.pool.circuit_breaker import BreakerState
+from steadypool.pool.lease import EntryState
+from steadypool_lab import EmbeddedPostgres, FaultProxy
+from steadypool_lab.network.proxy import Mode
+from steadypool_lab.testing import Observer
 
 from .kit import ask, password_of
 from .listening import QUICK, States, gap, listening, payload, take, until_heard
@@ -202,7 +202,7 @@ async def test_a_missed_heartbeat_makes_the_pool_prove_its_connections(
                 proxy.mode = other.mode = Mode.SILENT
                 await until(lambda: not notifications.is_live)
                 assert db.stats().breaker is BreakerState.OPEN
-                await until(lambda: not core.count(SlotState.IDLE, SlotState.PROVING, SlotState.SILENT))
+                await until(lambda: not core.count(EntryState.IDLE, EntryState.PROVING, EntryState.SILENT))
                 assert [connection.leases for connection in core.connections().connections] <= [1, 1, 1]
                 proxy.drop_all()
                 other.drop_all()

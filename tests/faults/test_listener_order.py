@@ -15,10 +15,10 @@ from sqlalchemy import text
 
 from conditions import until
 from steadypool import Database, DatabaseSettings, deadline, errors
-from steadypool.lab import EmbeddedPostgres
-from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.listener import ListenerState, Notification, Subscription
-from steadypool.testing import Observer
+from steadypool_lab import EmbeddedPostgres
+from steadypool_lab.network.proxy import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 from .listening import QUICK, gap, listening, payload, take, until_heard
 

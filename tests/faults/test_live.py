@@ -10,9 +10,9 @@ import pytest
 
 from conditions import until
 from steadypool import deadline, errors, events
-from steadypool.lease import Lease, PoolOptions, Slot, SlotState, Waiter
+from steadypool._sqlstate import Disposition
 from steadypool.pool import Pool
-from steadypool.sqlstate import Fate
+from steadypool.pool.lease import EntryState, Lease, PoolEntry, PoolOptions, Waiter
 
 from .live import LiveRules, rules_watched
 
@@ -79,7 +79,7 @@ class OneTooMany(AnyPool):
 class Storms(AnyPool):
     def _open_more(self, now: float) -> None:
         room = int(self.options.limit) - len(self._slots)
-        for _ in range(min(self._takers() - self.count(SlotState.OPENING), room)):
+        for _ in range(min(self._takers() - self.count(EntryState.OPENING), room)):
             self._start(slot := self._slots.add(self._generation), self._open(slot))
 
 
@@ -95,19 +95,19 @@ class ForgetsTheTime(AnyPool):
 
 
 class HandsOverTheDead(AnyPool):
-    def _lease(self, slot: Slot[Any], *rest: Any) -> Lease[Any]:
+    def _lease(self, slot: PoolEntry[Any], *rest: Any) -> Lease[Any]:
         slot.connection.open = False
         assert not self.driver.is_open(slot.connection)  # it asks, and does it all the same
         return super()._lease(slot, *rest)
 
 
 class ProvesNothing(AnyPool):
-    def _needs_proof(self, slot: Slot[Any], now: float) -> bool:
+    def _needs_proof(self, slot: PoolEntry[Any], now: float) -> bool:
         return False
 
 
 class KeepsItFromThoseWhoWait(AnyPool):
-    def _released(self, lease: Lease[Any], fate: Fate) -> None:
+    def _released(self, lease: Lease[Any], fate: Disposition) -> None:
         serve, self._serve = self._serve, lambda now=None: None  # type: ignore[method-assign,misc]
         super()._released(lease, fate)
         self._serve = serve  # type: ignore[method-assign]
@@ -125,20 +125,20 @@ class SaysNothing(AnyPool):
 
 
 class MiscountsTheIdle(AnyPool):
-    def _settle(self, slot: Slot[Any], now: float) -> None:
+    def _settle(self, slot: PoolEntry[Any], now: float) -> None:
         super()._settle(slot, now)
         self._idle.clear()
 
 
 class LosesALease(AnyPool):
-    def _released(self, lease: Lease[Any], fate: Fate) -> None:
+    def _released(self, lease: Lease[Any], fate: Disposition) -> None:
         lease.slot.lease = None
-        self._slots.move(lease.slot, SlotState.CLOSING)
+        self._slots.move(lease.slot, EntryState.CLOSING)
         self._free(lease.slot, "lost")
 
 
 class HandsOverWhatWasEvicted(AnyPool):
-    def _outdated(self, slot: Slot[Any]) -> bool:
+    def _outdated(self, slot: PoolEntry[Any]) -> bool:
         return self._closed
 
 

@@ -12,8 +12,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from steadypool import Database
-from steadypool.lab.proxy import FaultProxy
 from steadypool.sqlalchemy import create_async_engine
+from steadypool_lab.network.proxy import FaultProxy
 
 from .conftest import MakeDatabase
 from .test_round_trips import trips

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from steadypool.lab.matrix import Matrix, rows, run_matrix
-from steadypool.lab.matrix.picture import draw
-from steadypool.lab.peers import DRIVERS
-from steadypool.lab.replays import run_replays, write_report
+from steadypool_lab.clients import DRIVERS
+from steadypool_lab.matrix import Matrix, rows, run_matrix
+from steadypool_lab.matrix.picture import draw
+from steadypool_lab.replays import run_replays, write_report
 
 pytestmark = [pytest.mark.anyio, pytest.mark.hedges, pytest.mark.quiet]
 
@@ -63,7 +63,7 @@ async def test_a_row_that_cannot_be_played_does_not_end_the_others(monkeypatch: 
         rows.Scenario(row.key, row.title, row.promise, breaks, row.judge) if row.key == "silent" else row  # type: ignore[arg-type]
         for row in rows.SCENARIOS
     )
-    monkeypatch.setattr("steadypool.lab.matrix.run.SCENARIOS", broken)
+    monkeypatch.setattr("steadypool_lab.matrix.run.SCENARIOS", broken)
     matrix = await run_matrix(("asyncpg",), ("silent", "idle-reset"), unit=0.3)
     first, second = matrix.cells
     assert first.crashed == "RuntimeError: the stage is on fire"

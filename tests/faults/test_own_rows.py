@@ -14,9 +14,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from steadypool import Database, SteadypoolError
-from steadypool.lab.proxy import FaultProxy
-from steadypool.sqlstate import sqlstate_in
-from steadypool.testing import Observer
+from steadypool._sqlstate import sqlstate_in
+from steadypool_lab.network.proxy import FaultProxy
+from steadypool_lab.testing import Observer
 
 from .conftest import MakeDatabase
 

@@ -10,10 +10,10 @@ import psycopg
 import pytest
 
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.psycopg_driver import open_psycopg
-from steadypool.lab.direction import Direction
-from steadypool.lab.proxy import FaultProxy
-from steadypool.pipeline import ConnectionGone, PipelinedConnection, Segment, Statement
+from steadypool.connect.psycopg import open_psycopg
+from steadypool.pipeline import Batch, ConnectionClosed, PipelinedConnection, Statement
+from steadypool_lab.network.link import Direction
+from steadypool_lab.network.proxy import FaultProxy
 
 pytestmark = pytest.mark.anyio
 
@@ -32,12 +32,12 @@ async def opened(url: str, proxy: FaultProxy) -> PipelinedConnection:
     raw = await open_psycopg(parse_url(url), timeout=10, autocommit=True)
     connection = PipelinedConnection(raw)
     for _ in range(2):
-        await connection.run(Segment([Statement(COUNT, (-1,))]))
+        await connection.run(Batch([Statement(COUNT, (-1,))]))
     return connection
 
 
 async def one_flight(connection: PipelinedConnection, numbers: tuple[int, ...]) -> list[Any]:
-    futures = [connection.send(Segment([Statement(COUNT, (n,))], limit=5)) for n in numbers]
+    futures = [connection.send(Batch([Statement(COUNT, (n,))], limit=5)) for n in numbers]
     ends = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
     return [end if isinstance(end, BaseException) else end[0].rows()[0][0] for end in ends]
 
@@ -67,12 +67,12 @@ async def test_cut_at_every_byte(proxied_url: str, proxy: FaultProxy, counter: A
     ran = dict(rows)
     assert set(ran.values()) <= {1}, "nothing ran twice"
     for number, end in told.items():
-        if isinstance(end, ConnectionGone):
+        if isinstance(end, ConnectionClosed):
             assert end.sent
         else:
             assert end == number, "everybody gets their own row"
             assert ran.get(number) == 1, "what was said to have run has run"
-    assert any(isinstance(end, ConnectionGone) for end in told.values())
+    assert any(isinstance(end, ConnectionClosed) for end in told.values())
     if way == "down":
         assert len(ran) >= len(told) // 2, "the server had begun to answer, whatever the client heard"
         assert any(end == number for number, end in told.items())

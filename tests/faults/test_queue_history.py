@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backend.services.queue_cache import Queue
-from steadypool.lab import EmbeddedPostgres
+from steadypool_lab import EmbeddedPostgres
 
 from . import history as checker
 from .queue_campaign import SURVIVES_A_CRASH, Run, campaign

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from steadypool import Database
-from steadypool.lab.proxy import FaultProxy
+from steadypool_lab.network.proxy import FaultProxy
 
 from .conftest import MakeDatabase
 

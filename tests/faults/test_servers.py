@@ -13,10 +13,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from steadypool import Database, deadline, errors
-from steadypool.breaker import BreakerState
-from steadypool.lab import EmbeddedPostgres
-from steadypool.lab.proxy import FaultProxy, Mode
-from steadypool.testing import Observer
+from steadypool.pool.circuit_breaker import BreakerState
+from steadypool_lab import EmbeddedPostgres
+from steadypool_lab.network.proxy import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 from .conftest import MakeDatabase
 from .kit import (

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 
 from steadypool import Database, deadline, errors
-from steadypool.lab.proxy import FaultProxy, Mode
-from steadypool.testing import Observer
+from steadypool_lab.network.proxy import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 from .conftest import MakeDatabase
 from .kit import (

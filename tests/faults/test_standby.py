@@ -12,9 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from steadypool import Database, DatabaseSettings
-from steadypool.lab import EmbeddedPostgres, FaultProxy, StandbyPostgres
 from steadypool.listener import ListenerState
 from steadypool.sqlalchemy.errors import ConnectionLost
+from steadypool_lab import EmbeddedPostgres, FaultProxy, StandbyPostgres
 
 from .kit import ask
 from .listening import QUICK, States, gap, listening, until_heard

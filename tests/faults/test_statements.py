@@ -15,10 +15,10 @@ import pytest
 from sqlalchemy import exc, text
 
 from steadypool import Database, deadline, errors
-from steadypool.lab.proxy import FaultProxy, Mode
-from steadypool.lease import SlotState
+from steadypool.pool.lease import EntryState
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.testing import Observer
+from steadypool_lab.network.proxy import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 from .conftest import MakeDatabase
 from .kit import (
@@ -397,7 +397,7 @@ async def test_a_connect_outlives_the_deadline_of_the_caller_who_needed_it(
     proxy.mode = Mode.SILENT
     with deadline(0.2):
         assert_named((await timed(ask(db))).error, errors.DeadlineExceeded)
-    assert db.pool.core.count(SlotState.OPENING) >= 1
+    assert db.pool.core.count(EntryState.OPENING) >= 1
     patient = asyncio.create_task(ask(db))
     await asyncio.sleep(0.05)
     proxy.mode = Mode.PASS

@@ -20,13 +20,13 @@ from sqlalchemy import event
 
 from conditions import until
 from steadypool import Database, errors, events
-from steadypool.lab import FaultProxy, Mode
-from steadypool.lease import Lease, SlotState
-from steadypool.pipeline import Segment, Statement
+from steadypool._sqlstate import Disposition
+from steadypool.pipeline import Batch, Statement
 from steadypool.pool import Pool
+from steadypool.pool.lease import EntryState, Lease
 from steadypool.sqlalchemy.record import Record
-from steadypool.sqlstate import Fate
-from steadypool.testing import Observer
+from steadypool_lab import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 from .conftest import MakeDatabase
 from .kit import MARGIN, rests
@@ -89,7 +89,7 @@ async def seconds_of(work: Awaitable[Any]) -> float:
 async def begin(connection: Any) -> None:
     """Begin a transaction behind SQLAlchemy's back, in each driver's way."""
     if hasattr(connection, "run"):
-        await connection.run(Segment([Statement("BEGIN", prepare=False)]))
+        await connection.run(Batch([Statement("BEGIN", prepare=False)]))
     else:
         await connection.execute("BEGIN")
 
@@ -107,7 +107,7 @@ async def _(place: Place) -> None:
     place.proxy.delay = 0.3  # the server hears of the end that much later
     await pool.evict()
     lease.release()
-    assert pool.count(SlotState.CLOSING) == 1
+    assert pool.count(EntryState.CLOSING) == 1
     await until(lambda: pool.count() == 0)
     place.proxy.delay = 0.0
     assert backend.pid not in [each.pid for each in await place.pg.backends()]
@@ -120,7 +120,7 @@ async def _(place: Place) -> None:
     )
     place.db.workload("uploads", max_connections=1)
     stale, ready, held = [await pool.acquire() for _ in range(3)]
-    held.release(Fate.EVICT)
+    held.release(Disposition.EVICT)
     upload = await pool.acquire(workload="uploads")
     ready.release()
     now = pool.clock.monotonic()
@@ -170,7 +170,7 @@ async def _(place: Place) -> None:
         with pytest.raises(kind) as caught:
             await pool.acquire()
         assert not isinstance(caught.value, errors.PoolTimeout)
-        await until(lambda: pool.count(SlotState.OPENING, SlotState.STUCK) == 0)
+        await until(lambda: pool.count(EntryState.OPENING, EntryState.STUCK) == 0)
     assert "Connection refused" in str(caught.value)
     place.proxy.mode = Mode.PASS
     lease.release()
@@ -215,7 +215,7 @@ async def _(place: Place) -> None:
         lease.release()
     end = time.monotonic() + LONG
     while closed.count("recycled") < 6:
-        idle = [slot for slot in pool._slots if slot.state is SlotState.IDLE]
+        idle = [slot for slot in pool._slots if slot.state is EntryState.IDLE]
         now = pool.clock.monotonic()
         assert all(slot.expires_at > now - MARGIN / 2 for slot in idle)
         assert time.monotonic() < end, closed
@@ -248,7 +248,7 @@ async def _(place: Place) -> None:
     place.proxy.delay = 0.2
     pool.suspect_all()
     caller = ask(pool)
-    await until(lambda: pool.count(SlotState.PROVING) == 1)
+    await until(lambda: pool.count(EntryState.PROVING) == 1)
     await pool.evict()
     assert (await caller).slot.number > 1
     place.proxy.delay = 0.0
@@ -260,7 +260,9 @@ async def _(place: Place) -> None:
         pool = place.pool()
         place.proxy.mode = Mode.SILENT
         caller = ask(pool)
-        await (until(lambda pool=pool: pool.count(SlotState.OPENING) == 1) if under_way else asyncio.sleep(0))
+        await (
+            until(lambda pool=pool: pool.count(EntryState.OPENING) == 1) if under_way else asyncio.sleep(0)
+        )
         assert await seconds_of(place.db.close(LONG)) < MARGIN
         with pytest.raises(errors.PoolClosed):
             await caller
@@ -274,7 +276,7 @@ async def _(place: Place) -> None:
     await begin(lease.connection.driver_connection)
     place.proxy.mode = Mode.SILENT
     lease.release()
-    assert pool.count(SlotState.RESETTING) == 1
+    assert pool.count(EntryState.RESETTING) == 1
     assert 0.25 < await seconds_of(place.db.close(0.3)) < 0.3 + MARGIN
     place.proxy.mode = Mode.PASS
 

@@ -25,7 +25,7 @@ from backend.server import Server
 from backend.services import artists
 from backend.utilities.database import db_session, get_database
 from steadypool import Database, DatabaseSettings
-from steadypool.lab import EmbeddedPostgres
+from steadypool_lab import EmbeddedPostgres
 
 MAX_UPLOAD = 300_000
 

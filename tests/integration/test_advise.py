@@ -11,8 +11,8 @@ from sqlalchemy import text
 from steadypool import Database, DatabaseSettings
 from steadypool.cli.advise.replay import percentile, replay
 from steadypool.events import Acquired, Event, Released
-from steadypool.lease import PoolOptions
-from steadypool.telemetry.recorder import Arrival
+from steadypool.monitor import Arrival
+from steadypool.pool.lease import PoolOptions
 
 pytestmark = pytest.mark.anyio
 

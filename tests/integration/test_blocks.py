@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from steadypool import ConcurrentTransaction, Database, DatabaseSettings
-from steadypool.holding import holds_a_connection
+from steadypool.database.checkout import holds_a_connection
 
 pytestmark = pytest.mark.anyio
 

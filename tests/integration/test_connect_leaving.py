@@ -15,7 +15,7 @@ import psycopg
 import pytest
 import uvloop
 
-from steadypool.connect.leaving import abort_asyncpg, abort_psycopg, socket_descriptor, take_farewell
+from steadypool.connect.abort import abort_asyncpg, abort_psycopg, socket_descriptor, take_farewell
 from steadypool.connect.psycopg_connection import SteadyAsyncConnection
 
 pytestmark = pytest.mark.anyio
@@ -213,12 +213,12 @@ async def test_a_silent_peer_is_reset_after_the_timeout() -> None:
 
 
 def _farewell_of_a_silent_peer() -> tuple[Any, socket.socket]:
-    from steadypool.connect.leaving import Farewell
+    from steadypool.connect.abort import CloseWaiter
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         mine = socket.create_connection(server.getsockname())
         other, _ = server.accept()
-    farewell = Farewell(os.dup(mine.fileno()))
+    farewell = CloseWaiter(os.dup(mine.fileno()))
     mine.close()
     return farewell, other
 

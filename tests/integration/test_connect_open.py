@@ -16,13 +16,13 @@ import pytest
 import uvloop
 
 from conditions import until
-from steadypool.connect.asyncpg_driver import open_asyncpg
+from steadypool.connect.abort import abort_asyncpg, abort_psycopg, socket_descriptor
+from steadypool.connect.addresses import AddressBook
+from steadypool.connect.asyncpg import open_asyncpg
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.guards import session_guards, socket_guards
-from steadypool.connect.leaving import abort_asyncpg, abort_psycopg, socket_descriptor
-from steadypool.connect.network import Network
-from steadypool.connect.outcome import ConnectOutcome
-from steadypool.connect.psycopg_driver import open_psycopg
+from steadypool.connect.failure import ConnectFailure
+from steadypool.connect.psycopg import open_psycopg
+from steadypool.connect.session_settings import session_guards, socket_guards
 from steadypool.errors import ConfigurationError, ConnectFailed, ConnectTimeout, Phase
 from steadypool.settings import DatabaseSettings
 
@@ -112,10 +112,10 @@ def silent() -> Iterator[int]:
 
 
 @pytest.fixture
-def resolves() -> Callable[..., Network]:
+def resolves() -> Callable[..., AddressBook]:
     """What knows a few names, and their addresses."""
 
-    def known(**names: list[str]) -> Network:
+    def known(**names: list[str]) -> AddressBook:
         def resolve(name: str, port: int) -> list[Any]:
             if name not in names:
                 raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -124,7 +124,7 @@ def resolves() -> Callable[..., Network]:
                 for address in names[name]
             ]
 
-        return Network(resolve)
+        return AddressBook(resolve)
 
     return known
 
@@ -188,14 +188,14 @@ async def test_refused_guards_are_an_error_or_told(driver: Driver, database_url:
     guards = {"steadypool_unknown": "1"}
     with pytest.raises(ConnectFailed, match="42704"):
         await driver.open(database_url, guards=guards)
-    told: list[ConnectOutcome] = []
+    told: list[ConnectFailure] = []
     async with driver.opened(database_url, guards=guards, on_guards_refused=told.append) as connection:
         assert await driver.show(connection, "statement_timeout") == "0"
     assert [outcome.sqlstate for outcome in told] == ["42704"]
 
 
 async def test_what_the_url_asks_itself_is_not_taken_for_a_guard(driver: Driver, database_url: str) -> None:
-    told: list[ConnectOutcome] = []
+    told: list[ConnectFailure] = []
     with pytest.raises(ConnectFailed, match="42704") as caught:
         await driver.open(
             database_url + "?options=-c%20steadypool_unknown%3D1",
@@ -242,7 +242,7 @@ async def test_an_asyncpg_connection_can_be_used_to_the_full(database_url: str) 
 
 
 async def test_a_refusing_address_is_passed_over(
-    driver: Driver, database_url: str, resolves: Callable[..., Network]
+    driver: Driver, database_url: str, resolves: Callable[..., AddressBook]
 ) -> None:
     network = resolves(db=["127.0.0.3", "127.0.0.1"])
     async with driver.opened(changed(database_url, host="db"), network=network) as connection:

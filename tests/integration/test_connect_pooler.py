@@ -15,11 +15,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from steadypool import Database, DatabaseSettings, errors
-from steadypool.breaker import BreakerState
-from steadypool.events import Event, GuardsLost
-from steadypool.lab import FaultProxy
+from steadypool.events import Event, SessionLimitsLost
+from steadypool.pool.circuit_breaker import BreakerState
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.sqlalchemy.pooler import PoolerWatch, Seen
+from steadypool.sqlalchemy.pgbouncer import PoolerDetector, Seen
+from steadypool_lab import FaultProxy
 
 from .poolers import pgbouncer
 
@@ -67,7 +67,9 @@ async def test_the_server_enforces_the_limits_in_every_transaction(
     told: list[Event] = []
     with caplog.at_level(logging.WARNING, "steadypool.connect"):
         async with database(behind, driver) as db:
-            db.events.subscribe(lambda event: told.append(event) if isinstance(event, GuardsLost) else None)
+            db.events.subscribe(
+                lambda event: told.append(event) if isinstance(event, SessionLimitsLost) else None
+            )
             for _ in range(3):
                 assert await ask(db, "show statement_timeout") == "400ms"
                 assert await ask(db, "show idle_in_transaction_session_timeout") == "1min"
@@ -245,12 +247,12 @@ async def test_the_applications_own_settings_are_not_taken_for_swallowed_guards(
 def test_an_old_server_is_not_told_what_it_does_not_know() -> None:
     guards = {"statement_timeout": "400", "client_connection_check_interval": "1000"}
     told: list[str] = []
-    watch = PoolerWatch(settings=guards, told=told.append)
+    watch = PoolerDetector(settings=guards, told=told.append)
     watch.saw(Seen(1, 1, 0, knows_check_interval=False))
     assert watch.per_transaction == "SET LOCAL statement_timeout = '400'"
     assert watch.at_start == {}
     assert len(told) == 1
-    watch = PoolerWatch(settings=guards)
+    watch = PoolerDetector(settings=guards)
     watch.saw(Seen(1, 2, 0, knows_check_interval=True))
     assert "client_connection_check_interval = '1000'" in (watch.per_transaction or "")
 

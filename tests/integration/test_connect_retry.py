@@ -15,8 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from steadypool import ConnectFailed, Database, DatabaseSettings, deadline
 from steadypool.errors import ConfigurationError, SteadypoolError
 from steadypool.events import ConnectStarted
-from steadypool.lab import FaultProxy
 from steadypool.sqlalchemy import create_async_engine
+from steadypool_lab import FaultProxy
 
 pytestmark = pytest.mark.anyio
 

@@ -28,12 +28,12 @@ import psycopg
 import pytest
 import uvloop
 
-from steadypool.connect.asyncpg_driver import open_asyncpg
+from steadypool.connect.abort import abort_asyncpg, abort_psycopg, take_farewell
+from steadypool.connect.addresses import AddressBook
+from steadypool.connect.asyncpg import open_asyncpg
 from steadypool.connect.channel_binding import ProvenCertificates
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.leaving import abort_asyncpg, abort_psycopg, take_farewell
-from steadypool.connect.network import Network
-from steadypool.connect.psycopg_driver import open_psycopg
+from steadypool.connect.psycopg import open_psycopg
 from steadypool.errors import ConfigurationError, ConnectFailed
 
 pytestmark = pytest.mark.anyio
@@ -527,10 +527,10 @@ async def test_the_name_is_what_tls_checks_also_when_its_addresses_race(
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.2", tls_server.port))
-        network = Network(resolve)
+        network = AddressBook(resolve)
         assert await driver.try_out(tls_server.url(options), network=network) is True
         assert await driver.try_out(
-            tls_server.url(options + "&channel_binding=require"), network=Network(resolve)
+            tls_server.url(options + "&channel_binding=require"), network=AddressBook(resolve)
         )
         with pytest.raises(ConnectFailed) as caught:
             other = tls_server.url(options).replace("@localhost", "@other.example")

@@ -24,8 +24,8 @@ from conditions import until
 from steadypool import Database, DatabaseSettings, errors
 from steadypool.fastapi import install, lifespan
 from steadypool.fastapi.dashboard import ASSETS, asset, dashboard
-from steadypool.lab import FaultProxy
-from steadypool.telemetry.recorder import Recording
+from steadypool.monitor import Recording
+from steadypool_lab import FaultProxy
 
 pytestmark = pytest.mark.anyio
 
@@ -314,7 +314,7 @@ async def test_it_shows_the_shared_way(database_url: str) -> None:
     async with running(settings(url, shared_connections=1, shared_window=5)) as service:
         assert (await service.now())["shared"] is None
         assert await service.database.fetchval("select 7") == 7
-        with pytest.raises(errors.NotForSharing):
+        with pytest.raises(errors.NotMultiplexable):
             await service.database.fetchval("listen x")
         shared = (await service.now())["shared"]
         wanted = {"connections": 1, "most_connections": 1, "window": 5, "statements": 1, "refused": 1}

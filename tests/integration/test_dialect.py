@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 import steadypool
 from steadypool import Database, DatabaseSettings, deadline, errors
-from steadypool.dialect import SteadypoolDialect
-from steadypool.lab import FaultProxy
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.testing import Observer
+from steadypool.sqlalchemy.pipelined import SteadypoolDialect
+from steadypool_lab import FaultProxy
+from steadypool_lab.testing import Observer
 
 pytestmark = pytest.mark.anyio
 

@@ -19,11 +19,11 @@ from steadypool import DatabaseSettings
 from steadypool.cli import main
 from steadypool.cli.doctor.checks.tls import valid_until
 from steadypool.cli.doctor.console import ConsoleClosed, read_console
-from steadypool.cli.doctor.examination import Examination
+from steadypool.cli.doctor.examination import CheckContext
 from steadypool.cli.doctor.finding import Level
 from steadypool.cli.doctor.run import GROUPS, Result, all_checks, chosen_checks, examine
-from steadypool.lab import EmbeddedPostgres, FaultProxy, Mode, TlsFront, self_signed
-from steadypool.testing import Observer
+from steadypool_lab import EmbeddedPostgres, FaultProxy, Mode, TlsFront, self_signed
+from steadypool_lab.testing import Observer
 
 from .poolers import pgbouncer
 
@@ -36,7 +36,7 @@ async def look(
     url: str, *names: str, processes: int = 1, migrations: Path | None = None, **more: Any
 ) -> list[Result]:
     deadline = more.pop("deadline", 30.0)
-    examination = Examination(DatabaseSettings(url=url, **more), processes, migrations, deadline=deadline)
+    examination = CheckContext(DatabaseSettings(url=url, **more), processes, migrations, deadline=deadline)
     return await examine(examination, chosen_checks(names))
 
 
@@ -91,7 +91,7 @@ async def test_a_plain_role_sees_everything_and_changes_nothing(
 
 
 async def test_its_statements_run_where_nothing_can_be_written(plain_url: str) -> None:
-    examination = Examination(DatabaseSettings(url=plain_url))
+    examination = CheckContext(DatabaseSettings(url=plain_url))
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         await examination.rows("CREATE TABLE mine (id int)")
     assert (await examination.row("SELECT 1 AS one")).one == 1
@@ -147,7 +147,7 @@ async def test_a_database_that_falls_silent_on_the_way_ends_by_the_deadline(
 ) -> None:
     parts = urlsplit(plain_url)
     url = urlunsplit(parts._replace(netloc=f"{parts.username}:{SECRET}@127.0.0.1:{proxy.port}"))
-    examination = Examination(DatabaseSettings(url=url), deadline=4.0)
+    examination = CheckContext(DatabaseSettings(url=url), deadline=4.0)
 
     def tell(check: Any, done: bool) -> None:
         if check.name == "log-in" and done:
@@ -234,7 +234,7 @@ async def test_tls_its_mode_and_the_days_left(plain_url: str, tmp_path: Path) ->
         assert "29 more days" in results[1].finding.evidence
         verified = await look(f"{base}?sslmode=verify-full&sslrootcert={certificate.path}", "tls")
         assert verified[0].finding.level is Level.OK
-        examination = Examination(DatabaseSettings(url=f"{base}?sslmode=require"))
+        examination = CheckContext(DatabaseSettings(url=f"{base}?sslmode=require"))
         for days, level in ((20, Level.WARNING), (40, Level.PROBLEM)):
             examination.today = datetime.now(UTC) + timedelta(days=days)
             assert [result.finding.level for result in await examine(examination, chosen_checks(["tls"]))][
@@ -255,7 +255,7 @@ def test_a_certificate_of_the_last_century_and_one_beyond_2050(tmp_path: Path) -
 
 
 async def test_a_wake_up_is_told_from_an_overload(plain_url: str) -> None:
-    examination = Examination(DatabaseSettings(url=plain_url))
+    examination = CheckContext(DatabaseSettings(url=plain_url))
     await examination.connection()
     up = (
         await examination.row("SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8 AS up")
@@ -376,7 +376,7 @@ async def test_what_is_no_console_or_falls_silent_costs_little_time_and_nothing_
 ) -> None:
     parts = urlsplit(plain_url)
     url = urlunsplit(parts._replace(netloc=f"{parts.username}:{SECRET}@127.0.0.1:{proxy.port}"))
-    examination = Examination(DatabaseSettings(url=url))
+    examination = CheckContext(DatabaseSettings(url=url))
     connection = await examination.connection()
     closed = await read_console(connection, examination.target, within=5.0)
     assert isinstance(closed, ConsoleClosed)

@@ -17,15 +17,16 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from steadypool.lab import EmbeddedPostgres, LabError, PostgresServer, binaries
-from steadypool.lab.keeper import FileLock, children_of, wait_for
-from steadypool.lab.ports import free_port, is_free
+from steadypool_lab import EmbeddedPostgres, LabError, PostgresServer
+from steadypool_lab.postgres import binaries
+from steadypool_lab.postgres.ports import free_port, is_free
+from steadypool_lab.postgres.supervisor import FileLock, children_of, wait_for
 
 HOLD = """
 import sys
 import tempfile
 from pathlib import Path
-from steadypool.lab import PostgresServer
+from steadypool_lab import PostgresServer
 server = PostgresServer(Path(sys.argv[1]))
 server.start()
 print(server.url, flush=True)

@@ -11,8 +11,8 @@ from sqlalchemy import event, text
 from steadypool import ConfigurationError, Database, DatabaseSettings
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.options import ASYNCPG, PSYCOPG, asyncpg_arguments, with_environment
-from steadypool.lab import EmbeddedPostgres
 from steadypool.sqlalchemy import create_async_engine
+from steadypool_lab import EmbeddedPostgres
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from steadypool import Database, DatabaseSettings
 from steadypool.fastapi import install, lifespan, session_dependency
-from steadypool.lab import FaultProxy, Mode
+from steadypool_lab import FaultProxy, Mode
 
 pytestmark = pytest.mark.anyio
 

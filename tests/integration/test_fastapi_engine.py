@@ -17,8 +17,8 @@ from sqlalchemy.pool import NullPool
 import steadypool
 from steadypool.deadline import current_deadline
 from steadypool.fastapi import install
-from steadypool.lab import FaultProxy, Mode
 from steadypool.sqlalchemy import create_async_engine
+from steadypool_lab import FaultProxy, Mode
 
 pytestmark = pytest.mark.anyio
 

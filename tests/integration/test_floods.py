@@ -11,8 +11,8 @@ from sqlalchemy import text
 
 from steadypool import ConnectionLost
 from steadypool.connect.channel_binding import MOST_ROUNDS, ScramPlus
-from steadypool.connect.outcome import BindingRefused
-from steadypool.pipeline.wire import MOST_NOTIFICATIONS
+from steadypool.connect.failure import BindingRefused
+from steadypool.pipeline.transport import MOST_NOTIFICATIONS
 from steadypool.sqlalchemy import create_async_engine
 
 pytestmark = pytest.mark.anyio

@@ -14,17 +14,17 @@ import psycopg
 import pytest
 
 from conditions import until
-from steadypool.lab import (
+from steadypool_lab import (
     EmbeddedPostgres,
     FaultProxy,
-    SleepyPostgres,
     Suspend,
+    SuspendingPostgres,
     TlsFront,
     WakeMode,
     self_signed,
 )
-from steadypool.lab.cluster import Cluster
-from steadypool.lab.sleepy import Wakefulness
+from steadypool_lab.postgres.cluster import Cluster
+from steadypool_lab.suspending import PowerState
 
 pytestmark = pytest.mark.anyio
 
@@ -48,13 +48,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 async def test_it_is_stopped_when_idle_and_started_by_the_first_connection(home: Path) -> None:
-    async with SleepyPostgres(data_dir=home, sleep_after=0.3, wake=WAKE) as sleepy:
+    async with SuspendingPostgres(data_dir=home, sleep_after=0.3, wake=WAKE) as sleepy:
         open_but_idle = await asyncpg.connect(sleepy.url)
         assert await open_but_idle.fetchval("select 1") == 1
         # A statement that runs keeps it awake, for longer than sleep_after.
         await open_but_idle.execute("select pg_sleep(0.7)")
         assert sleepy.knocks.suspends == 0
-        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=60)
+        await until(lambda: sleepy.state is PowerState.ASLEEP, seconds=60)
         assert not sleepy.server.is_running
         with pytest.raises((asyncpg.AdminShutdownError, asyncpg.InterfaceError, ConnectionError)):
             await open_but_idle.fetchval("select 1")
@@ -73,7 +73,7 @@ async def test_a_visitor_who_has_left_is_not_counted_beside_the_one_who_comes_ne
         visitor.sendall(struct.pack("!II", 8, 196608))
         return visitor
 
-    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=30.0) as sleepy:
+    async with SuspendingPostgres(data_dir=home, sleep_after=None, wake=30.0) as sleepy:
         await sleepy.fall_asleep()
         visitors = [knock(sleepy.port), knock(sleepy.port)]
         await until(lambda: sleepy.knocks.held == 2, seconds=60)
@@ -86,19 +86,19 @@ async def test_a_visitor_who_has_left_is_not_counted_beside_the_one_who_comes_ne
 
 
 async def test_an_open_transaction_keeps_it_awake(home: Path) -> None:
-    async with SleepyPostgres(data_dir=home, sleep_after=0.2, wake=0.0) as sleepy:
+    async with SuspendingPostgres(data_dir=home, sleep_after=0.2, wake=0.0) as sleepy:
         async with await psycopg.AsyncConnection.connect(sleepy.url) as connection:
             await connection.execute("select 1")
             await asyncio.sleep(0.5)
-            assert sleepy.state is Wakefulness.AWAKE
-        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=60)
+            assert sleepy.state is PowerState.AWAKE
+        await until(lambda: sleepy.state is PowerState.ASLEEP, seconds=60)
 
 
 async def test_woken_while_it_falls_asleep(home: Path) -> None:
-    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=0.1) as sleepy:
+    async with SuspendingPostgres(data_dir=home, sleep_after=None, wake=0.1) as sleepy:
         falling = asyncio.create_task(sleepy.fall_asleep())
         await asyncio.sleep(0)
-        assert sleepy.state is Wakefulness.FALLING_ASLEEP
+        assert sleepy.state is PowerState.FALLING_ASLEEP
         assert await ask(sleepy.url) == 42
         await falling
         await sleepy.fall_asleep()
@@ -109,37 +109,37 @@ async def test_woken_while_it_falls_asleep(home: Path) -> None:
 
 
 async def test_refused_until_it_is_awake(home: Path) -> None:
-    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=WAKE, mode=WakeMode.REFUSE) as sleepy:
+    async with SuspendingPostgres(data_dir=home, sleep_after=None, wake=WAKE, mode=WakeMode.REFUSE) as sleepy:
         await sleepy.fall_asleep()
         with pytest.raises(ConnectionError):
             await ask(sleepy.url)
         with pytest.raises(ConnectionRefusedError):
             await ask(sleepy.url)
-        await until(lambda: sleepy.state is Wakefulness.AWAKE, seconds=60)
+        await until(lambda: sleepy.state is PowerState.AWAKE, seconds=60)
         assert await ask(sleepy.url) == 42
 
 
 async def test_rejected_until_it_is_awake(home: Path) -> None:
-    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=WAKE, mode="reject") as sleepy:
+    async with SuspendingPostgres(data_dir=home, sleep_after=None, wake=WAKE, mode="reject") as sleepy:
         await sleepy.fall_asleep()
         for _ in range(2):
             with pytest.raises(asyncpg.CannotConnectNowError, match="starting up"):
                 await ask(sleepy.url)
-        await until(lambda: sleepy.state is Wakefulness.AWAKE, seconds=60)
+        await until(lambda: sleepy.state is PowerState.AWAKE, seconds=60)
         assert await ask(sleepy.url) == 42
         assert (sleepy.knocks.wakes, sleepy.knocks.attempts) == (1, 2)
 
 
 @pytest.mark.parametrize("aborts", [True, False])
 async def test_closing_the_connection_that_wakes_it(home: Path, aborts: bool) -> None:
-    async with SleepyPostgres(
+    async with SuspendingPostgres(
         data_dir=home, sleep_after=None, wake=1.2, abort_wake_on_close=aborts
     ) as sleepy:
         await sleepy.fall_asleep()
         with pytest.raises(TimeoutError):
             await asyncpg.connect(sleepy.url, timeout=0.2)
         if aborts:
-            await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=60)
+            await until(lambda: sleepy.state is PowerState.ASLEEP, seconds=60)
             assert not sleepy.server.is_running
         began = time.monotonic()
         assert await ask(sleepy.url) == 42
@@ -148,7 +148,9 @@ async def test_closing_the_connection_that_wakes_it(home: Path, aborts: bool) ->
 
 
 async def test_connections_go_silent_when_it_falls_asleep(home: Path) -> None:
-    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=0.1, suspend=Suspend.SILENCE) as sleepy:
+    async with SuspendingPostgres(
+        data_dir=home, sleep_after=None, wake=0.1, suspend=Suspend.SILENCE
+    ) as sleepy:
         connection = await asyncpg.connect(sleepy.url)
         await sleepy.fall_asleep()
         assert not connection.is_closed()
@@ -159,7 +161,7 @@ async def test_connections_go_silent_when_it_falls_asleep(home: Path) -> None:
 
 
 async def test_tls_and_cancel_requests(home: Path) -> None:
-    async with SleepyPostgres(data_dir=home, sleep_after=None, wake=0.1, tls=True) as sleepy:
+    async with SuspendingPostgres(data_dir=home, sleep_after=None, wake=0.1, tls=True) as sleepy:
         assert sleepy.certificate is not None
         verified = f"{sleepy.url}?sslmode=verify-full&sslrootcert={sleepy.certificate.path}"
         for direct in ("", "&sslnegotiation=direct"):

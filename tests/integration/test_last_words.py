@@ -13,7 +13,7 @@ from steadypool import ConnectionLost, Database, DatabaseSettings
 from steadypool.connect.last_words import LastWords, last_words_in
 from steadypool.events import ConnectionLost as LostEvent
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.testing import Observer
+from steadypool_lab.testing import Observer
 
 from .poolers import pgbouncer
 

@@ -10,9 +10,9 @@ from sqlalchemy import text
 
 import steadypool
 from steadypool import Database, DatabaseSettings, errors, events
-from steadypool.lab.proxy import FaultProxy, Mode
 from steadypool.listener import Gap, ListenerOptions, ListenerState, Notification, Subscription
-from steadypool.testing import Observer
+from steadypool_lab.network.proxy import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 pytestmark = pytest.mark.anyio
 

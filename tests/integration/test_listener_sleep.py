@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import text
 
 from steadypool import Database, DatabaseSettings
-from steadypool.lab import FaultProxy, SleepyPostgres
-from steadypool.lab.proxy import Mode
-from steadypool.lab.sleepy import Wakefulness
 from steadypool.listener import Gap, ListenerOptions, ListenerState, Notification, Subscription
-from steadypool.listener.opening import options_for
+from steadypool.listener.config import options_for
 from steadypool.settings import LET_GO_AFTER
+from steadypool_lab import FaultProxy, SuspendingPostgres
+from steadypool_lab.network.proxy import Mode
+from steadypool_lab.suspending import PowerState
 
 pytestmark = pytest.mark.anyio
 
@@ -24,8 +24,8 @@ SLEEP_AFTER = 1.5
 
 
 @pytest.fixture
-async def sleepy(anyio_backend: str) -> AsyncIterator[SleepyPostgres]:
-    async with SleepyPostgres(sleep_after=SLEEP_AFTER, wake=0.2) as server:
+async def sleepy(anyio_backend: str) -> AsyncIterator[SuspendingPostgres]:
+    async with SuspendingPostgres(sleep_after=SLEEP_AFTER, wake=0.2) as server:
         yield server
 
 
@@ -39,9 +39,9 @@ async def take(notifications: Subscription) -> Notification | Gap:
         return await anext(notifications)
 
 
-async def until_asleep(server: SleepyPostgres, seconds: float) -> None:
+async def until_asleep(server: SuspendingPostgres, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while server.state is not Wakefulness.ASLEEP:
+    while server.state is not PowerState.ASLEEP:
         assert time.monotonic() < end, server.state
         await asyncio.sleep(0.02)
 
@@ -60,14 +60,14 @@ async def test_the_policy_of_the_settings_is_the_databases(database_url: str) ->
             assert db.listener.options.dormant_after == LET_GO_AFTER
 
 
-async def test_keep_awake_keeps_it_awake(sleepy: SleepyPostgres) -> None:
+async def test_keep_awake_keeps_it_awake(sleepy: SuspendingPostgres) -> None:
     options = ListenerOptions(heartbeat_interval=0.3)
     async with database(sleepy.url, options) as db, db.listen("changes"):
         await asyncio.sleep(SLEEP_AFTER * 2)
         assert sleepy.knocks.suspends == 0
 
 
-async def test_allow_sleep_lets_it_sleep_and_wakes_with_the_first_request(sleepy: SleepyPostgres) -> None:
+async def test_allow_sleep_lets_it_sleep_and_wakes_with_the_first_request(sleepy: SuspendingPostgres) -> None:
     options = ListenerOptions(heartbeat_interval=0.2, dormant_after=0.5)
     caught_up = 0
 
@@ -142,7 +142,9 @@ async def test_who_may_sleep_does_not_knock_at_a_database_that_is_gone(
             assert isinstance(await take(notifications), Gap)
 
 
-async def test_an_idle_application_lets_the_database_sleep_and_loses_nothing(sleepy: SleepyPostgres) -> None:
+async def test_an_idle_application_lets_the_database_sleep_and_loses_nothing(
+    sleepy: SuspendingPostgres,
+) -> None:
     """Pool and listener both let go; the first request wakes both."""
     settings = DatabaseSettings(
         url=sleepy.url.replace("postgresql://", "postgresql+asyncpg://"),

@@ -17,20 +17,20 @@ from psycopg import errors as sql
 from psycopg.pq import TransactionStatus
 
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.psycopg_driver import open_psycopg
-from steadypool.lab import EmbeddedPostgres, TlsFront, self_signed
-from steadypool.lab.proxy import FaultProxy, Mode
+from steadypool.connect.psycopg import open_psycopg
 from steadypool.pipeline import (
-    ConnectionGone,
-    Overdue,
+    Batch,
+    BatchTimeout,
+    ConnectionClosed,
     PipelinedConnection,
     Result,
     ResultTooLarge,
-    Segment,
+    SessionModified,
     Statement,
-    Unclean,
 )
-from steadypool.testing import Observer
+from steadypool_lab import EmbeddedPostgres, TlsFront, self_signed
+from steadypool_lab.network.proxy import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 pytestmark = pytest.mark.anyio
 
@@ -61,12 +61,12 @@ async def connection(connect: Connect) -> PipelinedConnection:
 
 
 async def ask(connection: PipelinedConnection, text: str, *parameters: Any) -> list[tuple[Any, ...]]:
-    (result,) = await connection.run(Segment([Statement(text, parameters)]))
+    (result,) = await connection.run(Batch([Statement(text, parameters)]))
     return result.rows()
 
 
-def begin(text: str, *parameters: Any, **options: Any) -> Segment:
-    return Segment([Statement("BEGIN", prepare=False), Statement(text, parameters)], prelude=1, **options)
+def begin(text: str, *parameters: Any, **options: Any) -> Batch:
+    return Batch([Statement("BEGIN", prepare=False), Statement(text, parameters)], prelude=1, **options)
 
 
 async def settled(*futures: asyncio.Future[list[Result]]) -> list[Any]:
@@ -86,11 +86,11 @@ async def test_a_deferred_constraint_fails_its_own_segment_alone(connection: Pip
     )
     insert = "insert into child values ($1::int, $2::int) returning mark"
     futures = [
-        connection.send(Segment([Statement("select 'before'")])),
-        connection.send(Segment([Statement(insert, (404, 1))])),
-        connection.send(Segment([Statement("select 'after'")])),
-        connection.send(Segment([Statement(insert, (405, 2))])),
-        connection.send(Segment([Statement("select 'last'")])),
+        connection.send(Batch([Statement("select 'before'")])),
+        connection.send(Batch([Statement(insert, (404, 1))])),
+        connection.send(Batch([Statement("select 'after'")])),
+        connection.send(Batch([Statement(insert, (405, 2))])),
+        connection.send(Batch([Statement("select 'last'")])),
     ]
     ends = await settled(*futures)
     assert [ends[0], ends[2], ends[4]] == [[("before",)], [("after",)], [("last",)]]
@@ -107,12 +107,12 @@ async def test_a_serialization_failure_at_commit_fails_its_own_segment_alone(con
         await ask(connection, "set default_transaction_isolation = serializable")
     await other.run(begin("select sum(n) from t"))
     await one.run(begin("select sum(n) from t"))
-    await one.run(Segment([Statement("update t set n = 1 where id = 1")]))
-    await other.run(Segment([Statement("update t set n = 1 where id = 2")]))
-    await one.run(Segment([Statement("COMMIT", prepare=False)]))
+    await one.run(Batch([Statement("update t set n = 1 where id = 1")]))
+    await other.run(Batch([Statement("update t set n = 1 where id = 2")]))
+    await one.run(Batch([Statement("COMMIT", prepare=False)]))
     failed, rows = await settled(
-        other.send(Segment([Statement("COMMIT", prepare=False)])),
-        other.send(Segment([Statement("select 'a stranger''s'")])),
+        other.send(Batch([Statement("COMMIT", prepare=False)])),
+        other.send(Batch([Statement("select 'a stranger''s'")])),
     )
     assert isinstance(failed, sql.SerializationFailure)
     assert rows == [("a stranger's",)]
@@ -122,7 +122,7 @@ async def test_an_error_stops_the_rest_of_its_segment_and_nothing_else(
     connection: PipelinedConnection,
 ) -> None:
     await ask(connection, "create table t (n int)")
-    failing = Segment(
+    failing = Batch(
         [
             Statement("insert into t values (1)"),
             Statement("select 1 / $1::int", (0,)),
@@ -130,7 +130,7 @@ async def test_an_error_stops_the_rest_of_its_segment_and_nothing_else(
         ]
     )
     failed, rows = await settled(
-        connection.send(failing), connection.send(Segment([Statement("select count(*) from t")]))
+        connection.send(failing), connection.send(Batch([Statement("select count(*) from t")]))
     )
     assert isinstance(failed, sql.DivisionByZero)
     assert failing.failed_at == 1
@@ -158,7 +158,7 @@ async def test_a_thousand_callers_get_their_own_rows(connection: PipelinedConnec
 
 
 async def test_a_bare_sync_proves_the_connection(connection: PipelinedConnection) -> None:
-    assert await connection.run(Segment([])) == []
+    assert await connection.run(Batch([])) == []
 
 
 async def test_the_answer_to_begin_comes_before_its_statement_ends(
@@ -181,7 +181,7 @@ async def _is(value: bool) -> bool:
 async def test_an_unwaited_rollback_goes_before_the_next_begin(connection: PipelinedConnection) -> None:
     await ask(connection, "create table t (n int)")
     await connection.run(begin("insert into t values (1)"))
-    connection.post(Segment([Statement("ROLLBACK", prepare=False)]))
+    connection.post(Batch([Statement("ROLLBACK", prepare=False)]))
     (_, rows) = await connection.run(begin("select count(*) from t"))
     assert rows.rows() == [(0,)]
     assert connection.transaction_status == TransactionStatus.INTRANS
@@ -193,7 +193,7 @@ async def test_what_travels_with_the_next_is_not_late_before_it_has_gone_out(
     """The program keeps the event loop busy in between, for longer than the answer may take."""
     for pause in (0, 0.01):
         await ask(connection, "begin")
-        connection.post(Segment([Statement("ROLLBACK", prepare=False)], limit=0.2), lingers=True)
+        connection.post(Batch([Statement("ROLLBACK", prepare=False)], limit=0.2), lingers=True)
         time.sleep(0.3)  # noqa: ASYNC251 - that is the fault
         await asyncio.sleep(pause)
         assert await ask(connection, "select 1") == [(1,)]
@@ -203,15 +203,15 @@ async def test_what_travels_with_the_next_is_not_late_before_it_has_gone_out(
 async def test_what_nobody_waits_for_ends_the_connection_where_it_fails(
     connection: PipelinedConnection,
 ) -> None:
-    connection.post(Segment([Statement("no such command", prepare=False)]))
-    (after,) = await settled(connection.send(Segment([Statement("select 1")])))
-    assert isinstance(after, ConnectionGone)
+    connection.post(Batch([Statement("no such command", prepare=False)]))
+    (after,) = await settled(connection.send(Batch([Statement("select 1")])))
+    assert isinstance(after, ConnectionClosed)
     assert connection.closed
 
 
 async def test_commit_of_a_failed_transaction_says_rollback(connection: PipelinedConnection) -> None:
     await settled(connection.send(begin("select 1/0")))
-    (result,) = await connection.run(Segment([Statement("COMMIT", prepare=False)]))
+    (result,) = await connection.run(Batch([Statement("COMMIT", prepare=False)]))
     assert result.tag == "ROLLBACK"
 
 
@@ -293,7 +293,7 @@ async def test_a_statement_that_the_server_forgot_is_prepared_anew(connection: P
     async with connection.plain() as raw:
         await raw.execute("discard all")
     connection.refused_tags = frozenset({b"BEGIN"})  # a shared one: nothing of a segment has taken effect
-    rows = await settled(*(connection.send(Segment([Statement("select 1 /*m*/")])) for _ in range(3)))
+    rows = await settled(*(connection.send(Batch([Statement("select 1 /*m*/")])) for _ in range(3)))
     assert rows == [[(1,)]] * 3
     assert await prepared(connection) == 1
 
@@ -353,12 +353,12 @@ async def test_what_cannot_be_adapted_is_not_sent(connection: PipelinedConnectio
 
 
 async def test_two_hundred_megabytes_are_refused_without_being_held(connection: PipelinedConnection) -> None:
-    big = Segment([Statement("select repeat('x', 20000) from generate_series(1, 10000)")], byte_limit=2**24)
+    big = Batch([Statement("select repeat('x', 20000) from generate_series(1, 10000)")], byte_limit=2**24)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused, rows = await asyncio.wait_for(
         asyncio.gather(
             connection.send(big),
-            connection.send(Segment([Statement("select 'next'")], byte_limit=2**24)),
+            connection.send(Batch([Statement("select 'next'")], byte_limit=2**24)),
             return_exceptions=True,
         ),
         30,
@@ -373,7 +373,7 @@ async def test_two_hundred_megabytes_are_refused_without_being_held(connection: 
 async def test_rows_below_the_limit_are_all_there(connection: PipelinedConnection) -> None:
     for count in (0, 1, 63, 64, 65, 128, 1000):
         statement = Statement("select g, 'x' as x from generate_series(1, $1::int) g", (count,))
-        (first, second) = await connection.run(Segment([statement, statement], byte_limit=2**24))
+        (first, second) = await connection.run(Batch([statement, statement], byte_limit=2**24))
         assert first.rows() == second.rows() == [(n + 1, "x") for n in range(count)]
         assert first.names == ("g", "x")
         assert first.tag == f"SELECT {count}"
@@ -382,8 +382,8 @@ async def test_rows_below_the_limit_are_all_there(connection: PipelinedConnectio
 async def test_an_error_after_half_of_the_rows(connection: PipelinedConnection) -> None:
     text = "select 1 / (500 - g) from generate_series(1, 1000) g"
     failed, rows = await settled(
-        connection.send(Segment([Statement(text)], byte_limit=2**24)),
-        connection.send(Segment([Statement("select 1")], byte_limit=2**24)),
+        connection.send(Batch([Statement(text)], byte_limit=2**24)),
+        connection.send(Batch([Statement("select 1")], byte_limit=2**24)),
     )
     assert isinstance(failed, sql.DivisionByZero)
     assert rows == [(1,)]
@@ -421,10 +421,10 @@ async def test_no_answer_gets_stuck(
 @on_both_loops
 async def test_copy_and_cursors_between_segments(connection: PipelinedConnection) -> None:
     await ask(connection, "create table t (n int)")
-    before = connection.send(Segment([Statement("select pg_sleep(0.05)")]))
+    before = connection.send(Batch([Statement("select pg_sleep(0.05)")]))
     async with connection.plain() as raw:
         assert before.done()
-        meanwhile = connection.send(Segment([Statement("select count(*) from t")]))
+        meanwhile = connection.send(Batch([Statement("select count(*) from t")]))
         async with raw.cursor() as cursor, cursor.copy("copy t from stdin") as copy:
             for number in range(100):
                 await copy.write_row((number,))
@@ -440,19 +440,19 @@ async def test_a_block_that_ends_in_the_middle_of_a_copy_ends_the_connection(
     async with connection.plain() as raw:
         raw.pgconn.send_query(b"select pg_sleep(10)")
         raw.pgconn.flush()
-        waiting = connection.send(Segment([Statement("select 1")]))
+        waiting = connection.send(Batch([Statement("select 1")]))
     assert connection.closed
     (end,) = await settled(waiting)
-    assert isinstance(end, ConnectionGone)
+    assert isinstance(end, ConnectionClosed)
     assert not end.sent
 
 
 async def test_a_cancel_hits_what_runs_and_not_what_comes_next(connection: PipelinedConnection) -> None:
     for _ in range(20):
-        running = connection.send(Segment([Statement("select pg_sleep(10)")]))
+        running = connection.send(Batch([Statement("select pg_sleep(10)")]))
         cancelling = asyncio.create_task(connection.cancel(5))
         await asyncio.sleep(0)
-        after = connection.send(Segment([Statement("select 'untouched' from pg_sleep(0.002)")]))
+        after = connection.send(Batch([Statement("select 'untouched' from pg_sleep(0.002)")]))
         await cancelling
         first, second = await settled(running, after)
         assert isinstance(first, sql.QueryCanceled)
@@ -470,7 +470,7 @@ async def test_every_future_is_settled(
     connection = await connect(proxied_url)
     ended: list[str] = []
     connection.when_ended(lambda: ended.append("told"))
-    futures = [connection.send(Segment([Statement("select pg_sleep(10)")])) for _ in range(5)]
+    futures = [connection.send(Batch([Statement("select pg_sleep(10)")])) for _ in range(5)]
     await pg.wait_until(lambda: _sleeping(pg))
     match how:
         case "terminated":
@@ -480,12 +480,12 @@ async def test_every_future_is_settled(
         case _:
             proxy.drop_all(reset=how == "reset")
     ends = await settled(*futures)
-    assert all(isinstance(end, ConnectionGone) and end.sent for end in ends)
+    assert all(isinstance(end, ConnectionClosed) and end.sent for end in ends)
     if how == "terminated":
         assert {end.sqlstate for end in ends} == {"57P01"}
     assert ended == ["told"]
     assert connection.closed
-    with pytest.raises(ConnectionGone) as late:
+    with pytest.raises(ConnectionClosed) as late:
         await ask(connection, "select 1")
     assert not late.value.sent
 
@@ -512,11 +512,11 @@ async def test_what_was_answered_before_the_end_counts(
     connection = await connect(proxied_url)
     await ask(connection, "select 1")
     proxy.links[0].down = proxy.links[0].up.__class__(delay=0.1)
-    first = connection.send(Segment([Statement("select repeat('x', 100000)")]))
-    second = connection.send(Segment([Statement("select pg_terminate_backend(pg_backend_pid())")]))
+    first = connection.send(Batch([Statement("select repeat('x', 100000)")]))
+    second = connection.send(Batch([Statement("select pg_terminate_backend(pg_backend_pid())")]))
     rows, gone = await settled(first, second)
     assert rows == [("x" * 100000,)]
-    assert isinstance(gone, ConnectionGone)
+    assert isinstance(gone, ConnectionClosed)
     assert gone.sqlstate == "57P01"
 
 
@@ -525,15 +525,15 @@ async def test_a_silent_server_is_given_up_at_the_limit_of_the_head(
 ) -> None:
     connection = await connect(proxied_url)
     proxy.mode = Mode.SILENT
-    futures = [connection.send(Segment([Statement("select 1")], limit=0.2)) for _ in range(3)]
+    futures = [connection.send(Batch([Statement("select 1")], limit=0.2)) for _ in range(3)]
     first, *others = await settled(*futures)
-    assert isinstance(first, Overdue)
-    assert all(isinstance(end, ConnectionGone) and not isinstance(end, Overdue) for end in others)
+    assert isinstance(first, BatchTimeout)
+    assert all(isinstance(end, ConnectionClosed) and not isinstance(end, BatchTimeout) for end in others)
 
 
 async def test_the_clock_of_a_segment_starts_when_it_is_at_the_head(connection: PipelinedConnection) -> None:
     ends = await settled(
-        *(connection.send(Segment([Statement("select pg_sleep(0.3)")], limit=0.8)) for _ in range(4))
+        *(connection.send(Batch([Statement("select pg_sleep(0.3)")], limit=0.8)) for _ in range(4))
     )
     assert ends == [[("",)]] * 4
 
@@ -543,14 +543,14 @@ async def test_a_command_that_strangers_would_feel_ends_the_connection(
 ) -> None:
     connection.refused_tags = frozenset({b"BEGIN"})
     before, offender, after = await settled(
-        connection.send(Segment([Statement("select 'before'")])),
-        connection.send(Segment([Statement("/* hidden */ begin")])),
-        connection.send(Segment([Statement("select 'after'")])),
+        connection.send(Batch([Statement("select 'before'")])),
+        connection.send(Batch([Statement("/* hidden */ begin")])),
+        connection.send(Batch([Statement("select 'after'")])),
     )
     assert before == [("before",)]
-    assert isinstance(offender, Unclean)
-    assert isinstance(after, ConnectionGone)
-    assert not isinstance(after, Unclean)
+    assert isinstance(offender, SessionModified)
+    assert isinstance(after, ConnectionClosed)
+    assert not isinstance(after, SessionModified)
 
 
 async def test_copy_in_a_pipeline_ends_the_connection_and_not_the_program(
@@ -558,7 +558,7 @@ async def test_copy_in_a_pipeline_ends_the_connection_and_not_the_program(
 ) -> None:
     await ask(connection, "create table t (n int)")
     for text in ("copy t from stdin", "copy t to stdout"):
-        (end,) = await settled(connection.send(Segment([Statement(text)])))
+        (end,) = await settled(connection.send(Batch([Statement(text)])))
         assert isinstance(end, psycopg.Error)
         if connection.closed:
             break
@@ -566,8 +566,8 @@ async def test_copy_in_a_pipeline_ends_the_connection_and_not_the_program(
 
 
 async def test_a_cancelled_caller_leaves_the_others_their_answers(connection: PipelinedConnection) -> None:
-    first = asyncio.create_task(connection.run(Segment([Statement("select pg_sleep(0.1), 'first'")])))
-    second = asyncio.create_task(connection.run(Segment([Statement("select 'second'")])))
+    first = asyncio.create_task(connection.run(Batch([Statement("select pg_sleep(0.1), 'first'")])))
+    second = asyncio.create_task(connection.run(Batch([Statement("select 'second'")])))
     await asyncio.sleep(0)
     first.cancel()
     assert (await second)[0].rows() == [("second",)]
@@ -583,12 +583,12 @@ async def test_a_creators_plain_connection_that_the_server_ends_settles_its_stat
 ) -> None:
     raw = await psycopg.AsyncConnection.connect(database_url, autocommit=True)
     connection = PipelinedConnection(raw)
-    running = connection.send(Segment([Statement("select pg_sleep(30)")]))
-    behind = connection.send(Segment([Statement("select 1")]))
+    running = connection.send(Batch([Statement("select pg_sleep(30)")]))
+    behind = connection.send(Batch([Statement("select 1")]))
     await pg.wait_until(lambda: _is_active(pg))
     await pg.terminate(connection.pgconn.backend_pid)
     for end in await settled(running, behind):
-        assert isinstance(end, ConnectionGone)
+        assert isinstance(end, ConnectionClosed)
         assert end.sqlstate == "57P01"
     assert raw.closed
     connection.abort()
@@ -602,7 +602,7 @@ def _fail(*_args: object) -> Any:
     raise RuntimeError("injected")
 
 
-def _leaving_the_loop(connection: PipelinedConnection, _segment: Segment) -> None:
+def _leaving_the_loop(connection: PipelinedConnection, _segment: Batch) -> None:
     leave = connection._leave_loop
 
     def fail() -> None:
@@ -612,7 +612,7 @@ def _leaving_the_loop(connection: PipelinedConnection, _segment: Segment) -> Non
     connection._leave_loop = fail  # type: ignore[method-assign]
 
 
-def _the_driver(connection: PipelinedConnection, _segment: Segment) -> None:
+def _the_driver(connection: PipelinedConnection, _segment: Batch) -> None:
     raw: Any = connection.psycopg_connection
     abort = raw.abort
 
@@ -623,15 +623,15 @@ def _the_driver(connection: PipelinedConnection, _segment: Segment) -> None:
     raw.abort = fail
 
 
-def _a_callback(_connection: PipelinedConnection, segment: Segment) -> None:
+def _a_callback(_connection: PipelinedConnection, segment: Batch) -> None:
     segment.on_settled = _fail
 
 
-def _a_listener(connection: PipelinedConnection, _segment: Segment) -> None:
+def _a_listener(connection: PipelinedConnection, _segment: Batch) -> None:
     connection.when_ended(_fail)
 
 
-def _what_looks_at_answers(connection: PipelinedConnection, _segment: Segment) -> None:
+def _what_looks_at_answers(connection: PipelinedConnection, _segment: Batch) -> None:
     connection.after_answers = _fail
 
 
@@ -639,16 +639,16 @@ def _what_looks_at_answers(connection: PipelinedConnection, _segment: Segment) -
     "raises", [_leaving_the_loop, _the_driver, _a_callback, _a_listener, _what_looks_at_answers]
 )
 async def test_whatever_raises_while_a_connection_ends_every_statement_is_settled(
-    connection: PipelinedConnection, pg: Observer, raises: Callable[[PipelinedConnection, Segment], None]
+    connection: PipelinedConnection, pg: Observer, raises: Callable[[PipelinedConnection, Batch], None]
 ) -> None:
     reported = _reports()
-    first, ended = Segment([Statement("select pg_sleep(30)")]), []
+    first, ended = Batch([Statement("select pg_sleep(30)")]), []
     raises(connection, first)
     connection.when_ended(lambda: ended.append(True))
-    futures = [connection.send(first), connection.send(Segment([Statement("select 1")]))]
+    futures = [connection.send(first), connection.send(Batch([Statement("select 1")]))]
     await pg.wait_until(lambda: _is_active(pg))
     await pg.terminate(connection.pgconn.backend_pid)
-    assert all(isinstance(end, ConnectionGone) for end in await settled(*futures))
+    assert all(isinstance(end, ConnectionClosed) for end in await settled(*futures))
     assert ended == [True], "who waits for the end is told of it"
     assert set(map(str, reported)) == {"injected"}, "and what raised is not lost"
 
@@ -656,10 +656,10 @@ async def test_whatever_raises_while_a_connection_ends_every_statement_is_settle
 async def test_an_answer_that_cannot_be_taken_ends_the_connection_and_settles_what_is_on_it(
     connection: PipelinedConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steadypool.pipeline.flight.Flight.take", _fail)
-    futures = [connection.send(Segment([Statement(f"select {n}")])) for n in range(2)]
+    monkeypatch.setattr("steadypool.pipeline.in_flight.Flight.take", _fail)
+    futures = [connection.send(Batch([Statement(f"select {n}")])) for n in range(2)]
     for end in await settled(*futures):
-        assert isinstance(end, ConnectionGone)
+        assert isinstance(end, ConnectionClosed)
         assert str(end.__cause__) == "injected"
     assert connection.closed
 
@@ -672,11 +672,11 @@ async def test_a_statement_that_cannot_be_sent_again_is_settled(
     await connection.execute("do $$ begin execute 'deallocate all'; end $$")  # which the tag does not tell
     put = connection._put
 
-    def once(segment: Segment, *, roll_back: bool = False) -> None:
+    def once(segment: Batch, *, roll_back: bool = False) -> None:
         _fail() if segment.repeated else put(segment, roll_back=roll_back)
 
     monkeypatch.setattr(connection, "_put", once)
-    (end,) = await settled(connection.send(Segment([Statement("select 1 as one")])))
+    (end,) = await settled(connection.send(Batch([Statement("select 1 as one")])))
     assert str(end) == "injected"
     assert await ask(connection, "select 2") == [(2,)]
 
@@ -685,10 +685,10 @@ async def test_what_was_held_back_is_settled_where_the_connection_cannot_go_on(
     connection: PipelinedConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with connection.plain():
-        held = connection.send(Segment([Statement("select 1")]))
+        held = connection.send(Batch([Statement("select 1")]))
         monkeypatch.setattr(connection, "_enter", _fail)
     (end,) = await settled(held)
-    assert isinstance(end, ConnectionGone)
+    assert isinstance(end, ConnectionClosed)
     assert connection.closed
 
 
@@ -698,7 +698,7 @@ async def test_what_looks_at_answers_may_raise_and_the_next_statement_is_answere
     reported = _reports()
     connection.after_answers = _fail
     assert await ask(connection, "select 1") == [(1,)]
-    assert await settled(*(connection.send(Segment([Statement(f"select {n}")])) for n in range(2))) == [
+    assert await settled(*(connection.send(Batch([Statement(f"select {n}")])) for n in range(2))) == [
         [(0,)],
         [(1,)],
     ]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.psycopg_driver import open_psycopg
-from steadypool.pipeline import ConnectionGone, PipelinedConnection, Segment, Statement
+from steadypool.connect.psycopg import open_psycopg
+from steadypool.pipeline import Batch, ConnectionClosed, PipelinedConnection, Statement
 
 pytestmark = pytest.mark.anyio
 
@@ -79,14 +79,14 @@ async def server(*said: bytes, pause: float = 0.0, syncs: int = 1, ends: bool = 
 async def ends_of(url: str, count: int, limit: float | None = 0.5) -> tuple[list[Any], PipelinedConnection]:
     """What becomes of that many statements sent at once."""
     connection = PipelinedConnection(await open_psycopg(parse_url(url), timeout=5, autocommit=True))
-    futures = [connection.send(Segment([Statement(f"select {n}")], limit=limit)) for n in range(count)]
+    futures = [connection.send(Batch([Statement(f"select {n}")], limit=limit)) for n in range(count)]
     ends = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
     connection.abort()
     return [end if isinstance(end, BaseException) else end[0].rows() for end in ends], connection
 
 
 def gone(end: object) -> bool:
-    return isinstance(end, ConnectionGone)
+    return isinstance(end, ConnectionClosed)
 
 
 async def test_answers_in_order() -> None:
@@ -150,9 +150,9 @@ async def test_a_sync_too_many_while_idle() -> None:
         connection = PipelinedConnection(await open_psycopg(parse_url(url), timeout=5, autocommit=True))
         ended = asyncio.Event()
         connection.when_ended(ended.set)
-        results = await connection.run(Segment([Statement("select 1")]))
+        results = await connection.run(Batch([Statement("select 1")]))
         assert results[0].rows() == [("a",)]
-        later = connection.send(Segment([Statement("select 2")], limit=0.3))
+        later = connection.send(Batch([Statement("select 2")], limit=0.3))
         (end,) = await asyncio.gather(later, return_exceptions=True)
         assert gone(end)
         await asyncio.wait_for(ended.wait(), 5)

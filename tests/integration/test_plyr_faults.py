@@ -11,7 +11,7 @@ import pytest
 from backend.config import Settings
 from backend.migrations.upgrade import upgrade
 from steadypool import DatabaseSettings
-from steadypool.lab import EmbeddedPostgres
+from steadypool_lab import EmbeddedPostgres
 
 from .conftest import Plyr, tone, with_driver
 

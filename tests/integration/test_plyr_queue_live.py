@@ -18,9 +18,9 @@ from backend.config import QueueSettings, Settings
 from backend.services.live_queues import CHANNEL
 from backend.utilities.database import build_database
 from conditions import until
-from steadypool.lab import EmbeddedPostgres, FaultProxy
-from steadypool.lab.proxy import Mode
 from steadypool.listener import ListenerState
+from steadypool_lab import EmbeddedPostgres, FaultProxy
+from steadypool_lab.network.proxy import Mode
 
 from .conftest import Plyr, serving, tone
 from .devices import Instance, events_of, next_of

@@ -12,8 +12,8 @@ import pytest
 
 from conditions import until
 from processes import running_plyr
-from steadypool.lab import SleepyPostgres
-from steadypool.lab.sleepy import Wakefulness
+from steadypool_lab import SuspendingPostgres
+from steadypool_lab.suspending import PowerState
 
 from .devices import events_of, next_of
 
@@ -24,13 +24,13 @@ LET_GO_AFTER = 0.4
 
 
 @pytest.fixture
-async def sleepy(anyio_backend: str) -> AsyncIterator[SleepyPostgres]:
-    async with SleepyPostgres(sleep_after=SLEEP_AFTER, wake=0.3) as server:
+async def sleepy(anyio_backend: str) -> AsyncIterator[SuspendingPostgres]:
+    async with SuspendingPostgres(sleep_after=SLEEP_AFTER, wake=0.3) as server:
         yield server
 
 
 @asynccontextmanager
-async def started(sleepy: SleepyPostgres, home: Path, name: str) -> AsyncGenerator[httpx.AsyncClient]:
+async def started(sleepy: SuspendingPostgres, home: Path, name: str) -> AsyncGenerator[httpx.AsyncClient]:
     """An instance in a process of its own, which lets the database sleep, and a client who is signed in."""
     running = running_plyr(
         home,
@@ -54,7 +54,7 @@ async def listener(client: httpx.AsyncClient) -> str:
 
 
 async def test_an_idle_plyr_lets_its_database_sleep_and_loses_nothing(
-    sleepy: SleepyPostgres, tmp_path: Path
+    sleepy: SuspendingPostgres, tmp_path: Path
 ) -> None:
     async with (
         started(sleepy, tmp_path, "a") as a,
@@ -63,7 +63,7 @@ async def test_an_idle_plyr_lets_its_database_sleep_and_loses_nothing(
     ):
         assert (await next_of(device)).id == "0"
         assert (await next_of(device)).name == "stale"  # somebody watches, and still it may sleep
-        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=60)
+        await until(lambda: sleepy.state is PowerState.ASLEEP, seconds=60)
         attempts = sleepy.knocks.attempts
         await asyncio.sleep(2 * SLEEP_AFTER)
         assert await listener(a) == "dormant"
@@ -81,7 +81,7 @@ async def test_an_idle_plyr_lets_its_database_sleep_and_loses_nothing(
             await a.get("/queue/")
             told = await next_of(device)
         assert told.id == "2"
-        await until(lambda: sleepy.state is Wakefulness.ASLEEP, seconds=60)
+        await until(lambda: sleepy.state is PowerState.ASLEEP, seconds=60)
 
 
 async def put(client: httpx.AsyncClient, revision: int) -> None:

@@ -35,7 +35,7 @@ from backend.storage.local import LocalStorage
 from backend.utilities.database import build_database
 from conditions import until
 from steadypool import DatabaseSettings
-from steadypool.lab import EmbeddedPostgres, FaultProxy, Mode
+from steadypool_lab import EmbeddedPostgres, FaultProxy, Mode
 
 from .conftest import tone
 

@@ -18,8 +18,8 @@ import steadypool
 from backend.config import Settings, get_settings
 from backend.utilities.database import build_database, get_db, get_engine, get_session_maker, use_database
 from steadypool import Database, DatabaseSettings
-from steadypool.lab import FaultProxy, Mode
-from steadypool.testing import Observer
+from steadypool_lab import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 pytestmark = pytest.mark.anyio
 

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 
 from steadypool import Database, DatabaseSettings, errors
-from steadypool.lab import EmbeddedPostgres
 from steadypool.pipeline import PipelinedConnection
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.testing import Observer
+from steadypool_lab import EmbeddedPostgres
+from steadypool_lab.testing import Observer
 
 from .poolers import pgbouncer
 
@@ -242,7 +242,7 @@ async def test_what_changes_a_shared_session_is_refused(make: MakeDatabase, sql:
     db = make()
     clean = await run(db, "session", LEFT)
     for call in (db.execute, db.fetch):
-        with pytest.raises(errors.NotForSharing):
+        with pytest.raises(errors.NotMultiplexable):
             await call(sql)
     assert await run(db, "session", LEFT) == clean
 

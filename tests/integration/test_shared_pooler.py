@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from steadypool import Database, DatabaseSettings, errors
-from steadypool.lab import WedgingPooler
+from steadypool_lab import StallingPooler
 
 from .poolers import pgbouncer
 from .test_shared_way import House, ends
@@ -55,11 +55,11 @@ async def test_nothing_is_left_on_the_servers_of_pgbouncer(database_url: str) ->
         async with behind(url, pooled=True, keeps=False, statement_timeout=0.5) as house:
             await is_served(house)
             lease = await house.pool.acquire()
-            from steadypool.pipeline import Segment, Statement
+            from steadypool.pipeline import Batch, Statement
 
-            shown = await lease.connection.run(Segment([Statement("show statement_timeout")]))
+            shown = await lease.connection.run(Batch([Statement("show statement_timeout")]))
             prepared = await lease.connection.run(
-                Segment([Statement("select count(*) from pg_prepared_statements")])
+                Batch([Statement("select count(*) from pg_prepared_statements")])
             )
             assert (shown[0].rows(), prepared[0].rows()) == ([("0",)], [(0,)])
             lease.release()
@@ -75,12 +75,12 @@ async def test_pgbouncer_in_session_mode(database_url: str) -> None:
 
 
 @asynccontextmanager
-async def wedging(url: str) -> AsyncIterator[tuple[str, WedgingPooler]]:
+async def wedging(url: str) -> AsyncIterator[tuple[str, StallingPooler]]:
     """A pooler that stops at a second query, and the URL through it."""
     parts = urlsplit(url)
     assert parts.hostname is not None
     assert parts.port is not None
-    async with WedgingPooler(parts.hostname, parts.port) as pooler:
+    async with StallingPooler(parts.hostname, parts.port) as pooler:
         yield url.replace(f":{parts.port}/", f":{pooler.port}/"), pooler
 
 

@@ -15,15 +15,15 @@ from psycopg import errors as sql
 from conditions import until
 from steadypool import deadline, errors
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.psycopg_driver import open_psycopg
+from steadypool.connect.psycopg import open_psycopg
 from steadypool.deadline import TimeLimit
-from steadypool.events import AcquireFailed, ConnectionLost, QuickStatements, StatementFinished
-from steadypool.lab.proxy import FaultProxy, Mode
-from steadypool.lease import PoolOptions, SlotState
-from steadypool.pipeline import PipelinedConnection, Result, Segment
+from steadypool.events import AcquireFailed, ConnectionLost, StatementFinished, StatementsFinished
+from steadypool.multiplex import Multiplexer, MultiplexOptions
+from steadypool.pipeline import Batch, PipelinedConnection, Result
 from steadypool.pool import Pool
-from steadypool.shared import SharedOptions, SharedWay
-from steadypool.testing import Observer
+from steadypool.pool.lease import EntryState, PoolOptions
+from steadypool_lab.network.proxy import FaultProxy, Mode
+from steadypool_lab.testing import Observer
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +42,7 @@ class Pipes:
         return self.opened[-1]
 
     async def ping(self, connection: PipelinedConnection) -> None:
-        await connection.run(Segment([]))
+        await connection.run(Batch([]))
 
     def needs_reset(self, connection: PipelinedConnection) -> bool:
         return False
@@ -81,10 +81,10 @@ class House:
             self.driver, PoolOptions(size=size, max_overflow=0, **timeouts)
         )
         self.holds = False
-        self.way = SharedWay(
+        self.way = Multiplexer(
             self.pool,
             pipelined=lambda connection: connection,
-            options=SharedOptions(**options),
+            options=MultiplexOptions(**options),
             holds=lambda: self.holds,
             pooled=pooled,
         )
@@ -165,7 +165,7 @@ async def test_deferred_constraints_between_strangers(make: MakeHouse) -> None:
     ],
 )
 async def test_what_strangers_would_feel_is_refused_unsent(house: House, text: str) -> None:
-    with pytest.raises(errors.NotForSharing) as refused:
+    with pytest.raises(errors.NotMultiplexable) as refused:
         await house.ask(text)
     assert not refused.value.maybe_executed
     assert "db.session()" in str(refused.value)
@@ -236,7 +236,7 @@ async def test_a_call_may_have_less_time_than_the_others(house: House) -> None:
 async def test_a_call_with_more_time_does_not_stand_in_the_way(make: MakeHouse) -> None:
     house = make(connections=1, statement_timeout=0.3)
     slow = asyncio.create_task(house.ask("select pg_sleep(0.8), 'done'", timeout=5))
-    await until(lambda: house.pool.count(SlotState.LEASED) == 1)
+    await until(lambda: house.pool.count(EntryState.LEASED) == 1)
     assert await house.ask("select 'meanwhile'") == [("meanwhile",)]
     assert not slow.done()
     assert await slow == [("", "done")]
@@ -328,7 +328,7 @@ async def test_sessions_get_the_shared_connections_when_they_need_them(make: Mak
     first = await house.pool.acquire(timeout=1)
     house.way.make_room()
     second = await house.pool.acquire(timeout=1)
-    (shown,) = await second.connection.run(Segment([_show("statement_timeout")]))
+    (shown,) = await second.connection.run(Batch([_show("statement_timeout")]))
     assert shown.rows() == [("0",)], "as it was before it was shared"
     waiting = asyncio.create_task(house.ask("select 'served when there is room'"))
     await asyncio.sleep(0.05)
@@ -546,7 +546,7 @@ async def test_a_statement_is_one_round_trip(make: MakeHouse, proxied_url: str, 
 async def test_a_shared_connection_goes_back_now_and_then(make: MakeHouse) -> None:
     house = make(connections=1, rotate_after=0.1)
     await house.ask("select 1")
-    await until(lambda: house.pool.count(SlotState.LEASED) == 0)
+    await until(lambda: house.pool.count(EntryState.LEASED) == 0)
     assert await house.ask("select 2") == [(2,)]
     assert len(house.driver.opened) == 1
 
@@ -559,7 +559,7 @@ def _show(name: str) -> Any:
 
 async def test_quick_statements_are_told_together_and_slow_or_failed_ones_by_themselves(house: House) -> None:
     told: list[Any] = []
-    house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=0.2)
+    house.pool.events.subscribe(told.append, StatementFinished, StatementsFinished, slower_than=0.2)
     await asyncio.gather(*(house.ask("select generate_series(1, $1::int)", 3) for _ in range(40)))
     with pytest.raises(psycopg.Error):
         await house.ask("select 1 / $1::int", 0)
@@ -569,7 +569,7 @@ async def test_quick_statements_are_told_together_and_slow_or_failed_ones_by_the
         ("select ? / ?", "22012"),
         ("select pg_sleep(?)", None),
     ]
-    together = [event for event in told if isinstance(event, QuickStatements)]
+    together = [event for event in told if isinstance(event, StatementsFinished)]
     quick = [statement for event in together for statement in event.statements]
     assert len(quick) == 40 > len(together)
     assert all(one.fingerprint.endswith("select generate_series(?)") for one in quick)
@@ -579,7 +579,7 @@ async def test_quick_statements_are_told_together_and_slow_or_failed_ones_by_the
 async def test_a_statement_that_was_given_up_is_told_once(house: House) -> None:
     told: list[Any] = []
     await house.ask("select 1")  # to connect may take longer than the deadline leaves
-    house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=60)
+    house.pool.events.subscribe(told.append, StatementFinished, StatementsFinished, slower_than=60)
     with pytest.raises(errors.DeadlineExceeded), deadline(0.1):
         await house.ask("select pg_sleep(0.3)")
     await until(lambda: house.way.stats().in_flight == 0)
@@ -619,7 +619,7 @@ async def test_a_statement_that_has_to_be_sent_again_keeps_to_its_deadline(make:
             return await house.ask("select * from t")
 
     told: list[Any] = []
-    house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=60)
+    house.pool.events.subscribe(told.append, StatementFinished, StatementsFinished, slower_than=60)
     sleeps = [house.ask("select pg_sleep(0.4)") for _ in range(4)]
     first, *others = await ends(ask(), *sleeps)
     assert isinstance(first, errors.DeadlineExceeded), first
@@ -628,20 +628,20 @@ async def test_a_statement_that_has_to_be_sent_again_keeps_to_its_deadline(make:
     assert house.way.stats().collateral == 0
     fingerprints = [event.fingerprint for event in told if isinstance(event, StatementFinished)]
     quick = [
-        one.fingerprint for event in told if isinstance(event, QuickStatements) for one in event.statements
+        one.fingerprint for event in told if isinstance(event, StatementsFinished) for one in event.statements
     ]
     assert (len(fingerprints), len(quick)) == (1, 4)
 
 
 async def test_a_statement_whose_caller_leaves_as_the_answer_comes_is_told_once(house: House) -> None:
     told: list[Any] = []
-    house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=60)
+    house.pool.events.subscribe(told.append, StatementFinished, StatementsFinished, slower_than=60)
     asking = asyncio.create_task(house.ask("select 1"))
-    unsubscribe = house.pool.events.subscribe(lambda _: asking.cancel(), QuickStatements, slower_than=60)
+    unsubscribe = house.pool.events.subscribe(lambda _: asking.cancel(), StatementsFinished, slower_than=60)
     with pytest.raises(asyncio.CancelledError):
         await asking
     unsubscribe()
-    assert [type(event) for event in told] == [QuickStatements]
+    assert [type(event) for event in told] == [StatementsFinished]
     assert await house.ask("select 2") == [(2,)]
 
 
@@ -669,7 +669,7 @@ async def test_a_statement_whose_connection_was_lost_is_told_once_and_as_lost(
     house = make(connections=1)
     told: list[Any] = []
     lost: list[Any] = []
-    house.pool.events.subscribe(told.append, StatementFinished, QuickStatements, slower_than=60)
+    house.pool.events.subscribe(told.append, StatementFinished, StatementsFinished, slower_than=60)
     house.pool.events.subscribe(lost.append, ConnectionLost)
     await house.ask("select 1")
     told.clear()

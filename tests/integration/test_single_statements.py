@@ -21,8 +21,8 @@ import steadypool
 from conditions import until
 from steadypool import Database, DatabaseSettings, deadline
 from steadypool.events import StatementFinished
-from steadypool.lab.proxy import FaultProxy
-from steadypool.testing import Observer
+from steadypool_lab.network.proxy import FaultProxy
+from steadypool_lab.testing import Observer
 
 pytestmark = pytest.mark.anyio
 
@@ -141,9 +141,9 @@ async def test_what_is_executed_by_a_name_has_the_columns_of_what_has_it_now(mak
 
 async def test_what_outlives_its_statement_is_refused_unsent(db: Database, pg: Observer) -> None:
     for sql in ("begin", "set work_mem = '1MB'", "select pg_advisory_lock(1)", "listen x"):
-        with pytest.raises(steadypool.NotForSharing):
+        with pytest.raises(steadypool.NotMultiplexable):
             await db.execute(sql)
-    with pytest.raises(steadypool.NotForSharing):
+    with pytest.raises(steadypool.NotMultiplexable):
         await anext(db.fetch_iter("/* hello */ commit"))
     assert await pg.backends() == [], "nobody even connected"
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from steadypool import Database, DatabaseSettings, deadline, errors
 from steadypool.events import ConnectionLost, Event, StatementFinished, WaitEnded
 from steadypool.fastapi import install
-from steadypool.testing import Observer
+from steadypool_lab.testing import Observer
 
 pytestmark = pytest.mark.anyio
 

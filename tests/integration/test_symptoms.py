@@ -17,15 +17,15 @@ from sqlalchemy import text
 
 from conditions import until
 from steadypool import Database, DatabaseSettings, errors, events
-from steadypool.cli.doctor.examination import Examination
+from steadypool.cli.doctor.examination import CheckContext
 from steadypool.cli.doctor.finding import Level
 from steadypool.cli.doctor.run import Result, chosen_checks, examine
 from steadypool.cli.why.topics import find
 from steadypool.fastapi.dashboard.facts import now_facts
-from steadypool.lab import FaultProxy, SleepyPostgres
-from steadypool.lab.proxy import Mode
 from steadypool.listener import ListenerOptions
 from steadypool.telemetry.prometheus import PoolCollector
+from steadypool_lab import FaultProxy, SuspendingPostgres
+from steadypool_lab.network.proxy import Mode
 
 from .poolers import pgbouncer
 
@@ -117,7 +117,7 @@ async def killed(stage: Stage) -> AsyncIterator[None]:
 @asynccontextmanager
 async def deaf(stage: Stage) -> AsyncIterator[None]:
     async with stage.db.listen("changes") as notifications:
-        with stage.fails(errors.ListenerDeaf):
+        with stage.fails(errors.NotificationsBlocked):
             await anext(notifications)
         yield
 
@@ -232,7 +232,7 @@ async def doctors_finding(settings: DatabaseSettings, check: str, symptom: str) 
     """What the doctor finds; it is asked again while it sees nothing, as a person would."""
     async with asyncio.timeout(FOUND_WITHIN):
         while True:
-            results = await examine(Examination(settings, deadline=10.0), chosen_checks([check]))
+            results = await examine(CheckContext(settings, deadline=10.0), chosen_checks([check]))
             for result in results:
                 if (result.check.name, result.finding.symptom) == (check, symptom):
                     return result
@@ -296,7 +296,7 @@ async def test_an_idle_connection_that_died_is_seen_and_hurts_nobody(
 
 async def test_a_cold_start_is_found_by_whoever_looks(anyio_backend: str) -> None:
     collector = PoolCollector()
-    async with SleepyPostgres(sleep_after=None, wake=2.2) as sleepy:
+    async with SuspendingPostgres(sleep_after=None, wake=2.2) as sleepy:
         settings = settings_for(sleepy.url, pool_timeout=15, connection_timeout=15, request_deadline=20)
         await sleepy.fall_asleep()
         async with Database(settings) as db:
@@ -311,7 +311,7 @@ async def test_a_cold_start_is_found_by_whoever_looks(anyio_backend: str) -> Non
             assert counted(collector, f"{series}_count", {}) - quick == db.stats().totals.connects >= 1
             stop()
         await sleepy.fall_asleep()
-        results = await examine(Examination(settings), chosen_checks(["addresses", "log-in", "wake-up"]))
+        results = await examine(CheckContext(settings), chosen_checks(["addresses", "log-in", "wake-up"]))
     (result,) = [result for result in results if result.check.name == "wake-up"]
     assert (result.finding.level, result.finding.symptom) == (Level.NOTE, "cold-start")
     assert "it slept and woke" in result.finding.evidence

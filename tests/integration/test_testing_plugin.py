@@ -1,4 +1,4 @@
-"""The fixtures of `steadypool.testing` do what they say."""
+"""The fixtures of `steadypool_lab.testing` do what they say."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from steadypool.lab import EmbeddedPostgres, FaultProxy, Mode
-from steadypool.testing import Backend, Databases, Observer
+from steadypool_lab import EmbeddedPostgres, FaultProxy, Mode
+from steadypool_lab.testing import Backend, Databases, Observer
 
 pytestmark = pytest.mark.anyio
 

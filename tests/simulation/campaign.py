@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from steadypool.lease import SlotState
 from steadypool.pool import Pool
+from steadypool.pool.lease import EntryState
 
 from .schedule import Schedule, Step, draw
 from .world import World
@@ -40,8 +40,8 @@ class Tally:
     schedules: int = 0
     steps: int = 0
     seconds: float = 0.0
-    pairs: set[tuple[SlotState, str]] = field(default_factory=set)
-    transitions: set[tuple[SlotState, SlotState]] = field(default_factory=set)
+    pairs: set[tuple[EntryState, str]] = field(default_factory=set)
+    transitions: set[tuple[EntryState, EntryState]] = field(default_factory=set)
     failure: Failure | None = None
 
     def add(self, world: World) -> None:

@@ -6,26 +6,26 @@ a pool without connections. `MOVES`: from which state a connection may come into
 
 from __future__ import annotations
 
-from steadypool.lease import SlotState
+from steadypool.pool.lease import EntryState
 
-CLOSING, GONE, IDLE, LEASED = SlotState.CLOSING, SlotState.GONE, SlotState.IDLE, SlotState.LEASED
+CLOSING, GONE, IDLE, LEASED = EntryState.CLOSING, EntryState.GONE, EntryState.IDLE, EntryState.LEASED
 OPENING, PROVING, RESETTING, SILENT, STUCK = (
-    SlotState.OPENING,
-    SlotState.PROVING,
-    SlotState.RESETTING,
-    SlotState.SILENT,
-    SlotState.STUCK,
+    EntryState.OPENING,
+    EntryState.PROVING,
+    EntryState.RESETTING,
+    EntryState.SILENT,
+    EntryState.STUCK,
 )
 
-Pair = tuple[SlotState, str]
-Move = tuple[SlotState, SlotState]
+Pair = tuple[EntryState, str]
+Move = tuple[EntryState, EntryState]
 
-EVERYWHERE = frozenset(SlotState)
+EVERYWHERE = frozenset(EntryState)
 THERE = EVERYWHERE - {GONE}
 AFTER_CLOSE = frozenset({CLOSING, LEASED, RESETTING})
 """A closed pool has nothing idle, opens nothing and asks nothing."""
 
-TABLE: dict[str, frozenset[SlotState]] = {
+TABLE: dict[str, frozenset[EntryState]] = {
     # what callers do
     **dict.fromkeys(("acquire", "release", "release twice", "use", "cancel", "caller cancelled"), EVERYWHERE),
     # what an operator does
@@ -70,7 +70,7 @@ TABLE: dict[str, frozenset[SlotState]] = {
 }
 """For each event the states that a run must have seen it in."""
 
-NEVER: dict[str, frozenset[SlotState]] = {
+NEVER: dict[str, frozenset[EntryState]] = {
     "close ended": THERE,
     "gone aborted at close": frozenset({IDLE}),
     "gone pool closed": frozenset({IDLE}),

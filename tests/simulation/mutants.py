@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from steadypool import errors, events
-from steadypool.forecast import Forecast
-from steadypool.lease import Lease, PoolOptions, Slot, SlotState, Waiter
+from steadypool._sqlstate import Disposition
 from steadypool.pool import Pool
-from steadypool.sqlstate import Fate
+from steadypool.pool.admission import WaitEstimator
+from steadypool.pool.lease import EntryState, Lease, PoolEntry, PoolOptions, Waiter
 
 AnyPool = Pool[Any]
 MUTANTS: dict[str, tuple[str, type[AnyPool]]] = {}
@@ -51,10 +51,10 @@ class OneTooMany(_WithOptions):
 
 @breaks("R1")
 class ForgetsThoseClosing(Pool[Any]):
-    def _retire(self, slot: Slot[Any], reason: str, *, abrupt: bool = False) -> None:
+    def _retire(self, slot: PoolEntry[Any], reason: str, *, abrupt: bool = False) -> None:
         super()._retire(slot, reason, abrupt=abrupt)
-        if slot.state is SlotState.CLOSING:
-            self._slots.move(slot, SlotState.GONE)
+        if slot.state is EntryState.CLOSING:
+            self._slots.move(slot, EntryState.GONE)
 
 
 @breaks("R1")
@@ -78,7 +78,7 @@ class LosesTheSlotWhenAnAbortFails(Pool[Any]):
 
 @breaks("R1")
 class KeepsTheSlotOfAFailedConnect(Pool[Any]):
-    def _free(self, slot: Slot[Any], reason: str) -> None:
+    def _free(self, slot: PoolEntry[Any], reason: str) -> None:
         if reason != "connect failed":
             super()._free(slot, reason)
 
@@ -103,7 +103,7 @@ class LetsNewcomersOvertake(Pool[Any]):
         finally:
             self._waiters = waiters
 
-    def _released(self, lease: Lease[Any], fate: Fate) -> None:
+    def _released(self, lease: Lease[Any], fate: Disposition) -> None:
         """Those who wait are served a moment later: the gap in which a newcomer is faster."""
         serve, self._serve = self._serve, lambda now=None: None  # type: ignore[method-assign,misc]
         try:
@@ -125,7 +125,7 @@ class TakesFromTheWrongEnd(Pool[Any]):
 
 @breaks("R2")
 class GivesTheReadyOneToALaterCaller(Pool[Any]):
-    def _next_idle(self, now: float) -> Slot[Any] | None:
+    def _next_idle(self, now: float) -> PoolEntry[Any] | None:
         if not self._idle:
             return None
         return self._idle.pop() if self.options.use_lifo else self._idle.popleft()
@@ -138,7 +138,7 @@ class GivesTheReadyOneToALaterCaller(Pool[Any]):
 class CancelsTheConnectWithItsCaller(Pool[Any]):
     def _leave(self, waiter: Waiter[Any]) -> None:
         for slot in self._slots:
-            if slot.state is SlotState.OPENING and slot.task is not None:
+            if slot.state is EntryState.OPENING and slot.task is not None:
                 slot.task.cancel()
         super()._leave(waiter)
 
@@ -159,19 +159,19 @@ class _Deaf(Pool[Any]):
 
 @breaks("R4")
 class WakesNobodyWhenAConnectFails(_Deaf):
-    def _open_failed(self, slot: Slot[Any], started: float, error: Exception) -> None:
+    def _open_failed(self, slot: PoolEntry[Any], started: float, error: Exception) -> None:
         self._in_silence(super()._open_failed, slot, started, error)
 
 
 @breaks("R4")
 class WakesNobodyOnRelease(_Deaf):
-    def _released(self, lease: Lease[Any], fate: Fate) -> None:
+    def _released(self, lease: Lease[Any], fate: Disposition) -> None:
         self._in_silence(super()._released, lease, fate)
 
 
 @breaks("R4")
 class WakesNobodyWhenAPingIsAnswered(_Deaf):
-    def _answered(self, slot: Slot[Any]) -> None:
+    def _answered(self, slot: PoolEntry[Any]) -> None:
         self._in_silence(super()._answered, slot)
 
 
@@ -194,7 +194,7 @@ class NeverWakesForTheBreaker(Pool[Any]):
 
 @breaks("R4")
 class IgnoresADriverThatGivesUp(Pool[Any]):
-    async def _open(self, slot: Slot[Any]) -> None:
+    async def _open(self, slot: PoolEntry[Any]) -> None:
         open_, task = self.driver.open, asyncio.current_task()
 
         async def leaking() -> Any:
@@ -280,7 +280,7 @@ class SaysNothing(Pool[Any]):
 
 @breaks("R5")
 class PingsWithoutLimit(Pool[Any]):
-    async def _prove(self, slot: Slot[Any]) -> None:
+    async def _prove(self, slot: PoolEntry[Any]) -> None:
         await self.driver.ping(self._connection(slot))
         slot.suspect = False
         self._answered(slot)
@@ -291,13 +291,13 @@ class PingsWithoutLimit(Pool[Any]):
 
 @breaks("R7")
 class NeverAsksForASignOfLife(Pool[Any]):
-    def _needs_proof(self, slot: Slot[Any], now: float) -> bool:
+    def _needs_proof(self, slot: PoolEntry[Any], now: float) -> bool:
         return False
 
 
 @breaks("R7")
 class AsksForever(Pool[Any]):
-    def _answered(self, slot: Slot[Any]) -> None:
+    def _answered(self, slot: PoolEntry[Any]) -> None:
         slot.proven_at = self.clock.monotonic()
         self._settle(slot, self.clock.monotonic())
         self._serve()
@@ -351,7 +351,7 @@ class AsksOnlyWhenSomebodyCalls(Pool[Any]):
 
 @breaks("R8")
 class HandsOnOpenTransactions(Pool[Any]):
-    def _released(self, lease: Lease[Any], fate: Fate) -> None:
+    def _released(self, lease: Lease[Any], fate: Disposition) -> None:
         needs, self.driver.needs_reset = self.driver.needs_reset, lambda _: False  # type: ignore[method-assign]
         try:
             super()._released(lease, fate)
@@ -361,7 +361,7 @@ class HandsOnOpenTransactions(Pool[Any]):
 
 @breaks("R8")
 class KeepsMoreThanItsSize(Pool[Any]):
-    def _someone_takes(self, slot: Slot[Any], now: float) -> bool:
+    def _someone_takes(self, slot: PoolEntry[Any], now: float) -> bool:
         return True
 
 
@@ -382,7 +382,7 @@ class LivesLongerInsteadOfShorter(_WithOptions):
 
 @breaks("R9")
 class NeverGetsOld(Pool[Any]):
-    def _is_old(self, slot: Slot[Any], now: float) -> bool:
+    def _is_old(self, slot: PoolEntry[Any], now: float) -> bool:
         return False
 
 
@@ -398,14 +398,14 @@ class LooksForTheOldTooLate(Pool[Any]):
 
 @breaks("R11")
 class CleansWithoutLimit(Pool[Any]):
-    async def _reset(self, slot: Slot[Any]) -> None:
+    async def _reset(self, slot: PoolEntry[Any]) -> None:
         await self.driver.reset(self._connection(slot))
         self._answered(slot)
 
 
 @breaks("R11")
 class ClosesWithoutLimit(Pool[Any]):
-    async def _close(self, slot: Slot[Any], reason: str) -> None:
+    async def _close(self, slot: PoolEntry[Any], reason: str) -> None:
         try:
             await self.driver.close(self._connection(slot))
         finally:
@@ -415,14 +415,14 @@ class ClosesWithoutLimit(Pool[Any]):
 
 @breaks("R12")
 class KeepsTheEvictedThatWereBeingProven(Pool[Any]):
-    def _outdated(self, slot: Slot[Any]) -> bool:
-        return self._closed or (slot.generation != self._generation and slot.state is not SlotState.PROVING)
+    def _outdated(self, slot: PoolEntry[Any]) -> bool:
+        return self._closed or (slot.generation != self._generation and slot.state is not EntryState.PROVING)
 
 
 @breaks("R12")
 class DrainsOnlyWhatIsIdle(Pool[Any]):
     def drain(self, same: Callable[[Any], bool]) -> None:
-        in_use = [slot for slot in self._slots if slot.state is not SlotState.IDLE]
+        in_use = [slot for slot in self._slots if slot.state is not EntryState.IDLE]
         generations = [slot.generation for slot in in_use]
         super().drain(same)
         for slot, generation in zip(in_use, generations, strict=True):
@@ -451,9 +451,9 @@ class ClosesOneAfterTheOther(Pool[Any]):
 
 @breaks("R13")
 class DoesNotSeeItsOwnEnd(Pool[Any]):
-    def _ended(self, slot: Slot[Any], task: asyncio.Task[None]) -> None:
+    def _ended(self, slot: PoolEntry[Any], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if slot.task is task and task.cancelled() and slot.state is SlotState.OPENING:
+        if slot.task is task and task.cancelled() and slot.state is EntryState.OPENING:
             self._free(slot, "closed while opening")
 
 
@@ -477,7 +477,7 @@ class SaysTwiceThatItIsClosed(Pool[Any]):
 # -- turning away early ------------------------------------------------------------------------------------------
 
 
-class _Pessimist(Forecast):
+class _Pessimist(WaitEstimator):
     """Believes that every use takes ten times as long."""
 
     def held(self, seconds: float) -> None:
@@ -493,14 +493,14 @@ class TurnsAwayWhoWouldMakeIt(Pool[Any]):
 
 @breaks("S")
 class ForgetsThatThereIsMoreThanOnePlace(Pool[Any]):
-    def _line_of(self, workload: str | None, waiting: int) -> tuple[Forecast, int, float]:
+    def _line_of(self, workload: str | None, waiting: int) -> tuple[WaitEstimator, int, float]:
         forecast, ahead, _ = super()._line_of(workload, waiting)
         return forecast, ahead, 1
 
 
 @breaks("S")
 class ForgetsHowManyPlacesAWorkloadHas(Pool[Any]):
-    def _line_of(self, workload: str | None, waiting: int) -> tuple[Forecast, int, float]:
+    def _line_of(self, workload: str | None, waiting: int) -> tuple[WaitEstimator, int, float]:
         forecast, ahead, places = super()._line_of(workload, waiting)
         return forecast, ahead, places if workload is None else 1
 

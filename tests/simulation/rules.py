@@ -17,21 +17,21 @@ import math
 from collections.abc import Callable
 
 from steadypool import errors, events
-from steadypool.forecast import REMEMBERED
-from steadypool.lease import Lease, Slot, SlotState
+from steadypool._sqlstate import Disposition
+from steadypool._virtual_time import LoopClock, VirtualLoop
 from steadypool.pool import Pool
-from steadypool.roster import CONNECTING, LIVE, Roster
-from steadypool.sqlstate import Fate
-from steadypool.virtual import LoopClock, VirtualLoop
+from steadypool.pool.admission import REMEMBERED
+from steadypool.pool.entries import CONNECTING, LIVE, EntryTable
+from steadypool.pool.lease import EntryState, Lease, PoolEntry
 
 from .schedule import Config
 from .server import Connection, RuleBroken, Server
 
 NEAR = 1e-3
 """Seconds: two moments closer than this are one."""
-NONE_YET = dict.fromkeys(SlotState, 0)
-IDLE, LEASED, OPENING = SlotState.IDLE, SlotState.LEASED, SlotState.OPENING
-PROVING, RESETTING, SILENT = SlotState.PROVING, SlotState.RESETTING, SlotState.SILENT
+NONE_YET = dict.fromkeys(EntryState, 0)
+IDLE, LEASED, OPENING = EntryState.IDLE, EntryState.LEASED, EntryState.OPENING
+PROVING, RESETTING, SILENT = EntryState.PROVING, EntryState.RESETTING, EntryState.SILENT
 
 
 class Caller:
@@ -66,7 +66,7 @@ class Ending:
         self.done = False
 
 
-class RecordingRoster(Roster[Connection]):
+class RecordingRoster(EntryTable[Connection]):
     """The pool's own roster, that also notes when each slot came into its state."""
 
     def __init__(self, rules: Rules) -> None:
@@ -76,13 +76,13 @@ class RecordingRoster(Roster[Connection]):
         self.since: dict[int, float] = {}
         self.idle_order: list[int] = []
 
-    def add(self, generation: int) -> Slot[Connection]:
+    def add(self, generation: int) -> PoolEntry[Connection]:
         self.version += 1
         slot = super().add(generation)
         self.since[slot.number] = self.rules.loop.now
         return slot
 
-    def move(self, slot: Slot[Connection], state: SlotState) -> None:
+    def move(self, slot: PoolEntry[Connection], state: EntryState) -> None:
         self.version += 1
         before = slot.state
         self.rules.transitions.add((before, state))
@@ -93,7 +93,7 @@ class RecordingRoster(Roster[Connection]):
             self.idle_order.remove(slot.number)
         if state is IDLE:
             self.idle_order.append(slot.number)
-        if state is SlotState.GONE:
+        if state is EntryState.GONE:
             self.since.pop(slot.number, None)
         else:
             self.since[slot.number] = self.rules.loop.now
@@ -112,8 +112,8 @@ class Rules:
         self.handed: dict[int, Caller] = {}
         self.callers: dict[str, Caller] = {}
         self.held_by: dict[str | None, int] = {}
-        self.transitions: set[tuple[SlotState, SlotState]] = set()
-        self.pairs: set[tuple[SlotState, str]] = set()
+        self.transitions: set[tuple[EntryState, EntryState]] = set()
+        self.pairs: set[tuple[EntryState, str]] = set()
         self.endings: list[Ending] = []
         self.began_to_close: float | None = None
         self.connects: dict[type[events.Event], int] = dict.fromkeys(
@@ -148,7 +148,7 @@ class Rules:
             if count:
                 self.pairs.add((state, event))
         if not len(self.roster):
-            self.pairs.add((SlotState.GONE, event))
+            self.pairs.add((EntryState.GONE, event))
 
     def version(self) -> tuple[int, int]:
         """Changes whenever something happens."""
@@ -274,9 +274,9 @@ class Rules:
         if type(error) is errors.PoolTimeout and error.pool is not None and error.pool.leased == 0:
             raise RuleBroken("R5: PoolTimeout though nobody held a connection")
 
-    def gives_back(self, lease: Lease[Connection], fate: Fate) -> None:
+    def gives_back(self, lease: Lease[Connection], fate: Disposition) -> None:
         """A caller is about to release."""
-        if fate is Fate.EVICT_AND_PROVE and lease.active:
+        if fate is Disposition.EVICT_AND_PROVE and lease.active:
             self.doubts()
 
     def doubts(self, since: float = math.inf) -> None:
@@ -445,7 +445,7 @@ class Rules:
         top = self.ceilings.get(workload or "")
         return top is None or self.held_by.get(workload, 0) < top
 
-    def _stale(self, slot: Slot[Connection], now: float) -> bool:
+    def _stale(self, slot: PoolEntry[Connection], now: float) -> bool:
         """Whether a connection has to prove itself, by the callers' notes or by the pool's own suspicion."""
         connection, limit = slot.connection, self.options.ping_after_idle
         if connection is None:
@@ -457,7 +457,7 @@ class Rules:
         life = self.options.recycle
         return life is not None and now > connection.opened_at + life + NEAR
 
-    def takes_from_idle(self, slot: Slot[Connection], order: list[int]) -> None:
+    def takes_from_idle(self, slot: PoolEntry[Connection], order: list[int]) -> None:
         """Rule 2: last in, first out (or the reverse), among the connections that can be had at once."""
         place = order.index(slot.number)
         passed = order[place + 1 :] if self.options.use_lifo else order[:place]
@@ -544,7 +544,7 @@ class Rules:
             if now > since + limit + NEAR:
                 raise RuleBroken(f"R5: connection {slot.number} is {state.value} for {now - since:.3f}s")
 
-    def _check_idle(self, slot: Slot[Connection], now: float) -> None:
+    def _check_idle(self, slot: PoolEntry[Connection], now: float) -> None:
         connection, life = slot.connection, self.options.recycle
         if connection is None or connection.dirty:
             raise RuleBroken("R8: an idle connection is not clean")
@@ -598,7 +598,7 @@ class Rules:
         lacking = takers - opening - roster.count(PROVING, RESETTING)
         if lacking <= 0 or len(roster) >= self.options.limit:
             return
-        stuck = roster.count(SlotState.STUCK)
+        stuck = roster.count(EntryState.STUCK)
         if pool.breaker.allowance(now=now, opening=opening, stuck=stuck, live=roster.trusted()):
             raise RuleBroken(f"R4: {lacking} wait, there is room, and nothing is being opened")
         if opening or stuck > 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, dataclass
 
-from steadypool.lease import PoolOptions
+from steadypool.pool.lease import PoolOptions
 
 from .server import CLOSE_KINDS, OPEN_KINDS, PING_KINDS, RESET_KINDS
 

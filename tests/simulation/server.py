@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from steadypool import errors
-from steadypool.virtual import VirtualLoop
+from steadypool._virtual_time import VirtualLoop
 
 OPEN_KINDS = (
     "ok",
@@ -89,7 +89,7 @@ class Connection:
 
 
 class Server:
-    """The books, the weather, and the driver (the protocol `steadypool.lease.Driver`).
+    """The books, the weather, and the driver (the protocol `steadypool.pool.lease.Driver`).
 
     Args:
         loop: where everything happens.

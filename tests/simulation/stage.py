@@ -6,12 +6,12 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from steadypool.breaker import Breaker
-from steadypool.clock import Backoff
+from steadypool._clock import Backoff
+from steadypool._virtual_time import LoopClock, VirtualLoop
 from steadypool.events import Event
-from steadypool.lease import PoolOptions
 from steadypool.pool import Pool
-from steadypool.virtual import LoopClock, VirtualLoop
+from steadypool.pool.circuit_breaker import CircuitBreaker
+from steadypool.pool.lease import PoolOptions
 
 from .server import Connection, Server
 
@@ -59,7 +59,7 @@ class Stage:
             self.options,
             clock=self.clock,
             rng=rng,
-            breaker=Breaker(self.options.max_connecting, Backoff(0.05, 0.5, rng)),
+            breaker=CircuitBreaker(self.options.max_connecting, Backoff(0.05, 0.5, rng)),
             ceilings=ceilings,
         )
         self.events: list[Event] = []

@@ -7,24 +7,24 @@ import math
 
 import pytest
 
-from steadypool.census import Census, ConnectionFacts, WaiterFacts
 from steadypool.deadline import deadline
+from steadypool.pool.inspection import ConnectionInfo, PoolInspection, WaiterInfo
 
 from .server import Weather
 from .stage import Stage
 from .test_scenarios import ask, on_stage
 
 
-def rounded(census: Census) -> Census:
+def rounded(census: PoolInspection) -> PoolInspection:
     """Times to a thousandth of a second."""
 
     def near(value: float | None) -> float | None:
         return None if value is None else round(value, 3)
 
-    return Census(
+    return PoolInspection(
         census.pool,
         tuple(
-            ConnectionFacts(
+            ConnectionInfo(
                 c.number,
                 c.state,
                 round(c.seconds, 3),
@@ -38,7 +38,7 @@ def rounded(census: Census) -> Census:
             for c in census.connections
         ),
         tuple(
-            WaiterFacts(w.holder, w.workload, round(w.seconds, 3), round(w.left, 3)) for w in census.waiters
+            WaiterInfo(w.holder, w.workload, round(w.seconds, 3), round(w.left, 3)) for w in census.waiters
         ),
     )
 
@@ -56,13 +56,13 @@ async def test_everybody_is_shown_with_what_they_have_or_wait_for(stage: Stage) 
         await asyncio.sleep(0)
     waiting = ask(stage, name="POST /more", workload="uploads")
     await asyncio.sleep(0.25)
-    assert rounded(stage.pool.connections()) == Census(
+    assert rounded(stage.pool.connections()) == PoolInspection(
         "main",
         (
-            ConnectionFacts(1, "leased", 1.77, 1.77, 1.77, True, 1, "POST /tracks", "uploads"),
-            ConnectionFacts(2, "leased", 0.75, 1.76, 0.75, True, 2, "GET /tracks", None),
+            ConnectionInfo(1, "leased", 1.77, 1.77, 1.77, True, 1, "POST /tracks", "uploads"),
+            ConnectionInfo(2, "leased", 0.75, 1.76, 0.75, True, 2, "GET /tracks", None),
         ),
-        (WaiterFacts("GET /short", None, 0.25, 2.75), WaiterFacts("POST /more", "uploads", 0.25, 3.75)),
+        (WaiterInfo("GET /short", None, 0.25, 2.75), WaiterInfo("POST /more", "uploads", 0.25, 3.75)),
     )
     page.release()
     (await short).release()
@@ -82,10 +82,10 @@ async def test_while_the_server_is_asked_a_caller_has_the_time_of_a_connect_left
     endless = asyncio.create_task(stage.pool.acquire(name="script", timeout=math.inf))
     await asyncio.sleep(0.5)
     census = rounded(stage.pool.connections())
-    assert census.connections == (ConnectionFacts(1, "stuck", 0.25, None, None, False, 0, None, None),)
+    assert census.connections == (ConnectionInfo(1, "stuck", 0.25, None, None, False, 0, None, None),)
     assert census.waiters == (
-        WaiterFacts("GET /", None, 0.5, 4.5),
-        WaiterFacts("script", None, 0.5, math.inf),
+        WaiterInfo("GET /", None, 0.5, 4.5),
+        WaiterInfo("script", None, 0.5, math.inf),
     )
     stage.server.change(Weather())
     (await caller).release()

@@ -7,10 +7,10 @@ import asyncio
 import pytest
 
 from steadypool import errors, events
-from steadypool.breaker import HEDGE_AFTER
+from steadypool._sqlstate import Disposition
 from steadypool.deadline import deadline
-from steadypool.lease import Lease, SlotState
-from steadypool.sqlstate import Fate
+from steadypool.pool.circuit_breaker import HEDGE_AFTER
+from steadypool.pool.lease import EntryState, Lease
 
 from .server import Connection, Weather
 from .stage import Stage
@@ -26,7 +26,7 @@ async def test_a_stuck_connect_is_not_the_outage(stage: Stage) -> None:
     assert len(stage.all(events.ConnectStarted)) == 1
     await asyncio.sleep(0.02)
     assert len(stage.all(events.ConnectStarted)) == 2
-    assert stage.pool.count(SlotState.STUCK) == 1
+    assert stage.pool.count(EntryState.STUCK) == 1
     await asyncio.sleep(3.0)
     assert len(stage.all(events.ConnectStarted)) == 2
     stage.server.change(Weather())
@@ -82,7 +82,7 @@ async def test_an_unused_connection_is_closed(stage: Stage) -> None:
     for _ in range(30):
         await asyncio.sleep(0.1)
         (await stage.pool.acquire()).release()
-    assert stage.pool.count(SlotState.IDLE) == 1
+    assert stage.pool.count(EntryState.IDLE) == 1
     await asyncio.sleep(2.5)
     assert stage.pool.count() == 0
 
@@ -120,7 +120,7 @@ async def test_resized_at_run_time(stage: Stage) -> None:
 async def test_after_a_loss_new_connections_come_one_at_a_time_until_one_answers(stage: Stage) -> None:
     leases = [await stage.pool.acquire() for _ in range(3)]
     stage.server.change(Weather(open="hang"))
-    leases[0].release(Fate.EVICT_AND_PROVE)
+    leases[0].release(Disposition.EVICT_AND_PROVE)
     callers = [ask(stage) for _ in range(3)]
     await asyncio.sleep(0.1)
     assert stage.server.connecting == 1
@@ -147,11 +147,11 @@ async def test_idle_connections_prove_themselves_before_somebody_wants_them(stag
     stage.pool.prove_idle()
     most = 0
     for _ in range(200):
-        most = max(most, stage.pool.count(SlotState.PROVING))
+        most = max(most, stage.pool.count(EntryState.PROVING))
         await asyncio.sleep(0.01)
     assert most == 2
     assert [c.number for c in stage.pool.connections().connections if c.suspect] == [6]  # in use
-    assert {leases[number].slot.state for number in (1, 3)} == {SlotState.GONE}
+    assert {leases[number].slot.state for number in (1, 3)} == {EntryState.GONE}
     began = stage.loop.now
     (await stage.pool.acquire()).release()
     assert stage.loop.now - began < 0.05  # a ping would take 0.1 s: nobody has to ask again
@@ -205,10 +205,10 @@ def test_what_is_cut_off_where_the_loop_does_not_run_costs_no_place(leased: bool
         stage.pool.warm_up()
         await asyncio.sleep(0.01)
         held.pop().release()
-        assert stage.pool.count(SlotState.IDLE, SlotState.LEASED, SlotState.OPENING) == 3
+        assert stage.pool.count(EntryState.IDLE, EntryState.LEASED, EntryState.OPENING) == 3
 
     stage.loop.run_until_complete(begin())
-    in_use = stage.pool.count(SlotState.LEASED)
+    in_use = stage.pool.count(EntryState.LEASED)
     assert in_use
     stage.pool.cut_off(leased=leased)
     assert stage.pool.count() == (0 if leased else in_use)
@@ -233,7 +233,7 @@ async def test_a_driver_that_raises_when_it_cuts_off_costs_no_place(stage: Stage
 
     stage.server.abort = fail  # type: ignore[method-assign]
     for _ in range(3):
-        (await stage.pool.acquire()).release(Fate.EVICT)
+        (await stage.pool.acquire()).release(Disposition.EVICT)
     assert raised >= 2
     lease = await stage.pool.acquire()
     assert stage.pool.count() == 1

@@ -8,7 +8,7 @@ import pytest
 
 from steadypool import errors
 from steadypool.deadline import deadline
-from steadypool.forecast import CERTAINTY, ENOUGH, Forecast
+from steadypool.pool.admission import CERTAINTY, ENOUGH, WaitEstimator
 
 from . import overload
 from .stage import Stage
@@ -115,7 +115,7 @@ async def test_a_pool_that_knows_little_turns_nobody_away_early(stage: Stage) ->
 
 
 def test_an_optimist_is_surer_the_more_the_uses_are_alike() -> None:
-    alike, varied = Forecast(), Forecast()
+    alike, varied = WaitEstimator(), WaitEstimator()
     for number in range(64):
         alike.held(0.1)
         varied.held(0.2 * (number % 2))
@@ -128,7 +128,7 @@ def test_an_optimist_is_surer_the_more_the_uses_are_alike() -> None:
 
 
 def test_what_was_fast_once_may_be_so_again() -> None:
-    forecast = Forecast()
+    forecast = WaitEstimator()
     for seconds in [0.1] * 100 + [1.0] * 64:
         forecast.held(seconds)
     forecast.joins(0.0, 100.0, 1)

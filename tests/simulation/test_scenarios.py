@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from steadypool import errors, events
-from steadypool.breaker import HEDGE_AFTER
+from steadypool._sqlstate import Disposition
 from steadypool.deadline import deadline
-from steadypool.lease import Lease, SlotState
-from steadypool.sqlstate import Fate
+from steadypool.pool.circuit_breaker import HEDGE_AFTER
+from steadypool.pool.lease import EntryState, Lease
 
 from .server import Connection, Weather
 from .stage import Stage
@@ -64,7 +64,7 @@ async def test_a_connection_that_is_closing_still_counts(stage: Stage) -> None:
     lease = await stage.pool.acquire()
     stage.server.change(Weather(linger=0.3))
     began = stage.loop.now
-    lease.release(Fate.EVICT)
+    lease.release(Disposition.EVICT)
     await stage.pool.acquire()
     assert stage.loop.now - began > 0.3
 
@@ -79,7 +79,7 @@ async def test_a_goodbye_that_fails_is_waited_for_all_the_same(stage: Stage) -> 
     await stage.pool.evict()
     lease_of_old_generation.release()
     await asyncio.sleep(0.1)
-    assert stage.pool.count(SlotState.CLOSING) == len(stage.server.backends) == 1
+    assert stage.pool.count(EntryState.CLOSING) == len(stage.server.backends) == 1
     await asyncio.sleep(0.3)
     assert stage.pool.count() == len(stage.server.backends) == 0
 
@@ -96,7 +96,7 @@ async def test_an_abort_that_fails_costs_no_place(stage: Stage) -> None:
     stage.server.abort = raises  # type: ignore[method-assign]
     for _ in range(3):
         lease = await stage.pool.acquire()
-        lease.release(Fate.EVICT)
+        lease.release(Disposition.EVICT)
         lease = await stage.pool.acquire()
         lease.connection.open = False
         lease.release()
@@ -163,7 +163,7 @@ def test_which_idle_connection_is_taken(lifo: bool, expected: int) -> None:
 async def test_a_ready_connection_goes_to_the_first_and_one_to_be_proven_to_the_second(stage: Stage) -> None:
     """Found by review: the first caller was left waiting for a ping while the second got the ready connection."""
     stale, ready, held = [await stage.pool.acquire() for _ in range(3)]
-    held.release(Fate.EVICT)
+    held.release(Disposition.EVICT)
     upload = await stage.pool.acquire(workload="uploads")
     ready.release()
     await asyncio.sleep(1.0)
@@ -283,7 +283,7 @@ async def test_an_exhausted_pool_says_so_after_pool_timeout(stage: Stage) -> Non
     for lease in leases:
         lease.release()
     assert await stage.pool.acquire()
-    assert stage.pool.count(SlotState.IDLE) == 9
+    assert stage.pool.count(EntryState.IDLE) == 9
 
 
 @on_stage(pool_timeout=0.5, connect_timeout=2.0)
@@ -363,7 +363,7 @@ async def test_a_final_failure_leaves_those_who_wait_what_is_given_back(stage: S
         await refused
     assert caught.value.final
     assert caught.value.elapsed.total == pytest.approx(0.5, abs=0.01)  # as for a busy pool, and no longer
-    held.release(Fate.EVICT)
+    held.release(Disposition.EVICT)
     with pytest.raises(errors.ConnectFailed) as caught:
         await stage.pool.acquire()
     assert caught.value.elapsed.total < 0.1  # nobody has one to give back
@@ -445,7 +445,7 @@ async def test_silent_idle_connections_do_not_keep_a_caller_from_a_new_one(stage
     assert lease.connection.number == 4
     assert stage.loop.now - began < 0.5
     await asyncio.sleep(6.0)
-    assert stage.pool.count(SlotState.SILENT, SlotState.IDLE) == 0
+    assert stage.pool.count(EntryState.SILENT, EntryState.IDLE) == 0
 
 
 @on_stage(size=3, max_overflow=0, pool_timeout=2.0, connect_timeout=2.0)
@@ -505,7 +505,7 @@ async def test_when_one_was_shut_down_its_siblings_have_to_prove_themselves(stag
     first, second = await stage.pool.acquire(), await stage.pool.acquire()
     second.release()
     stage.server.change(Weather(ping="fail"))
-    first.release(Fate.EVICT_AND_PROVE)
+    first.release(Disposition.EVICT_AND_PROVE)
     assert (await stage.pool.acquire()).connection.number == 3
 
 
@@ -518,7 +518,7 @@ async def test_returned_means_clean(stage: Stage) -> None:
     connection = lease.connection
     connection.dirty = True
     lease.release()
-    assert stage.pool.count(SlotState.RESETTING) == 1
+    assert stage.pool.count(EntryState.RESETTING) == 1
     assert (await stage.pool.acquire()).connection is connection
     assert not connection.dirty
 
@@ -557,7 +557,7 @@ async def test_old_connections_are_replaced_in_the_background(stage: Stage) -> N
     assert ages[0] != ages[1]
     await asyncio.sleep(10.5)
     assert sorted(slot.number for slot in stage.pool._slots) == [3, 4]
-    assert stage.pool.count(SlotState.IDLE) == 2
+    assert stage.pool.count(EntryState.IDLE) == 2
 
 
 @on_stage(size=4, recycle=10.0, recycle_jitter=0.9)
@@ -567,7 +567,7 @@ async def test_one_that_came_later_and_lives_shorter_is_replaced_in_time(stage: 
         lease.release()
     for _ in range(120):
         await asyncio.sleep(0.1)
-        idle = [slot for slot in stage.pool._slots if slot.state is SlotState.IDLE]
+        idle = [slot for slot in stage.pool._slots if slot.state is EntryState.IDLE]
         assert all(slot.expires_at > stage.loop.now - 0.01 for slot in idle)
     assert len(stage.all(events.Closed)) >= 4
 
@@ -611,7 +611,7 @@ async def test_an_eviction_reaches_what_is_being_proven(stage: Stage) -> None:
     stage.server.change(Weather(latency=0.2))
     caller = ask(stage)
     await asyncio.sleep(0.1)
-    assert stage.pool.count(SlotState.PROVING) == 1
+    assert stage.pool.count(EntryState.PROVING) == 1
     await stage.pool.evict()
     assert (await caller).connection.number == 2
 
@@ -620,7 +620,7 @@ async def test_an_eviction_reaches_what_is_being_proven(stage: Stage) -> None:
 async def test_warming_up_opens_without_callers_and_gives_up_when_the_database_is_down(stage: Stage) -> None:
     stage.pool.warm_up()
     await asyncio.sleep(0.5)
-    assert stage.pool.count(SlotState.IDLE) == 2
+    assert stage.pool.count(EntryState.IDLE) == 2
     await stage.pool.evict()
     stage.server.change(Weather(open="refuse"))
     stage.pool.warm_up()
@@ -764,7 +764,7 @@ async def test_leaving_a_block_gives_back_and_leaving_it_cancelled_evicts(stage:
     with pytest.raises(KeyError):
         with await stage.pool.acquire():
             raise KeyError
-    assert stage.pool.count(SlotState.IDLE) == 1
+    assert stage.pool.count(EntryState.IDLE) == 1
 
     async def hold() -> None:
         with await stage.pool.acquire():

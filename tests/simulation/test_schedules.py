@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from steadypool.lease import SlotState
+from steadypool.pool.lease import EntryState
 
 from . import coverage
 from .schedule import LEAST_STEPS
@@ -59,8 +59,8 @@ def test_the_rules_hold(chunks: dict[int, Future[Result]], first: int) -> None:
 
 
 def test_every_event_was_met_in_every_state(chunks: dict[int, Future[Result]]) -> None:
-    pairs = {(SlotState(s), event) for f in chunks.values() for s, event in f.result()["pairs"]}
-    moves = {(SlotState(a), SlotState(b)) for f in chunks.values() for a, b in f.result()["transitions"]}
+    pairs = {(EntryState(s), event) for f in chunks.values() for s, event in f.result()["pairs"]}
+    moves = {(EntryState(a), EntryState(b)) for f in chunks.values() for a, b in f.result()["transitions"]}
     assert coverage.missing(pairs) == []
     assert moves >= coverage.MOVES
     assert coverage.impossible(pairs, moves) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from steadypool.virtual import Deadlock, Livelock, VirtualLoop
+from steadypool._virtual_time import Deadlock, Livelock, VirtualLoop
 
 from .campaign import attempt, run_seeds, shrink
 from .mutants import WakesNobodyWhenAConnectFails

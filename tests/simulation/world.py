@@ -9,13 +9,13 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 from steadypool import errors
-from steadypool.breaker import Breaker
-from steadypool.clock import Backoff
+from steadypool._clock import Backoff
+from steadypool._sqlstate import Disposition
+from steadypool._virtual_time import LoopClock, VirtualLoop
 from steadypool.deadline import deadline
-from steadypool.lease import Lease
 from steadypool.pool import Pool
-from steadypool.sqlstate import Fate
-from steadypool.virtual import LoopClock, VirtualLoop
+from steadypool.pool.circuit_breaker import CircuitBreaker
+from steadypool.pool.lease import Lease
 
 from .rules import Caller, RecordingRoster, Rules
 from .schedule import (
@@ -29,7 +29,15 @@ from .schedule import (
 )
 from .server import FAIR, Connection, RuleBroken, Server
 
-FATES = (*Fate, Fate.KEEP, Fate.KEEP, Fate.KEEP, Fate.KEEP, Fate.KEEP, Fate.KEEP)
+FATES = (
+    *Disposition,
+    Disposition.KEEP,
+    Disposition.KEEP,
+    Disposition.KEEP,
+    Disposition.KEEP,
+    Disposition.KEEP,
+    Disposition.KEEP,
+)
 SETTLING = 4.0
 """Seconds after the last step in which everything must have come to its end."""
 
@@ -58,7 +66,7 @@ class World:
             options,
             clock=self.clock,
             rng=rng,
-            breaker=Breaker(options.max_connecting, Backoff(first=0.05, ceiling=0.5, rng=rng)),
+            breaker=CircuitBreaker(options.max_connecting, Backoff(first=0.05, ceiling=0.5, rng=rng)),
             ceilings=dict(schedule.config.ceilings),
         )
         roster = RecordingRoster(self.rules)
@@ -205,7 +213,7 @@ class World:
         if holder is not None:
             self._release(holder, FATES[b % len(FATES)])
 
-    def _release(self, holder: Caller, fate: Fate) -> None:
+    def _release(self, holder: Caller, fate: Disposition) -> None:
         self.rules.holding.remove(holder)
         lease = holder.lease
         assert lease is not None
@@ -299,7 +307,7 @@ class World:
             since = self.loop.now - (0.0, 0.05, 0.25)[b % 3]
             self.rules.doubts(since)
             self.pool.doubt_idle(since)
-            self._release(holder, Fate.EVICT)
+            self._release(holder, Disposition.EVICT)
 
     def _do_prove_idle(self, a: int, b: int) -> None:
         self.rules.doubts()
@@ -341,7 +349,7 @@ class World:
         self.server.change(FAIR)
         for _ in range(100):
             for holder in list(self.rules.holding):
-                self._release(holder, Fate.KEEP)
+                self._release(holder, Disposition.KEEP)
             if not self.tasks:
                 break
             await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)

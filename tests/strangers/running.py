@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from steadypool.lab import EmbeddedPostgres
+from steadypool_lab import EmbeddedPostgres
 from strangers.catalogue import CACHE, HERE, Suite, Variant
 
 RANK = {"passed": 0, "skipped": 1, "failed": 2, "error": 2, "hung": 3}

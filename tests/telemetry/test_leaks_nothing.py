@@ -16,7 +16,7 @@ from steadypool import errors
 from steadypool.events import Event
 from steadypool.fastapi.dashboard.facts import now_facts, past_facts
 from steadypool.telemetry.lines import log_lines
-from steadypool.testing import Observer
+from steadypool_lab.testing import Observer
 
 from .conftest import MakeDatabase, Seen
 

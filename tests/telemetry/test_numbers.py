@@ -12,12 +12,12 @@ from sqlalchemy.exc import IntegrityError
 from conditions import until
 from steadypool import Database, DatabaseSettings, deadline, errors
 from steadypool.events import StatementFinished
-from steadypool.lab import FaultProxy
-from steadypool.lab.proxy import Mode
 from steadypool.sqlalchemy import create_async_engine, source_of
 from steadypool.telemetry.prometheus import PoolCollector
 from steadypool.telemetry.tally import MOST_KINDS
-from steadypool.testing import Observer
+from steadypool_lab import FaultProxy
+from steadypool_lab.network.proxy import Mode
+from steadypool_lab.testing import Observer
 
 from .conftest import MakeDatabase, Seen
 
@@ -348,7 +348,7 @@ async def test_statements_of_the_shared_way(database_url: str, anyio_backend: st
         assert seen.value("db.client.operation.duration") == 21
         assert seen.value("db.client.operation.duration", db__response__status_code="22012") == 1
         assert {span.attributes["db.response.returned_rows"] for span in seen.spans("SELECT")[:20]} == {3}  # type: ignore[index]
-        assert seen.value("steadypool.shared.collateral") == 0
+        assert seen.value("steadypool.multiplex.collateral") == 0
         stop()
 
 

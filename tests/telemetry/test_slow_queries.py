@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from steadypool import Database, errors
-from steadypool.clock import SYSTEM_CLOCK
+from steadypool._clock import SYSTEM_CLOCK
 from steadypool.events import Event, StatementFinished
 from steadypool.telemetry.lines import as_line, log_lines
 from steadypool.telemetry.loop_lag import LoopLag

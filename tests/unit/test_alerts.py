@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from steadypool import events
-from steadypool.census import Census
 from steadypool.cli.why.topics import topics
 from steadypool.errors import PoolSnapshot
+from steadypool.monitor import PoolView, RecordedSecond
+from steadypool.monitor.alerts import Alerts
+from steadypool.monitor.rules import RULES, RUNBOOKS, Limits
+from steadypool.monitor.webhook import MOST_WAITING, Webhook
+from steadypool.pool.inspection import PoolInspection
 from steadypool.settings import DatabaseSettings
-from steadypool.telemetry.alerts import Alerts
-from steadypool.telemetry.recorder import Row, View
-from steadypool.telemetry.rules import RULES, RUNBOOKS, Limits
-from steadypool.telemetry.webhook import MOST_WAITING, Webhook
 
 
 class Watched:
@@ -31,12 +31,12 @@ class Watched:
         self.alerts = Alerts("main", Limits(**limits), self.seen.append)
         self.now = 0.0
 
-    def seconds(self, count: int, view: View | None = None, **values: float) -> list[str]:
+    def seconds(self, count: int, view: PoolView | None = None, **values: float) -> list[str]:
         """So many seconds of this; returns what was said in them."""
         before = len(self.seen)
         for _ in range(count):
             self.now += 1.0
-            self.alerts.check(self.now, Row(int(self.now), {"size": 10.0} | values), view)
+            self.alerts.check(self.now, RecordedSecond(int(self.now), {"size": 10.0} | values), view)
         return [
             ("+" if isinstance(event, events.AlertRaised) else "-") + event.name
             for event in self.seen[before:]
@@ -44,9 +44,9 @@ class Watched:
         ]
 
 
-def listening(state: str) -> View:
+def listening(state: str) -> PoolView:
     pool = PoolSnapshot(size=10, max_overflow=5)
-    return View(pool, Census("main", (), ()), "closed", {"state": state})
+    return PoolView(pool, PoolInspection("main", (), ()), "closed", {"state": state})
 
 
 def test_the_defaults_are_the_seeds() -> None:

@@ -6,12 +6,17 @@ import random
 
 import pytest
 
-from steadypool.breaker import PAUSE_WHEN_IDLE, PAUSE_WHILE_WAITED_FOR, Breaker, BreakerState
-from steadypool.clock import Backoff
+from steadypool._clock import Backoff
+from steadypool.pool.circuit_breaker import (
+    PAUSE_WHEN_IDLE,
+    PAUSE_WHILE_WAITED_FOR,
+    BreakerState,
+    CircuitBreaker,
+)
 
 
-def breaker(max_connecting: int = 4) -> Breaker:
-    return Breaker(max_connecting, Backoff(first=0.05, ceiling=0.5, rng=random.Random(1)))
+def breaker(max_connecting: int = 4) -> CircuitBreaker:
+    return CircuitBreaker(max_connecting, Backoff(first=0.05, ceiling=0.5, rng=random.Random(1)))
 
 
 @pytest.mark.parametrize(("opening", "allowed"), [(0, 4), (1, 3), (4, 0), (9, 0)])

@@ -101,7 +101,7 @@ def test_a_missing_package_of_the_lab_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in [
-        name for name in sys.modules if name.startswith(("steadypool.lab.peers", "steadypool.lab.matrix"))
+        name for name in sys.modules if name.startswith(("steadypool_lab.clients", "steadypool_lab.matrix"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "psycopg_pool", None)

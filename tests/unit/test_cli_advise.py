@@ -18,8 +18,8 @@ from steadypool.cli.advise.counsel import advise, busiest, rounded
 from steadypool.cli.advise.replay import percentile, replay
 from steadypool.cli.advise.sources import load
 from steadypool.errors import ConfigurationError
-from steadypool.lease import PoolOptions
-from steadypool.telemetry.recorder import Arrival, Recording
+from steadypool.monitor import Arrival, Recording
+from steadypool.pool.lease import PoolOptions
 
 NOW = 1_790_000_000.0
 

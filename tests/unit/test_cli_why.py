@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from steadypool import errors, sqlstate
+from steadypool import _sqlstate, errors
 from steadypool.cli import main
 from steadypool.cli.app import app
 from steadypool.cli.doctor.run import chosen_checks
 from steadypool.cli.why.topics import about, code_meaning, find, topics
 from steadypool.errors import PoolSnapshot, SteadypoolError
-from steadypool.refusal import exhausted
+from steadypool.pool.rejections import exhausted
 from steadypool.settings import DatabaseSettings, variable_of
 from steadypool.sqlalchemy import errors as sqlalchemy_errors
 
@@ -32,7 +32,7 @@ KINDS = [
     if issubclass(kind, SteadypoolError) and kind.__module__ == module.__name__ and not name.startswith("_")
 ]
 CODES = sorted(
-    set(re.findall(r"\b(?:[0-9]{5}|[0-9]{2}[A-Z][0-9]{2}|[0-9][A-Z][0-9]{3})\b", sqlstate.__doc__ or ""))
+    set(re.findall(r"\b(?:[0-9]{5}|[0-9]{2}[A-Z][0-9]{2}|[0-9][A-Z][0-9]{3})\b", _sqlstate.__doc__ or ""))
 )
 
 
@@ -45,7 +45,7 @@ def test_every_error_and_every_sqlstate_of_the_table_has_an_answer(name: str) ->
 
 
 def test_the_codes_are_those_that_the_table_treats_in_a_way_of_their_own() -> None:
-    assert set(sqlstate._FATES) | sqlstate._FINAL_AT_CONNECT | {sqlstate.QUERY_CANCELED} <= set(CODES)
+    assert set(_sqlstate._FATES) | _sqlstate._FINAL_AT_CONNECT | {_sqlstate.QUERY_CANCELED} <= set(CODES)
 
 
 def test_no_name_has_two_answers() -> None:
@@ -87,7 +87,7 @@ def test_every_page_says_what_it_means_how_to_find_the_cause_and_what_to_do(topi
         ('prepared statement "__asyncpg_stmt_1__" already exists', "poolers"),
         ("ERROR:  deadlock detected", "transactions"),
         ("cannot execute INSERT in a read-only transaction", "standby"),
-        ("something happened [steadypool why ListenerDeaf]", "deaf-listener"),
+        ("something happened [steadypool why NotificationsBlocked]", "deaf-listener"),
         ("PoolTimout", "exhaustion"),
     ],
 )

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from steadypool.clock import SYSTEM_CLOCK, Backoff
+from steadypool._clock import SYSTEM_CLOCK, Backoff
 
 
 def test_the_system_clock_goes_on() -> None:

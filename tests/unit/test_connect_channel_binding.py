@@ -24,7 +24,7 @@ from steadypool.connect.channel_binding import (
     prepared,
     unpin,
 )
-from steadypool.connect.outcome import BindingRefused
+from steadypool.connect.failure import BindingRefused
 
 PLACE = ("h", 5432, "u")
 

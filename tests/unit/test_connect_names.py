@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from steadypool.connect.addresses import HESITATION, AddressBook, Candidate
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.names import Address, Names
-from steadypool.connect.network import HESITATION, Candidate, Network
-from steadypool.connect.race import Field
+from steadypool.connect.happy_eyeballs import Candidates
+from steadypool.connect.resolver import Address, Resolver
 
 pytestmark = pytest.mark.anyio
 
@@ -41,19 +41,19 @@ def v6(address: str, port: int = 5432) -> Address:
 
 
 async def test_addresses_are_not_asked_for() -> None:
-    names = Names(lambda _name, _port: pytest.fail("asked"))
+    names = Resolver(lambda _name, _port: pytest.fail("asked"))
     assert (await names.look_up("10.0.0.1", 5432)).addresses == (v4("10.0.0.1"),)
     assert (await names.look_up("::1", 5432)).addresses == (v6("::1"),)
 
 
 async def test_a_name_without_an_address_and_a_resolver_that_raises_are_answers() -> None:
-    empty = await Names(lambda _name, _port: []).look_up("db", 1)
+    empty = await Resolver(lambda _name, _port: []).look_up("db", 1)
     assert isinstance(empty.error, socket.gaierror)
 
     def broken(name: str, port: int) -> list[Address]:
         raise UnicodeError("label too long")
 
-    assert isinstance((await Names(broken).look_up("db", 1)).error, UnicodeError)
+    assert isinstance((await Resolver(broken).look_up("db", 1)).error, UnicodeError)
 
 
 async def test_one_look_up_at_a_time_and_each_answer_once() -> None:
@@ -65,7 +65,7 @@ async def test_one_look_up_at_a_time_and_each_answer_once() -> None:
         assert gate.wait(10)
         return [v4("10.0.0.1"), v4("10.0.0.1"), v4("10.0.0.2")]
 
-    names = Names(resolve)
+    names = Resolver(resolve)
     futures = [names.look_up("db", 5432) for _ in range(5)]
     futures[0].cancel()  # somebody who was cancelled takes nothing from the others
     await asyncio.sleep(0)
@@ -84,7 +84,7 @@ async def test_an_older_answer_is_taken_when_the_new_one_is_late_and_at_once_whe
         assert gate.wait(10)
         return [v4("10.0.0.1")]
 
-    names = Names(resolve, clock)
+    names = Resolver(resolve, clock)
     await names.look_up("db", 5432)
     gate.clear()
     late = names.look_up("db", 5432, patience=0.05)
@@ -108,7 +108,7 @@ async def test_a_forked_child_asks_anew() -> None:
         assert gate.wait(10)
         return [v4("10.0.0.1")]
 
-    names = Names(resolve)
+    names = Resolver(resolve)
     names.look_up("db", 5432)
     names.forget_flights()
     anew = names.look_up("db", 5432)
@@ -125,13 +125,13 @@ class Board:
 
     def __init__(self, **names: list[Address]) -> None:
         self.clock = ManualClock()
-        self.network = Network(lambda name, _port: names[name], self.clock, random.Random(7))
+        self.network = AddressBook(lambda name, _port: names[name], self.clock, random.Random(7))
 
     async def order(self, url: str) -> list[str]:
         return [candidate.numeric for candidate in await self.candidates(url)]
 
     async def candidates(self, url: str) -> list[Candidate]:
-        field = Field(parse_url(url), self.network, 10, lambda _where, _what: None)
+        field = Candidates(parse_url(url), self.network, 10, lambda _where, _what: None)
         while field.unresolved:
             await asyncio.sleep(0.001)
         begun: list[Candidate] = []
@@ -189,7 +189,7 @@ async def test_random_hosts_are_spread_by_the_dice_that_were_handed_in() -> None
 
 
 async def test_what_is_remembered_has_a_bound() -> None:
-    network: Any = Network(lambda _name, port: [v4("10.0.0.1", port)])
+    network: Any = AddressBook(lambda _name, port: [v4("10.0.0.1", port)])
     for port in range(1, 700):
         (address,) = (await network.names.look_up("db", port)).addresses
         network.doubt(Candidate(parse_url(f"postgresql://db:{port}").hosts[0], address))

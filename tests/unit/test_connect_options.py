@@ -11,7 +11,6 @@ import pytest
 from psycopg import pq
 
 from steadypool.connect.dsn import Host, parse_url
-from steadypool.connect.guards import session_guards, socket_guards
 from steadypool.connect.options import (
     ASYNCPG,
     HONOURED,
@@ -22,6 +21,7 @@ from steadypool.connect.options import (
     psycopg_arguments,
     sqlalchemy_options,
 )
+from steadypool.connect.session_settings import session_guards, socket_guards
 from steadypool.errors import ConfigurationError
 from steadypool.settings import DatabaseSettings
 

@@ -9,7 +9,7 @@ import asyncpg
 import psycopg
 import pytest
 
-from steadypool.connect.outcome import (
+from steadypool.connect.failure import (
     BindingRefused,
     CertificateNotProven,
     ServerRefused,

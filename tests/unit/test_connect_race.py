@@ -7,9 +7,9 @@ import socket
 
 import pytest
 
+from steadypool.connect.addresses import AddressBook
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.network import Network
-from steadypool.connect.race import Field, first_to_answer
+from steadypool.connect.happy_eyeballs import Candidates, first_to_answer
 from steadypool.connect.sockets import SocketDial
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +20,7 @@ async def test_a_caller_who_is_cancelled_as_somebody_wins_leaves_no_socket() -> 
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         target = parse_url(f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/d")
-        field = Field(target, Network(), 5.0, lambda where, what: None)
+        field = Candidates(target, AddressBook(), 5.0, lambda where, what: None)
 
         class Dial(SocketDial):
             def established(self) -> None:

@@ -11,11 +11,11 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from steadypool import Database, DatabaseSettings
+from steadypool.monitor.deploy import POOL_LABEL, expression, grafana_dashboard, prometheus_rules
+from steadypool.monitor.rules import RULES, Limits
 from steadypool.telemetry import metrics
-from steadypool.telemetry.deploy import POOL_LABEL, expression, grafana_dashboard, prometheus_rules
 from steadypool.telemetry.metrics import Kind
 from steadypool.telemetry.prometheus import PoolCollector
-from steadypool.telemetry.rules import RULES, Limits
 
 FUNCTIONS = {"sum", "max", "min", "by", "rate", "increase", "histogram_quantile", "le", "label_values"}
 

@@ -14,8 +14,8 @@ from sqlalchemy import make_url
 
 from steadypool.connect.dsn import ConnectTarget, Host, parse_url
 from steadypool.errors import ConfigurationError
+from steadypool.settings.validators import redact_url
 from steadypool.sqlalchemy.engine import sqlalchemy_url
-from steadypool.values import redact_url
 
 SECRET = "hunter2"
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from steadypool.fingerprint import LONGEST, fingerprint, name_of
+from steadypool._sql.fingerprint import LONGEST, fingerprint, name_of
 
 SECRET = "anna@example.org"
 

@@ -15,15 +15,16 @@ import pytest
 
 from backend.api import multipart, ranges
 from backend.services.tracks import slugify
-from steadypool import fingerprint, session_state, sharable
-from steadypool._sql_text import TextCache, first_word, statements
+from steadypool._rows import size_of
+from steadypool._sql import fingerprint, session_state
+from steadypool._sql.lexer import TextCache, first_word, statements
 from steadypool.cli.advise import sources
 from steadypool.cli.why.topics import told
 from steadypool.connect.dsn import parse_url
-from steadypool.rows import size_of
-from steadypool.telemetry.recorder import locks
-from steadypool.telemetry.recorder.verdict import _IDENTITY
-from steadypool.values import redact_url, shown
+from steadypool.monitor import locks
+from steadypool.monitor.diagnosis import _IDENTITY
+from steadypool.multiplex import eligibility
+from steadypool.settings.validators import redact_url, shown
 
 HALF = 500_000
 """Characters of the shortest text; the next has a million."""
@@ -60,7 +61,7 @@ SQL_UNITS = {
     "letters": "é",
 }
 SQL_FUNCTIONS: dict[str, Callable[[str], Any]] = {
-    "multiplexing": sharable._refusal,
+    "multiplexing": eligibility._refusal,
     "session state": session_state._touches,
     "fingerprint": lambda text: fingerprint._name(text[: fingerprint.LONGEST_READ]),
     "first word": first_word,

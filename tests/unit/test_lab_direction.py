@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from steadypool.lab import Direction, FaultProxy, Mode
+from steadypool_lab import Direction, FaultProxy, Mode
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from conditions import until
-from steadypool.lab import WedgingPooler
+from steadypool_lab import StallingPooler
 
 pytestmark = pytest.mark.anyio
 
@@ -71,8 +71,8 @@ async def server(anyio_backend: str) -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def pooler(server: Server) -> AsyncIterator[WedgingPooler]:
-    async with WedgingPooler("127.0.0.1", server.port) as pooler:
+async def pooler(server: Server) -> AsyncIterator[StallingPooler]:
+    async with StallingPooler("127.0.0.1", server.port) as pooler:
         yield pooler
 
 
@@ -82,7 +82,7 @@ async def clients() -> AsyncIterator[AsyncExitStack]:
         yield clients
 
 
-async def connect(pooler: WedgingPooler, clients: AsyncExitStack) -> Client:
+async def connect(pooler: StallingPooler, clients: AsyncExitStack) -> Client:
     client = Client(*await asyncio.open_connection("127.0.0.1", pooler.port))
     clients.callback(client.writer.close)
     client.send(STARTUP)
@@ -91,7 +91,7 @@ async def connect(pooler: WedgingPooler, clients: AsyncExitStack) -> Client:
 
 
 async def test_who_waits_for_each_answer_is_served(
-    server: Server, pooler: WedgingPooler, clients: AsyncExitStack
+    server: Server, pooler: StallingPooler, clients: AsyncExitStack
 ) -> None:
     client = await connect(pooler, clients)
     for sent in ((QUERY,), (PARSE, PARSE, SYNC), (QUERY,)):
@@ -112,7 +112,7 @@ async def test_who_waits_for_each_answer_is_served(
 
 @pytest.mark.parametrize("second", [QUERY, SYNC])
 async def test_a_second_query_is_the_last_thing_it_hears(
-    server: Server, pooler: WedgingPooler, clients: AsyncExitStack, second: bytes
+    server: Server, pooler: StallingPooler, clients: AsyncExitStack, second: bytes
 ) -> None:
     client = await connect(pooler, clients)
     client.send(PARSE, SYNC, PARSE, second, QUERY)
@@ -135,7 +135,7 @@ async def test_a_second_query_is_the_last_thing_it_hears(
 
 async def test_it_leaves_nothing_behind(server: Server, clients: AsyncExitStack) -> None:
     """In whatever state its connections are: just accepted, half greeted, idle, waiting, wedged, left."""
-    async with WedgingPooler("127.0.0.1", server.port) as pooler:
+    async with StallingPooler("127.0.0.1", server.port) as pooler:
         stuck, waiting, left, idle = [await connect(pooler, clients) for _ in range(4)]
         stuck.send(QUERY, QUERY)
         waiting.send(QUERY)

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from conditions import until
-from steadypool.lab import FaultProxy, Mode, WedgingPooler
+from steadypool_lab import FaultProxy, Mode, StallingPooler
 
 pytestmark = pytest.mark.anyio
 
@@ -302,9 +302,9 @@ async def test_an_unknown_mode_is_refused(link: FaultProxy) -> None:
     ["asyncio", pytest.param(("asyncio", {"loop_factory": uvloop.new_event_loop}), id="uvloop")],
 )
 @pytest.mark.parametrize("turns", range(5))
-@pytest.mark.parametrize("kind", [FaultProxy, WedgingPooler])
+@pytest.mark.parametrize("kind", [FaultProxy, StallingPooler])
 async def test_who_comes_at_the_last_moment_is_not_left_hanging(
-    echo: Echo, kind: type[FaultProxy] | type[WedgingPooler], turns: int
+    echo: Echo, kind: type[FaultProxy] | type[StallingPooler], turns: int
 ) -> None:
     """After two turns of the loop the connection is accepted, and the task that is to serve it has not begun."""
     async with kind("127.0.0.1", echo.port) as between:

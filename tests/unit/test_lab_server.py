@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from steadypool.lab import LabError, PostgresServer
-from steadypool.lab.account import Account
-from steadypool.lab.diagnosis import disk_full, explained, postgres_failed, telling_lines
-from steadypool.lab.keeper import FileLock, children_of, kill_server, wait_for
-from steadypool.lab.ports import free_port, is_free, listen
+from steadypool_lab import LabError, PostgresServer
+from steadypool_lab.postgres.account import Account
+from steadypool_lab.postgres.ports import free_port, is_free, listen
+from steadypool_lab.postgres.startup_errors import disk_full, explained, postgres_failed, telling_lines
+from steadypool_lab.postgres.supervisor import FileLock, children_of, kill_server, wait_for
 
 STRANGER = Account("stranger", 54321, 54321, switch=True)
 

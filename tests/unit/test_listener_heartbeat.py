@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from steadypool import errors
-from steadypool.clock import SystemClock
+from steadypool._clock import SystemClock
+from steadypool.listener.buffer import Notification, NotificationBuffer, Overflow
 from steadypool.listener.heartbeat import Heartbeat
-from steadypool.listener.mailbox import Mailbox, Notification, Overflow
 from steadypool.listener.subscription import Subscription
 
 pytestmark = pytest.mark.anyio
@@ -97,7 +97,7 @@ async def test_the_lag_grows_while_one_is_on_its_way() -> None:
 
 
 def subscription(since: float) -> Subscription:
-    return Subscription("c", Mailbox(3, Overflow.DROP_OLDEST), None, since)
+    return Subscription("c", NotificationBuffer(3, Overflow.DROP_OLDEST), None, since)
 
 
 async def test_who_hears_in_time_misses_nothing() -> None:
@@ -139,7 +139,7 @@ async def test_a_gap_does_not_begin_before_the_subscription() -> None:
 
 async def test_begin_does_not_wait_for_what_will_not_come() -> None:
     one = subscription(10.0)
-    one.end(errors.ListenerDeaf("deaf"))
+    one.end(errors.NotificationsBlocked("deaf"))
     begun = time.monotonic()
     await one.begin(5.0)
     assert time.monotonic() - begun < 2.0

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from steadypool import errors
-from steadypool.listener.mailbox import Gap, Mailbox, Notification, Overflow
+from steadypool.listener.buffer import Gap, Notification, NotificationBuffer, Overflow
 
 pytestmark = pytest.mark.anyio
 
@@ -16,11 +16,11 @@ def said(word: str, channel: str = "c") -> Notification:
     return Notification(channel, word, 1)
 
 
-def box(size: int = 3, overflow: Overflow = Overflow.DROP_OLDEST) -> Mailbox:
-    return Mailbox(size, overflow)
+def box(size: int = 3, overflow: Overflow = Overflow.DROP_OLDEST) -> NotificationBuffer:
+    return NotificationBuffer(size, overflow)
 
 
-async def everything(mailbox: Mailbox) -> list[str]:
+async def everything(mailbox: NotificationBuffer) -> list[str]:
     return [_shown(await mailbox.take()) for _ in range(len(mailbox))]
 
 
@@ -112,11 +112,11 @@ async def test_the_end_wakes_everybody() -> None:
 async def test_what_waits_is_taken_before_the_end_is_told() -> None:
     mailbox = box()
     mailbox.put(said("a"), 0.0)
-    mailbox.end(errors.ListenerDeaf("deaf"))
+    mailbox.end(errors.NotificationsBlocked("deaf"))
     assert _shown(await mailbox.take()) == "a"
     depth = []
     for _ in range(5):
-        with pytest.raises(errors.ListenerDeaf) as caught:
+        with pytest.raises(errors.NotificationsBlocked) as caught:
             await mailbox.take()
         depth.append(len(caught.traceback))
     assert depth == [depth[0]] * 5  # one error, raised again and again, does not grow

@@ -15,7 +15,7 @@ from backend.services.live_queues import LiveQueues
 from backend.services.queue_cache import Queue
 from conditions import until
 from steadypool import Database, DatabaseSettings
-from steadypool.errors import ConfigurationError, ListenerDeaf
+from steadypool.errors import ConfigurationError, NotificationsBlocked
 from steadypool.listener import Gap, Notification
 
 pytestmark = pytest.mark.anyio
@@ -68,7 +68,7 @@ async def test_behind_a_pooler_it_waits_until_it_hears(caplog: pytest.LogCapture
     script = Script()
     async with live_queues(script) as live:
         for _ in range(2):
-            script.said.put_nowait(ListenerDeaf("a pooler"))
+            script.said.put_nowait(NotificationsBlocked("a pooler"))
             await until(script.said.empty)
             await until(lambda: "a pooler" in caplog.text)
             assert not live.is_live

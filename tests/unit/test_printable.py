@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.log import LineFormatter
+from steadypool._printable import printable
+from steadypool._sql.fingerprint import fingerprint
 from steadypool.cli import main
 from steadypool.cli.output import Output
-from steadypool.connect.outcome import classify_connect_error
+from steadypool.connect.failure import classify_connect_error
 from steadypool.errors import words_of
 from steadypool.fastapi.requests import holder_of
-from steadypool.fingerprint import fingerprint
-from steadypool.printable import printable
 
 NASTY = "\x1b]0;pwned\x07\x1b[31m \x9b31m \u202e \r\x08\x7f"
 FORGED = "2026-12-01 00:00:00,000 CRITICAL root: FORGED"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from steadypool.reads import only_reads
+from steadypool._sql.reads import only_reads
 
 READS = [
     "select 1",

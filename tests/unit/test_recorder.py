@@ -16,25 +16,25 @@ from typing import Any
 import pytest
 
 from steadypool import DatabaseSettings, errors, events
-from steadypool.census import Census, ConnectionFacts, WaiterFacts
 from steadypool.errors import PoolSnapshot
-from steadypool.telemetry.recorder import (
+from steadypool.monitor import (
     Arrival,
     Note,
+    PoolView,
+    RecordedSecond,
     Recorder,
     Recording,
-    Row,
     Verdict,
-    View,
-    WorkloadFacts,
+    WorkloadInfo,
     verdict,
 )
-from steadypool.telemetry.recorder.histogram import EDGES, Histogram
-from steadypool.telemetry.recorder.keeping import RecorderFile
-from steadypool.telemetry.recorder.memory import Arrivals, Moments, Rows
-from steadypool.telemetry.recorder.recorder import MOST_ARRIVALS, MOST_NOTES, SECONDS
-from steadypool.telemetry.recorder.recording import COLUMNS, LISTENER_STATES
-from steadypool.telemetry.recorder.verdict import Reason
+from steadypool.monitor.buffers import Arrivals, Moments, Rows
+from steadypool.monitor.diagnosis import Reason
+from steadypool.monitor.file import RecorderFile
+from steadypool.monitor.histogram import EDGES, Histogram
+from steadypool.monitor.recorder import MOST_ARRIVALS, MOST_NOTES, SECONDS
+from steadypool.monitor.recording import COLUMNS, LISTENER_STATES
+from steadypool.pool.inspection import ConnectionInfo, PoolInspection, WaiterInfo
 
 START = 1_800_000_000.0
 
@@ -55,17 +55,21 @@ class Time:
         return START + self.now - 500.0
 
 
-def connection(number: int, seconds: float = 1.0, holder: str | None = "GET /tracks") -> ConnectionFacts:
+def connection(number: int, seconds: float = 1.0, holder: str | None = "GET /tracks") -> ConnectionInfo:
     state = "leased" if holder else "idle"
-    return ConnectionFacts(number, state, seconds, 60.0, 1.0, False, 3, holder, None)
+    return ConnectionInfo(number, state, seconds, 60.0, 1.0, False, 3, holder, None)
 
 
-def view(held: int = 0, waiting: int = 0, **changes: Any) -> View:
+def view(held: int = 0, waiting: int = 0, **changes: Any) -> PoolView:
     pool = PoolSnapshot(size=4, max_overflow=2, leased=held, waiting=waiting)
     holders = tuple(connection(number, holder=f"GET /slow/{number}") for number in range(1, held + 1))
-    waiters = tuple(WaiterFacts(f"GET /wait/{number}", None, 2.0, 1.0) for number in range(waiting))
-    facts: dict[str, Any] = {"pool": pool, "census": Census("main", holders, waiters), "breaker": "closed"}
-    return View(**(facts | changes))
+    waiters = tuple(WaiterInfo(f"GET /wait/{number}", None, 2.0, 1.0) for number in range(waiting))
+    facts: dict[str, Any] = {
+        "pool": pool,
+        "census": PoolInspection("main", holders, waiters),
+        "breaker": "closed",
+    }
+    return PoolView(**(facts | changes))
 
 
 def recorder(time: Time) -> Recorder:
@@ -89,8 +93,8 @@ def test_statements_told_together_count_like_those_told_one_by_one() -> None:
             "main", time.now, "[1] a", "shared", seconds, 2, 0.01, 0.02, connection=4
         )
         one_by_one(event)
-    quick = [events.Quick("[1] a", seconds, 0.01, 0.02, 2) for seconds in durations]
-    together(events.QuickStatements("main", time.now, 4, quick))
+    quick = [events.StatementTiming("[1] a", seconds, 0.01, 0.02, 2) for seconds in durations]
+    together(events.StatementsFinished("main", time.now, 4, quick))
     assert together.statements.table(9) == one_by_one.statements.table(9)
     assert together.counters.so_far == one_by_one.counters.so_far
     rows = [each.tick(view(), 0.0) for each in (one_by_one, together)]
@@ -310,7 +314,7 @@ def test_an_hour_and_a_day_are_a_few_megabytes() -> None:
     """Rows and moments of a pool that is exhausted all the time, counted as bytes."""
     rows, moments = Rows(SECONDS), Moments(SECONDS, 1440)
     durations = Histogram(dict.fromkeys(range(20), 70_000))
-    row = Row(1, dict.fromkeys(COLUMNS, 12.5), durations, durations, durations)
+    row = RecordedSecond(1, dict.fromkeys(COLUMNS, 12.5), durations, durations, durations)
     record = recorder(Time())
     moment = record.moment_of(view(held=40, waiting=60), START)
     for _ in range(10):
@@ -433,7 +437,7 @@ async def test_a_file_has_a_largest_size(tmp_path: Path) -> None:
 NEARLY_FULL = """
 import asyncio, logging, resource, sys
 from pathlib import Path
-from steadypool.telemetry.recorder.keeping import RecorderFile
+from steadypool.monitor.file import RecorderFile
 
 class Freed(logging.Handler):
     def emit(self, record):
@@ -494,8 +498,8 @@ def test_the_worst_moment_is_the_one_in_which_callers_had_waited_most() -> None:
 # -- the verdict -------------------------------------------------------------------------------------------------------
 
 
-def row_of(**values: float) -> Row:
-    return Row(0, {"size": 4.0, "overflow": 2.0, "elapsed": 1.0} | values)
+def row_of(**values: float) -> RecordedSecond:
+    return RecordedSecond(0, {"size": 4.0, "overflow": 2.0, "elapsed": 1.0} | values)
 
 
 def slow(count: int, seconds: float) -> Histogram:
@@ -581,9 +585,11 @@ def test_the_verdict_names_what_is_no_fault_of_the_pool() -> None:
     assert (down.level, down.reasons[0].runbook) == ("bad", "connect-timeouts")
     assert len(down.reasons) == 1, "who waits for a database that is down does not wait for a full pool"
     assert down.reasons[0].text == "4 attempts to connect failed, 7 callers were turned away."
-    statements = Row(0, {"size": 4, "acquired": 5, "statement_timeouts": 2}, executing=slow(5, 3.0))
+    statements = RecordedSecond(
+        0, {"size": 4, "acquired": 5, "statement_timeouts": 2}, executing=slow(5, 3.0)
+    )
     assert verdict([statements], None, []).reasons[0].runbook == "statement-timeouts"
-    woke = Row(0, {"size": 4, "acquired": 1, "waiting": 3}, connecting=slow(1, 6.0))
+    woke = RecordedSecond(0, {"size": 4, "acquired": 1, "waiting": 3}, connecting=slow(1, 6.0))
     assert verdict([woke], None, []).reasons[0].runbook == "cold-start"
     waking = verdict([row_of(waiting=5, opening=1)], moment_of(waiting=5, opening=3.0), [])
     assert waking.reasons[0] == Reason(
@@ -680,7 +686,9 @@ def judged(*recorded: dict[str, Any]) -> Verdict:
         name: Histogram().merge(each[name] for each in recorded if name in each)
         for name in ("waiting", "connecting", "executing")
     }
-    row = Row(0, {"size": 4.0, "overflow": 2.0, "elapsed": 1.0, "acquired": 5.0} | values, **durations)
+    row = RecordedSecond(
+        0, {"size": 4.0, "overflow": 2.0, "elapsed": 1.0, "acquired": 5.0} | values, **durations
+    )
     moment = moment_of(*(held for each in recorded for held in each["held"])) | {
         "waiters": [waiter for each in recorded for waiter in each["waiters"]],
         "at_ceiling": {name: most for each in recorded for name, most in each["at_ceiling"].items()},
@@ -738,5 +746,5 @@ def test_of_three_causes_the_headline_names_two_and_the_reasons_all() -> None:
 
 
 def test_workloads_are_part_of_the_settings() -> None:
-    assert WorkloadFacts("uploads", 30.0, 3, 1).max_connections == 3
+    assert WorkloadInfo("uploads", 30.0, 3, 1).max_connections == 3
     assert DatabaseSettings(url="postgresql://h/d").recorder_file is None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from steadypool import errors, refusal
+from steadypool import errors
 from steadypool.deadline import Deadline
 from steadypool.errors import Holder, Phase, PoolSnapshot
+from steadypool.pool import rejections
 
 FULL = PoolSnapshot(10, 5, leased=15, waiting=3, holders=(Holder("POST /tracks", 12.3),))
 EMPTY = PoolSnapshot(10, 5, waiting=1)
@@ -22,7 +23,7 @@ def out_of_time(
     cause: BaseException | None = None,
     ceiling: str | None = None,
 ) -> errors.SteadypoolError:
-    return refusal.out_of_time(
+    return rejections.out_of_time(
         now=now, since=100.0, limit=10.0, deadline=deadline, pool=pool, cause=cause, ceiling=ceiling
     )
 
@@ -102,7 +103,7 @@ def test_a_workload_at_its_ceiling_is_told_so() -> None:
 
 
 def test_a_full_queue() -> None:
-    error = refusal.queue_full(1000, Deadline(5.0, 2.0), PoolSnapshot(10, 5, waiting=1000))
+    error = rejections.queue_full(1000, Deadline(5.0, 2.0), PoolSnapshot(10, 5, waiting=1000))
     assert isinstance(error, errors.PoolTimeout)
     assert "1000 callers wait" in str(error)
     assert (error.elapsed.total, error.deadline) == (0.0, 2.0)
@@ -118,8 +119,8 @@ def test_a_full_queue() -> None:
     ],
 )
 def test_what_is_final(failure: BaseException, final: bool) -> None:
-    assert refusal.is_final(failure) is final
-    error = refusal.connect_failed(failure, 0.5, None, EMPTY)
+    assert rejections.is_final(failure) is final
+    error = rejections.connect_failed(failure, 0.5, None, EMPTY)
     assert isinstance(error, errors.ConnectFailed)
     assert error.final is final
     assert error.message == errors.words_of(failure)
@@ -129,7 +130,7 @@ def test_what_is_final(failure: BaseException, final: bool) -> None:
 def test_a_bug_keeps_its_name_and_its_cause() -> None:
     failure = errors.HookFailed("on_connect: …")
     failure.__cause__ = TypeError()
-    error = refusal.connect_failed(failure, 0.5, None, EMPTY)
+    error = rejections.connect_failed(failure, 0.5, None, EMPTY)
     assert type(error) is errors.HookFailed
     assert error is not failure  # each caller gets one of its own
     assert error.__cause__ is failure.__cause__
@@ -137,12 +138,12 @@ def test_a_bug_keeps_its_name_and_its_cause() -> None:
 
 
 def test_a_failure_without_words_gets_a_name() -> None:
-    assert refusal.connect_failed(OSError(), 0.5, None, EMPTY).message == "OSError"
+    assert rejections.connect_failed(OSError(), 0.5, None, EMPTY).message == "OSError"
     assert "said: OSError" in str(out_of_time(EMPTY, cause=OSError()))
 
 
 def test_a_closed_pool() -> None:
-    error = refusal.closed("main")
+    error = rejections.closed("main")
     assert "'main' is closed" in str(error)
     assert error.phase is Phase.CLOSING
 

@@ -18,8 +18,8 @@ from steadypool.cli import main
 from steadypool.cli.advise.sources import load
 from steadypool.connect.dsn import parse_url
 from steadypool.errors import ConfigurationError
+from steadypool.settings.validators import redact_url, redact_urls, shown
 from steadypool.sqlalchemy import create_async_engine
-from steadypool.values import redact_url, redact_urls, shown
 
 PLACES = (
     "postgresql://app:{}@h/db",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steadypool.session_state import touches
+from steadypool._sql.session_state import touches
 
 
 @pytest.mark.parametrize(

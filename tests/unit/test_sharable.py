@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from steadypool.sharable import refusal
+from steadypool.multiplex.eligibility import refusal
 
 
 @pytest.mark.parametrize(

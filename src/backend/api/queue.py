@@ -30,10 +30,10 @@ from backend.services.live_queues import LiveQueues
 from backend.services.queue_cache import Queue
 from backend.utilities.database import db_session
 from steadypool import Database
-from steadypool.clock import Backoff
+from steadypool._clock import Backoff
+from steadypool._sqlstate import sqlstate_in
 from steadypool.errors import DeadlineExceeded, SteadypoolError
 from steadypool.fastapi import route_deadline
-from steadypool.sqlstate import sqlstate_in
 
 router = APIRouter(prefix="/queue", tags=["queue"])
 

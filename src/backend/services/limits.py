@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from backend.config import LimitSettings
-from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool._clock import SYSTEM_CLOCK, Clock
 
 MAX_KEYS = 50_000
 """Clients that are known at the same time; who asked least lately is forgotten first."""

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from backend.services import queue
 from backend.services.queue_cache import Queue, QueueCache
 from steadypool import Database
-from steadypool.errors import ConfigurationError, ListenerDeaf
+from steadypool.errors import ConfigurationError, NotificationsBlocked
 from steadypool.events import Event, ListenerStateChanged
 from steadypool.listener import Gap, ListenerState, Overflow, Subscription
 from steadypool.settings import IdlePolicy
@@ -202,7 +202,7 @@ class LiveQueues:
                         async for heard in subscription:
                             self._hear(None if isinstance(heard, Gap) else heard.payload)
                         return
-                    except ListenerDeaf as error:
+                    except NotificationsBlocked as error:
                         log.error("changes of queues on other instances are not heard: %s", error)
                     await subscription.live.wait()
         except ConfigurationError as error:

@@ -32,7 +32,7 @@ from backend.models import Album, Artist, Like, Track
 from backend.services import atproto
 from backend.services.policy import Publishing
 from steadypool import Database
-from steadypool.rows import Row
+from steadypool._rows import Row
 
 
 class TrackDraft(BaseModel):

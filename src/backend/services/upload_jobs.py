@@ -16,7 +16,8 @@ from backend.services import files, uploads
 from backend.storage.base import Storage
 from backend.utilities.database import UPLOADS
 from steadypool import Database
-from steadypool.clock import SYSTEM_CLOCK, Backoff, Clock
+from steadypool._clock import SYSTEM_CLOCK, Backoff, Clock
+from steadypool._sqlstate import sqlstate_in
 from steadypool.errors import (
     ConnectFailed,
     ConnectionLost,
@@ -26,7 +27,6 @@ from steadypool.errors import (
     StatementTimeout,
     SteadypoolError,
 )
-from steadypool.sqlstate import sqlstate_in
 
 log = logging.getLogger(__name__)
 

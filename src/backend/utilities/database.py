@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from backend.config import Settings, get_settings
 from steadypool import Database
-from steadypool.listener.opening import options_for
+from steadypool.listener.config import options_for
 
 UPLOADS = "uploads"
 """The workload of everything that may take longer than a request of the API."""

@@ -15,11 +15,11 @@ from sqlalchemy.dialects.postgresql.base import PGDialect  # noqa: E402
 from sqlalchemy.testing.plugin.pytestplugin import *  # noqa: E402, F403
 
 from steadypool.sqlalchemy import SteadyPool  # noqa: E402
-from steadypool.sqlalchemy.dialects import GuardedDialect  # noqa: E402
+from steadypool.sqlalchemy.dialects import BoundedDialect  # noqa: E402
 
 # The suite looks for the ways to set up a database next to the dialect; for Postgres SQLAlchemy has them.
-GuardedDialect.load_provisioning = classmethod(lambda cls: PGDialect.load_provisioning())  # type: ignore[attr-defined]
+BoundedDialect.load_provisioning = classmethod(lambda cls: PGDialect.load_provisioning())  # type: ignore[attr-defined]
 
 if os.environ.get("COMPLIANCE_POOL") == "steadypool":
     # The suite makes its engines by SQLAlchemy's own `create_engine`.
-    GuardedDialect.get_pool_class = classmethod(lambda cls, url: SteadyPool)  # type: ignore[attr-defined]
+    BoundedDialect.get_pool_class = classmethod(lambda cls, url: SteadyPool)  # type: ignore[attr-defined]

@@ -42,10 +42,10 @@ def pytest_sessionstart() -> None:
         return
     from sqlalchemy.testing import exclusions
 
-    from steadypool.sqlalchemy.dialects import GuardedDialect
+    from steadypool.sqlalchemy.dialects import BoundedDialect
 
     # The suite looks for the ways to set up a database next to the dialect; for Postgres SQLAlchemy has them.
-    GuardedDialect.load_provisioning = classmethod(lambda cls: PGDialect.load_provisioning())  # type: ignore[attr-defined]
+    BoundedDialect.load_provisioning = classmethod(lambda cls: PGDialect.load_provisioning())  # type: ignore[attr-defined]
     if DRIVER != "steadypool":
         return
     asked = exclusions.SpecPredicate.__call__

@@ -23,8 +23,8 @@ from steadypool.errors import (
     HeartbeatMissed,
     HookFailed,
     InvalidText,
-    ListenerDeaf,
-    NotForSharing,
+    NotificationsBlocked,
+    NotMultiplexable,
     PoolClosed,
     PoolQueueFull,
     PoolTimeout,
@@ -36,8 +36,8 @@ from steadypool.errors import (
 )
 
 if TYPE_CHECKING:
-    from steadypool.database import Database
-    from steadypool.settings import DatabaseSettings
+    from steadypool.database.database import Database
+    from steadypool.settings.database import DatabaseSettings
 
 __all__ = [
     "CommitUnknown",
@@ -53,8 +53,8 @@ __all__ = [
     "HeartbeatMissed",
     "HookFailed",
     "InvalidText",
-    "ListenerDeaf",
-    "NotForSharing",
+    "NotMultiplexable",
+    "NotificationsBlocked",
     "PoolClosed",
     "PoolQueueFull",
     "PoolTimeout",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool._clock import SYSTEM_CLOCK, Clock
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,11 @@ run, and what the pool looked like at that moment.
 | `ConnectionLost` | | the connection died while in use | 503 |
 | `CommitUnknown` | `ConnectionLost` | it died between COMMIT and its answer | 503 |
 | `TransactionRolledBack` | | COMMIT was answered by ROLLBACK | 500 |
-| `NotForSharing` | | a statement that strangers on the same connection would feel | 500 |
+| `NotMultiplexable` | | a statement that strangers on the same connection would feel | 500 |
 | `ResultTooLarge` | | more than a shared connection carries | 500 |
 | `InvalidText` | `ValueError` | a text that cannot be sent: a NUL, or a character that the encoding lacks | 500 |
 | `HeartbeatMissed` | `ConnectionLost` | the listening connection gave no answer | |
-| `ListenerDeaf` | | a pooler swallows notifications | 500 |
+| `NotificationsBlocked` | | a pooler swallows notifications | 500 |
 | `ConcurrentTransaction` | `RuntimeError` | a second transaction at the same time on one connection | 500 |
 | `PoolClosed` | | the pool was closed | 503 |
 | `WrongEventLoop` | `RuntimeError` | used from another event loop or a forked child | 500 |
@@ -38,7 +38,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar, Self
 
-from steadypool.printable import printable
+from steadypool._printable import printable
 
 
 class Phase(StrEnum):
@@ -283,7 +283,7 @@ class HeartbeatMissed(ConnectionLost):
     """The listening connection did not answer in time; it is replaced."""
 
 
-class ListenerDeaf(SteadypoolError):
+class NotificationsBlocked(SteadypoolError):
     """Notifications do not arrive, because a transaction pooler stands in between."""
 
 
@@ -300,7 +300,7 @@ class TransactionRolledBack(SteadypoolError):
         )
 
 
-class NotForSharing(SteadypoolError):
+class NotMultiplexable(SteadypoolError):
     """A statement that does not belong on a shared connection: what it leaves behind would reach strangers.
 
     It was not sent, unless `maybe_executed` says so: then it was found out by what it did, and was undone with the

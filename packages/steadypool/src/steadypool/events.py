@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, dataclass_transform
 
-from steadypool.whereabouts import Place
+from steadypool._callsite import Place
 
 _log = logging.getLogger("steadypool.events")
 
@@ -153,7 +153,7 @@ class StatementFinished(Event):
     statement; BEGIN, which travels with the first one, the rollback of what is given back, pings and what SQLAlchemy
     asks a new server are not.
 
-    Statements that were quick, went well and travelled over a shared connection may be told as `QuickStatements`
+    Statements that were quick, went well and travelled over a shared connection may be told as `StatementsFinished`
     instead, where nobody wants each of them (`Events.subscribe`).
     """
 
@@ -171,8 +171,8 @@ class StatementFinished(Event):
     summary: str = ""
 
 
-class Quick(NamedTuple):
-    """One of `QuickStatements`; times in seconds, as in `StatementFinished`."""
+class StatementTiming(NamedTuple):
+    """One of `StatementsFinished`; times in seconds, as in `StatementFinished`."""
 
     fingerprint: str
     seconds: float
@@ -182,14 +182,14 @@ class Quick(NamedTuple):
 
 
 @fact
-class QuickStatements(Event):
+class StatementsFinished(Event):
     """Statements over a shared connection that went well, all that were answered in one turn of the event loop.
 
     To tell each of them would cost more than a sixth of what it takes to run it.
     """
 
     connection: int
-    statements: list[Quick]
+    statements: list[StatementTiming]
 
 
 @fact
@@ -211,7 +211,7 @@ class StatementTimedOut(Event):
 
 
 @fact
-class GuardsLost(Event):
+class SessionLimitsLost(Event):
     """Sessions start without their guards, because a pooler does not let them pass; said once, with the reason."""
 
     reason: str
@@ -318,7 +318,7 @@ class Events:
             *kinds: the classes of events that it wants; all if none is named. Whoever names them keeps events that
                 cost something (`StatementFinished`) from being made for nobody.
             slower_than: seconds; whoever needs no `StatementFinished` of a statement that went well in less, keeps
-                those from being made, too. They are told together as `QuickStatements`.
+                those from being made, too. They are told together as `StatementsFinished`.
         """
         entry = _Entry(observer, kinds or (Event,), slower_than)
         self._observers.append(entry)

@@ -14,11 +14,11 @@ from rich.box import ROUNDED, Box
 from steadypool.cli.advise import advise
 from steadypool.cli.completion import completion
 from steadypool.cli.doctor import doctor
-from steadypool.cli.lab import lab
 from steadypool.cli.output import Output
 from steadypool.cli.why import why
 from steadypool.errors import SteadypoolError
-from steadypool.values import redact_urls
+from steadypool.settings.validators import redact_urls
+from steadypool_lab.cli import lab
 
 DONE, FAILED, MISUSED = 0, 1, 2
 EXIT_CODES = "Exit codes: 0 done, 1 the answer is no or it failed, 2 used wrongly."
@@ -88,6 +88,6 @@ def _said_by(error: CycloptsError) -> str:
 
 
 def _lab_error() -> type[Exception]:
-    from steadypool.lab.errors import LabError
+    from steadypool_lab.errors import LabError
 
     return LabError

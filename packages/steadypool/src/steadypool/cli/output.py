@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from steadypool.printable import printable
+from steadypool._printable import printable
 
 _WIDTH_IN_A_PIPE = 400
 

@@ -18,10 +18,10 @@
 | `leaving` | aborting, and learning when the server has let go |
 """
 
+from steadypool.connect.abort import CloseWaiter, abort_asyncpg, abort_psycopg, take_farewell
 from steadypool.connect.attempt import resolve_password
 from steadypool.connect.dsn import ConnectTarget, Host, parse_url
-from steadypool.connect.guards import session_guards, socket_guards
-from steadypool.connect.leaving import Farewell, abort_asyncpg, abort_psycopg, take_farewell
+from steadypool.connect.failure import ConnectFailure, classify_connect_error
 from steadypool.connect.options import (
     HONOURED,
     Honour,
@@ -29,13 +29,13 @@ from steadypool.connect.options import (
     psycopg_arguments,
     sqlalchemy_options,
 )
-from steadypool.connect.outcome import ConnectOutcome, classify_connect_error
+from steadypool.connect.session_settings import session_guards, socket_guards
 
 __all__ = [
     "HONOURED",
-    "ConnectOutcome",
+    "CloseWaiter",
+    "ConnectFailure",
     "ConnectTarget",
-    "Farewell",
     "Honour",
     "Host",
     "abort_asyncpg",

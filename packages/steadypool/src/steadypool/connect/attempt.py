@@ -10,23 +10,23 @@ from typing import Generic, NoReturn, TypeVar
 
 from pydantic import SecretStr
 
-from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool._clock import SYSTEM_CLOCK, Clock
+from steadypool.connect.addresses import AddressBook, Candidate
 from steadypool.connect.dsn import ConnectTarget
-from steadypool.connect.network import Candidate, Network
-from steadypool.connect.outcome import (
+from steadypool.connect.failure import (
     BUGS,
     INVALID_PASSWORD,
-    ConnectOutcome,
+    ConnectFailure,
     NotTheRole,
     classify_connect_error,
 )
-from steadypool.connect.race import DialT, Field, NobodyAnswered, first_to_answer
+from steadypool.connect.happy_eyeballs import Candidates, DialT, NobodyAnswered, first_to_answer
 from steadypool.errors import ConnectFailed, ConnectTimeout, Elapsed, Phase, Report
-from steadypool.settings import Password
+from steadypool.settings.database import Password
 
 Connection = TypeVar("Connection")
 
-GuardsRefused = Callable[[ConnectOutcome], None]
+GuardsRefused = Callable[[ConnectFailure], None]
 """Told that a session starts without its guards, and what the server said to them."""
 
 
@@ -70,7 +70,7 @@ class Attempt:
         """For the error."""
         return Report(phase=Phase.CONNECTING, elapsed=Elapsed(connecting=self.elapsed))
 
-    def failed(self, outcome: ConnectOutcome) -> ConnectFailed:
+    def failed(self, outcome: ConnectFailure) -> ConnectFailed:
         """The error for an attempt that failed before its time was over."""
         said = [f"{where}: {what}" for where, what in self._said.items()] or [outcome.summary]
         code = f" (SQLSTATE {outcome.sqlstate})" if outcome.sqlstate else ""
@@ -101,7 +101,7 @@ class Steps(Generic[Connection, DialT]):
 
 
 async def open_with(
-    attempt: Attempt, password: Password | None, steps: Steps[Connection, DialT], network: Network
+    attempt: Attempt, password: Password | None, steps: Steps[Connection, DialT], network: AddressBook
 ) -> Connection:
     """Let the addresses of all hosts race inside the attempt's time; who answers first logs in.
 
@@ -150,12 +150,12 @@ class _Round(Generic[Connection, DialT]):
     attempt: Attempt
     secret: str | None
     steps: Steps[Connection, DialT]
-    network: Network
+    network: AddressBook
 
     async def run(self, role: str) -> Connection:
         """One race after the other, until somebody lets us in or nobody is left."""
         attempt = self.attempt
-        field = Field(attempt.target, self.network, attempt.remaining, attempt.said)
+        field = Candidates(attempt.target, self.network, attempt.remaining, attempt.said)
         refusal: Exception | None = None
         while True:
             try:
@@ -188,7 +188,7 @@ class _Round(Generic[Connection, DialT]):
             if dial is not None:
                 dial.close()  # also when cancelled: unless it was taken over, nobody else knows it
 
-    def _judge(self, error: Exception, candidate: Candidate, role: str, field: Field) -> None:
+    def _judge(self, error: Exception, candidate: Candidate, role: str, field: Candidates) -> None:
         """Whether the next address may be tried: drops what need not be, or raises."""
         if isinstance(error, NotTheRole):
             self.attempt.said(candidate.where, f"is not {role}")

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from steadypool.connect.outcome import BindingRefused, CertificateNotProven, ServerRefused
+from steadypool.connect.failure import BindingRefused, CertificateNotProven, ServerRefused
 
 PLUS = "SCRAM-SHA-256-PLUS"
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)

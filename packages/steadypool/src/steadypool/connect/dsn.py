@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, unquote
 from pydantic import SecretStr
 
 from steadypool.errors import ConfigurationError
-from steadypool.values import HIDDEN, is_secret_option, redact_url
+from steadypool.settings.validators import HIDDEN, is_secret_option, redact_url
 
 DEFAULT_PORT = 5432
 

@@ -29,8 +29,8 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.rows import Row
 from psycopg.waiting import Ready, Wait
 
-from steadypool.connect.leaving import current_cancellation
-from steadypool.texts import check_nul
+from steadypool._sql.texts import check_nul
+from steadypool.connect.abort import current_cancellation
 
 Result = TypeVar("Result")
 Block = TypeVar("Block")

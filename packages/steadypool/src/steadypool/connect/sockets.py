@@ -9,8 +9,8 @@ import os
 import socket
 from collections.abc import Generator, Mapping
 
-from steadypool.connect.guards import guard_socket
-from steadypool.connect.network import Candidate
+from steadypool.connect.addresses import Candidate
+from steadypool.connect.session_settings import guard_socket
 
 
 class SocketDial:

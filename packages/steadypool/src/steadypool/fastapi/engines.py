@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from steadypool.errors import ConfigurationError, PoolSnapshot
-from steadypool.sqlalchemy.guarded import GuardedDialect
+from steadypool.sqlalchemy.dialects.base import BoundedDialect
 from steadypool.sqlalchemy.pool import SteadyPool
 
 
@@ -56,7 +56,7 @@ class EngineServed:
 
     def __post_init__(self) -> None:
         """Refuse an engine whose errors could not be answered."""
-        if not isinstance(self.engine.dialect, GuardedDialect):
+        if not isinstance(self.engine.dialect, BoundedDialect):
             raise ConfigurationError(
                 "install() got an engine of SQLAlchemy's own, whose errors have no names; "
                 "make it by steadypool.sqlalchemy.create_async_engine"
@@ -71,7 +71,7 @@ class EngineServed:
         pool, dialect = self.engine.pool, self.engine.dialect  # `dispose()` replaces the pool
         if not isinstance(pool, SteadyPool):
             return EngineStatistics(UNKNOWN, EngineTotals(0))
-        assert isinstance(dialect, GuardedDialect)
+        assert isinstance(dialect, BoundedDialect)
         snapshot = pool.core.snapshot()
         connected = dialect.has_connected or snapshot.leased + snapshot.idle > 0
         return EngineStatistics(snapshot, EngineTotals(int(connected)), pool.core.closed)

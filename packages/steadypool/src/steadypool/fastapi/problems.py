@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from steadypool import errors
+from steadypool._printable import printable
 from steadypool.errors import Phase, SteadypoolError
-from steadypool.printable import printable
 
 _log = logging.getLogger("steadypool.fastapi")
 

@@ -16,12 +16,12 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from steadypool.clock import SYSTEM_CLOCK
+from steadypool._callsite import current_endpoint, current_request
+from steadypool._clock import SYSTEM_CLOCK
+from steadypool._printable import printable
 from steadypool.deadline import Deadline, deadline, override_deadline
 from steadypool.fastapi.managed import DatabaseOrGetter, EngineOrGetter, served
 from steadypool.fastapi.problems import problem_response
-from steadypool.printable import printable
-from steadypool.whereabouts import current_endpoint, current_request
 
 TIMEOUT_HEADER = "X-Request-Timeout"
 """Seconds that a client gives its request; shortens the deadline, never lengthens it."""

@@ -5,10 +5,10 @@ from a second connection (behind a transaction pooler LISTEN succeeds and nothin
 round trip every few seconds (a `SELECT 1` would say that the socket works, not that notifications do).
 """
 
-from steadypool.listener.mailbox import Gap, Notification, Overflow
+from steadypool.listener.buffer import Gap, Notification, Overflow
+from steadypool.listener.listener import Listener, check_channel
 from steadypool.listener.state import ListenerOptions, ListenerState, ListenerStats
 from steadypool.listener.subscription import CatchUp, Subscription
-from steadypool.listener.supervisor import Listener, check_channel
 
 __all__ = [
     "CatchUp",

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from steadypool import errors
-from steadypool.clock import Clock
-from steadypool.listener.mailbox import Notification
+from steadypool._clock import Clock
+from steadypool.listener.buffer import Notification
 
 if TYPE_CHECKING:
     from steadypool.connect.psycopg_connection import SteadyConnection
-    from steadypool.listener.wire import Wire
+    from steadypool.listener.transport import Transport
 
 
 class Heartbeat:
@@ -48,7 +48,7 @@ class Heartbeat:
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
 
-    async def beat(self, wire: Wire) -> None:
+    async def beat(self, wire: Transport) -> None:
         """A NOTIFY to ourselves and back: the socket works both ways, and notifications are delivered.
 
         Raises:
@@ -61,11 +61,11 @@ class Heartbeat:
                     answer.result()  # refused, for example because the server's queue is full
                 raise errors.HeartbeatMissed(f"no answer to the heartbeat within {self.timeout:g} s")
 
-    async def prove(self, wire: Wire, second: SteadyConnection) -> None:
+    async def prove(self, wire: Transport, second: SteadyConnection) -> None:
         """Let another connection send one: only that tells a transaction pooler from a server.
 
         Raises:
-            errors.ListenerDeaf: it did not come, although the listening connection answers.
+            errors.NotificationsBlocked: it did not come, although the listening connection answers.
             errors.HeartbeatMissed: that does not answer either.
         """
         with self._one() as (beat, arrived):
@@ -73,11 +73,11 @@ class Heartbeat:
             if not await wire.wait_for(arrived, self.timeout):
                 await self._say_why(wire)
 
-    async def _say_why(self, wire: Wire) -> None:
+    async def _say_why(self, wire: Transport) -> None:
         """Is nothing heard at all, or are notifications swallowed?"""
         if not await wire.wait_for(wire.submit("SELECT 1"), self.timeout):
             raise errors.HeartbeatMissed(f"the listening connection answered nothing for {self.timeout:g} s")
-        raise errors.ListenerDeaf(
+        raise errors.NotificationsBlocked(
             "LISTEN was accepted, but a NOTIFY from another connection did not arrive: there is a transaction "
             "pooler in between, which does not pass notifications on. Set DATABASE_DIRECT_URL to the address of "
             "the server itself"

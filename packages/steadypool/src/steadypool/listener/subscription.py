@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from steadypool.deadline import override_deadline
-from steadypool.listener.mailbox import Gap, Mailbox, Notification
+from steadypool.listener.buffer import Gap, Notification, NotificationBuffer
 
 CatchUp = Callable[[], Awaitable[None]]
 """Reads anew what the notifications are about; run after LISTEN and before anything is delivered."""
@@ -24,7 +24,9 @@ class Subscription:
             while this is set, and of unknown age while it is not.
     """
 
-    def __init__(self, channel: str, mailbox: Mailbox, catch_up: CatchUp | None, since: float) -> None:
+    def __init__(
+        self, channel: str, mailbox: NotificationBuffer, catch_up: CatchUp | None, since: float
+    ) -> None:
         self.channel = channel
         self.mailbox = mailbox
         self.catch_up = catch_up

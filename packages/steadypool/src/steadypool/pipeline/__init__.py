@@ -4,26 +4,26 @@
 connection knows about statements that it has seen, `library` libpq itself.
 """
 
-from steadypool.pipeline.connection import PipelinedConnection
-from steadypool.pipeline.segment import (
-    ConnectionGone,
-    Overdue,
+from steadypool.pipeline.batch import (
+    Batch,
+    BatchTimeout,
+    ConnectionClosed,
     PingTimeout,
     Result,
     ResultTooLarge,
-    Segment,
+    SessionModified,
     Statement,
-    Unclean,
 )
+from steadypool.pipeline.connection import PipelinedConnection
 
 __all__ = [
-    "ConnectionGone",
-    "Overdue",
+    "Batch",
+    "BatchTimeout",
+    "ConnectionClosed",
     "PingTimeout",
     "PipelinedConnection",
     "Result",
     "ResultTooLarge",
-    "Segment",
+    "SessionModified",
     "Statement",
-    "Unclean",
 ]

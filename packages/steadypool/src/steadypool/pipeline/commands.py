@@ -8,11 +8,11 @@ from typing import Any
 import psycopg
 from psycopg.pq import Format
 
-from steadypool.pipeline.adapting import Adapted
-from steadypool.pipeline.flight import CHUNK_ROWS, Flight
-from steadypool.pipeline.library import libpq_function
-from steadypool.pipeline.segment import Segment
-from steadypool.pipeline.statements import State, Statements, Step
+from steadypool.pipeline.batch import Batch
+from steadypool.pipeline.in_flight import CHUNK_ROWS, InFlightBatch
+from steadypool.pipeline.libpq import libpq_function
+from steadypool.pipeline.parameters import Adapted
+from steadypool.pipeline.statement_cache import State, StatementCache, Step
 
 _TEXT, _BINARY = Format.TEXT, Format.BINARY
 _send_sync = libpq_function("PQsendPipelineSync", ctypes.c_int, ctypes.c_void_p)
@@ -26,11 +26,11 @@ class CommandWriter:
         statements: what is prepared on it.
     """
 
-    def __init__(self, pgconn: Any, statements: Statements) -> None:
+    def __init__(self, pgconn: Any, statements: StatementCache) -> None:
         self._pgconn = pgconn
         self._statements = statements
 
-    def write(self, segment: Segment, adapted: list[Adapted], *, first: bool, roll_back: bool) -> Flight:
+    def write(self, segment: Batch, adapted: list[Adapted], *, first: bool, roll_back: bool) -> InFlightBatch:
         """Write a segment; returns what libpq will answer to it.
 
         Args:
@@ -49,14 +49,14 @@ class CommandWriter:
             flight = self._write_commands(segment, adapted, first, roll_back)
         return flight
 
-    def _write_prepared(self, segment: Segment, adapted: Adapted, first: bool) -> Flight | None:
+    def _write_prepared(self, segment: Batch, adapted: Adapted, first: bool) -> InFlightBatch | None:
         """By far the most common case, which has to be quick: one statement, and the server knows it; None if not."""
         _sql, known, values, _types, formats = adapted
         if known is None or known.state is not State.READY or self._statements.stale_names or segment.ping:
             return None
         pgconn = self._pgconn
         pgconn.send_query_prepared(known.name, values, formats, _BINARY if known.binary else _TEXT)
-        flight = Flight(segment, known.steps, known.named)
+        flight = InFlightBatch(segment, known.steps, known.named)
         if flight.limited and first:
             pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         self._write_sync()
@@ -70,9 +70,9 @@ class CommandWriter:
             raise psycopg.OperationalError(pgconn.get_error_message())
 
     def _write_commands(
-        self, segment: Segment, adapted: list[Adapted], first: bool, roll_back: bool
-    ) -> Flight:
-        pgconn, flight = self._pgconn, Flight(segment, [], {})
+        self, segment: Batch, adapted: list[Adapted], first: bool, roll_back: bool
+    ) -> InFlightBatch:
+        pgconn, flight = self._pgconn, InFlightBatch(segment, [], {})
         steps = flight.steps
         if self._statements.stale_names:
             for name in self._statements.to_close():
@@ -90,7 +90,7 @@ class CommandWriter:
         self._write_sync()
         return flight
 
-    def _write_statement(self, flight: Flight, index: int, adapted: Adapted) -> None:
+    def _write_statement(self, flight: InFlightBatch, index: int, adapted: Adapted) -> None:
         pgconn = self._pgconn
         sql, known, values, types, formats = adapted
         named = False

@@ -17,27 +17,27 @@ import psycopg
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus, abc
 
-from steadypool.clock import SYSTEM_CLOCK, Clock
+from steadypool._clock import SYSTEM_CLOCK, Clock
+from steadypool._sql.texts import decoded, encoded
 from steadypool.errors import WrongEventLoop
-from steadypool.pipeline.adapting import adapt
-from steadypool.pipeline.commands import CommandWriter
-from steadypool.pipeline.flight import CHUNK_ROWS, Deadly, Flight, OutOfStep
-from steadypool.pipeline.library import check_libpq
-from steadypool.pipeline.segment import (
-    ConnectionGone,
-    Overdue,
+from steadypool.pipeline.batch import (
+    Batch,
+    BatchTimeout,
+    ConnectionClosed,
     PingTimeout,
     Result,
-    Segment,
+    SessionModified,
     Statement,
-    Unclean,
     gone,
     said_in,
 )
-from steadypool.pipeline.statements import MADE_STALE, Statements, is_stale
+from steadypool.pipeline.commands import CommandWriter
+from steadypool.pipeline.in_flight import CHUNK_ROWS, Deadly, InFlightBatch, ProtocolDesync
+from steadypool.pipeline.libpq import check_libpq
+from steadypool.pipeline.parameters import adapt
+from steadypool.pipeline.statement_cache import MADE_STALE, StatementCache, is_stale
+from steadypool.pipeline.transport import Adopted, Transport, cut_off, was_interrupted
 from steadypool.pipeline.values import Values
-from steadypool.pipeline.wire import Adopted, Wire, cut_off, was_interrupted
-from steadypool.texts import decoded, encoded
 
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
 _CHUNK = int(ExecStatus.TUPLES_CHUNK)
@@ -50,7 +50,7 @@ _CANCEL_AGAIN = 0.1
 """Seconds after which a cancel request that had no effect is made again."""
 
 
-class PipelinedConnection(Wire):
+class PipelinedConnection(Transport):
     """A connection over which many segments may be on their way.
 
     It belongs to the running event loop. `psycopg_connection` is the connection underneath; use it in `plain()` only.
@@ -83,7 +83,7 @@ class PipelinedConnection(Wire):
         super().__init__(connection.pgconn)
         self.psycopg_connection: Adopted = connection
         self._values = Values(connection)
-        self.statements = Statements(self._values.adapters, keeps=keeps_statements, size=statements)
+        self.statements = StatementCache(self._values.adapters, keeps=keeps_statements, size=statements)
         self.statements.encoding = self._values.encoding
         self._commands = CommandWriter(self.pgconn, self.statements)
         self.uses = 0
@@ -93,8 +93,8 @@ class PipelinedConnection(Wire):
         self.after_answers: Callable[[], None] | None = None
         """Called when answers were taken and their futures settled."""
         self._clock = clock
-        self._flights: deque[Flight] = deque()
-        self._held: deque[Segment] | None = None
+        self._flights: deque[InFlightBatch] = deque()
+        self._held: deque[Batch] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._closed = False
         self._head_at = self._answered_at = 0.0
@@ -168,20 +168,20 @@ class PipelinedConnection(Wire):
 
     # -- sending -----------------------------------------------------------------------------------------------
 
-    async def run(self, segment: Segment) -> list[Result]:
+    async def run(self, segment: Batch) -> list[Result]:
         """Send it and wait for its Sync. A cancellation takes nothing back: whoever owns the connection aborts it.
 
         Raises:
             psycopg.Error: what the server said to one of the statements (`segment.failed_at`).
-            ConnectionGone: the connection ended before.
+            ConnectionClosed: the connection ended before.
         """
         return await self.send(segment)
 
     async def execute(self, sql: str, *parameters: Any) -> Result:
         """One statement by itself, with `$1` placeholders; for hooks and other plain uses."""
-        return (await self.run(Segment([Statement(sql, parameters)])))[0]
+        return (await self.run(Batch([Statement(sql, parameters)])))[0]
 
-    def send(self, segment: Segment) -> asyncio.Future[list[Result]]:
+    def send(self, segment: Batch) -> asyncio.Future[list[Result]]:
         """Send it in this turn of the loop; the future is settled at its Sync.
 
         Raises:
@@ -202,7 +202,7 @@ class PipelinedConnection(Wire):
             self._put(segment)
         return future
 
-    def post(self, segment: Segment, *, lingers: bool = False) -> None:
+    def post(self, segment: Batch, *, lingers: bool = False) -> None:
         """Send a segment whose answer has no reader; where it fails the connection is aborted.
 
         It is written to the socket before `post` returns, so that it reaches the server also where the event loop
@@ -218,7 +218,7 @@ class PipelinedConnection(Wire):
         if not lingers and self._unsent and self._descriptor != -1:
             self._flush()
 
-    def _put(self, segment: Segment, *, roll_back: bool = False) -> None:
+    def _put(self, segment: Batch, *, roll_back: bool = False) -> None:
         values, known = self._values, self.statements
         if values.has_new_adapters():
             self._renew()
@@ -229,7 +229,7 @@ class PipelinedConnection(Wire):
         try:
             flight = self._commands.write(segment, adapted, first=not flights, roll_back=roll_back)
         except Exception as error:  # noqa: BLE001 - what libpq has of it already, no answer would fit
-            flights.append(Flight(segment, [], {}))
+            flights.append(InFlightBatch(segment, [], {}))
             self._end(error)
             return
         alone = not flights or (self._loiters and not self._in_haste)
@@ -272,11 +272,11 @@ class PipelinedConnection(Wire):
             flight = flights[0]
             result = get_result()
             if result is None:
-                raise OutOfStep("a command ended without an answer")
+                raise ProtocolDesync("a command ended without an answer")
             status = result.status
             if status == _SYNC:
                 if flight.position != len(flight.steps):
-                    raise OutOfStep("a Sync where a result was due")
+                    raise ProtocolDesync("a Sync where a result was due")
                 self._synced(flight)
             elif status == _CHUNK:
                 flight.take_chunk(result)
@@ -288,20 +288,20 @@ class PipelinedConnection(Wire):
                     return
                 # That the command is over libpq says by itself, without waiting for the server.
                 if get_result() is not None:
-                    raise OutOfStep("two answers to one command")
+                    raise ProtocolDesync("two answers to one command")
                 if flight.position < len(flight.steps) and flight.wants_chunks:
                     pgconn.set_chunked_rows_mode(CHUNK_ROWS)
         if not flights:
             self._expect_nothing()
 
     def _expect_nothing(self) -> None:
-        """Everything was answered. Raises OutOfStep where there is more."""
+        """Everything was answered. Raises ProtocolDesync where there is more."""
         if self._closed or self._descriptor == -1 or self.pgconn.is_busy():
             return
         if self.pgconn.get_result() is not None:
-            raise OutOfStep("an answer that nobody had asked for")
+            raise ProtocolDesync("an answer that nobody had asked for")
 
-    def _synced(self, flight: Flight) -> None:
+    def _synced(self, flight: InFlightBatch) -> None:
         """A segment's own Sync: the one moment at which it is known what became of it."""
         flights, segment = self._flights, flight.segment
         flights.popleft()
@@ -339,7 +339,7 @@ class PipelinedConnection(Wire):
         for result in results:
             result.transformer = self._values.transformer
 
-    def _repeat(self, flight: Flight, error: psycopg.Error) -> bool:
+    def _repeat(self, flight: InFlightBatch, error: psycopg.Error) -> bool:
         """Send a segment again that met a stale prepared statement, if nothing of it can have taken effect."""
         segment, at = flight.segment, flight.segment.failed_at
         known = None if at is None else flight.named.get(at)
@@ -362,7 +362,7 @@ class PipelinedConnection(Wire):
             segment.on_repeated(segment)
         return True
 
-    def _settle(self, segment: Segment, error: BaseException | None) -> None:
+    def _settle(self, segment: Batch, error: BaseException | None) -> None:
         future = segment.future
         if isinstance(error, psycopg.Error):
             segment.error = error
@@ -379,11 +379,13 @@ class PipelinedConnection(Wire):
         if segment.on_settled is not None:
             self._call(segment.on_settled, segment)
 
-    def _offend(self, flight: Flight, result: abc.PGresult) -> None:
+    def _offend(self, flight: InFlightBatch, result: abc.PGresult) -> None:
         """It did what strangers would feel: it, and nobody else, gets to hear that."""
         self._flights.popleft()
         tag = (result.command_status or b"").decode()
-        error = Unclean(f"{tag} does not belong on a connection that is shared", sent=True, answered=True)
+        error = SessionModified(
+            f"{tag} does not belong on a connection that is shared", sent=True, answered=True
+        )
         self._end(error, because_of=flight.segment)
 
     # -- how long the head takes -------------------------------------------------------------------------------
@@ -412,7 +414,7 @@ class PipelinedConnection(Wire):
             else:
                 head = self._flights.popleft().segment
                 pinged = not head.answered and limit == head.ping_limit
-                error = (PingTimeout if pinged else Overdue)(
+                error = (PingTimeout if pinged else BatchTimeout)(
                     f"no answer within {limit:.2f}s; the connection was dropped",
                     sent=True,
                     answered=head.answered,
@@ -428,7 +430,7 @@ class PipelinedConnection(Wire):
         What is sent meanwhile is held back. A block that ends in the middle of a command ends the connection.
 
         Raises:
-            ConnectionGone: the connection ended before.
+            ConnectionClosed: the connection ended before.
         """
         self._hold()
         self.uses += 1
@@ -453,7 +455,7 @@ class PipelinedConnection(Wire):
         Raises:
             TimeoutError: the server did not end it in time.
             psycopg.Error: no request could be made.
-            ConnectionGone: the connection ended.
+            ConnectionClosed: the connection ended.
         """
         self._hold()
         try:
@@ -462,7 +464,7 @@ class PipelinedConnection(Wire):
                     await self.psycopg_connection.cancel_safe(timeout=timeout)
                     await self._drain(_CANCEL_AGAIN)
                 await self._drain()
-                sync = Segment([])
+                sync = Batch([])
                 sync.future = self._loop.create_future()
                 self._put(sync)
                 await sync.future
@@ -474,7 +476,7 @@ class PipelinedConnection(Wire):
 
         Raises:
             psycopg.Error: what the server said to one of them.
-            ConnectionGone: the connection ended.
+            ConnectionClosed: the connection ended.
             errors.InvalidText: the text cannot be encoded; nothing was sent.
         """
         text = encoded(sql, self._values.encoding)
@@ -496,7 +498,7 @@ class PipelinedConnection(Wire):
     def _hold(self) -> None:
         self._check_loop()
         if self._closed:
-            raise ConnectionGone("the connection is closed", sent=False)
+            raise ConnectionClosed("the connection is closed", sent=False)
         if self._held is not None:
             raise RuntimeError("the connection is in use by plain() or cancel() already")
         self._held = deque()
@@ -510,7 +512,7 @@ class PipelinedConnection(Wire):
             finally:
                 self._drained = None
         if self._closed:
-            raise ConnectionGone("the connection ended", sent=False)
+            raise ConnectionClosed("the connection ended", sent=False)
 
     def _resume(self) -> None:
         if self._closed:
@@ -544,11 +546,11 @@ class PipelinedConnection(Wire):
     # -- leaving -----------------------------------------------------------------------------------------------
 
     def abort(self) -> None:
-        """Close the socket now; whoever waits gets ConnectionGone. Never waits, may be called twice."""
+        """Close the socket now; whoever waits gets ConnectionClosed. Never waits, may be called twice."""
         self._end(None)
 
     async def close(self) -> None:
-        """Say goodbye and close; what is still on its way gets ConnectionGone."""
+        """Say goodbye and close; what is still on its way gets ConnectionClosed."""
         self._end(None)
 
     def _collect_and_end(self, error: Exception) -> None:
@@ -556,7 +558,7 @@ class PipelinedConnection(Wire):
         self._collect()
         self._end(error)
 
-    def _end(self, reason: BaseException | None, because_of: Segment | None = None) -> None:
+    def _end(self, reason: BaseException | None, because_of: Batch | None = None) -> None:
         """`because_of` is the segment that is at fault: its error is the reason itself."""
         if self._closed:
             return

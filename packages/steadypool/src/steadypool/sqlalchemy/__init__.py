@@ -16,8 +16,8 @@ from steadypool.sqlalchemy.errors import (
     StatementTimeout,
     TransactionRolledBack,
 )
+from steadypool.sqlalchemy.metrics_source import source_of
 from steadypool.sqlalchemy.pool import SteadyPool
-from steadypool.sqlalchemy.source import source_of
 
 __all__ = [
     "ConnectFailed",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy.util import asbool
 
 from steadypool.errors import ConfigurationError
-from steadypool.lease import PoolOptions
+from steadypool.pool.lease import PoolOptions
 
 DEFAULT_CONNECTION_TIMEOUT = 30.0
 """Seconds that connecting may take where nothing says otherwise: as long as SQLAlchemy's pool waits."""

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
-from steadypool.home import Standing, answer, done_elsewhere, done_soon, standing_of
+from steadypool._owner_loop import Standing, answer, done_elsewhere, done_soon, standing_of
 
 if TYPE_CHECKING:
-    from steadypool.sqlalchemy.guarded import GuardedDialect
+    from steadypool.sqlalchemy.dialects.base import BoundedDialect
     from steadypool.sqlalchemy.pool import SteadyPool
 
 _log = logging.getLogger("steadypool.pool")
 
 
 class Sharer(Protocol):
-    """What uses connections of a pool for many callers (`SharedWay`)."""
+    """What uses connections of a pool for many callers (`Multiplexer`)."""
 
     def make_room(self) -> None:
         """Give back the connections that carry nothing, the others when they have answered."""
@@ -120,7 +120,7 @@ def collected(pool: SteadyPool) -> None:
             core.home[0].call_soon_threadsafe(_cut_each, pool.dialect, connections)
 
 
-def _cut_each(dialect: GuardedDialect, connections: list[Any]) -> None:
+def _cut_each(dialect: BoundedDialect, connections: list[Any]) -> None:
     for connection in connections:
         if connection is not None:
             dialect.cut(connection)

@@ -13,23 +13,23 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from steadypool.clock import SYSTEM_CLOCK
+from steadypool._clock import SYSTEM_CLOCK
 from steadypool.connect.dsn import parse_url
-from steadypool.connect.guards import milliseconds
 from steadypool.connect.options import ASYNCPG, PSYCOPG
+from steadypool.connect.session_settings import milliseconds
 from steadypool.connect.versions import check_versions
 from steadypool.errors import ConfigurationError
-from steadypool.events import Events, GuardsLost
-from steadypool.lease import PoolOptions
-from steadypool.settings import ConnectRetry, Password, Pooler, Reset
+from steadypool.events import Events, SessionLimitsLost
+from steadypool.pool.lease import PoolOptions
+from steadypool.settings.database import ConnectRetry, Password, Pooler, Reset
+from steadypool.settings.validators import HIDDEN, is_secret_option, redact_url
 from steadypool.sqlalchemy.arguments import chosen, coerced, limits_of
-from steadypool.sqlalchemy.dialects import OURS, PIPELINED
-from steadypool.sqlalchemy.guarded import TIMEOUT_OPTION, GuardedDialect, Guards
-from steadypool.sqlalchemy.naming import WORKLOAD_OPTION, name_errors
+from steadypool.sqlalchemy.dialects.base import TIMEOUT_OPTION, BoundedDialect, Guards
+from steadypool.sqlalchemy.dialects.drivers import OURS, PIPELINED
+from steadypool.sqlalchemy.error_handler import WORKLOAD_OPTION, name_errors
 from steadypool.sqlalchemy.pool import SteadyPool, current_workload
 from steadypool.sqlalchemy.session_reset import SessionReset
 from steadypool.telemetry.log import with_leaks_logged
-from steadypool.values import HIDDEN, is_secret_option, redact_url
 
 _stock_create_async_engine = stock.create_async_engine
 """SQLAlchemy's own, whatever its module is made to say later."""
@@ -193,7 +193,7 @@ def _built(given: URL, arguments: dict[str, Any]) -> AsyncEngine:
     try:
         check_versions("sqlalchemy", library)
         if OURS[given.drivername] == PIPELINED:
-            from steadypool.pipeline.library import check_libpq  # psycopg may not be installed
+            from steadypool.pipeline.libpq import check_libpq  # psycopg may not be installed
 
             check_libpq()
         engine = stock.create_async_engine(_OurUrl(*given), **arguments)
@@ -201,7 +201,7 @@ def _built(given: URL, arguments: dict[str, Any]) -> AsyncEngine:
         raise _missing(given, error) from error
     sync_engine = engine.sync_engine
     if type(sync_engine.pool) is SteadyPool and not {"creator", "async_creator"} & arguments.keys():
-        cast(GuardedDialect, sync_engine.dialect).check_connect_args(arguments["connect_args"])
+        cast(BoundedDialect, sync_engine.dialect).check_connect_args(arguments["connect_args"])
     sync_engine.url = _without_secrets(URL(*sync_engine.url))
     name_errors(sync_engine)
     return engine
@@ -304,7 +304,7 @@ def _session_reset(reset: str, arguments: Mapping[str, Any]) -> SessionReset | N
 
 def _tell(events: Events | None, pool_name: str, reason: str) -> None:
     if events is not None:
-        events.emit(GuardsLost(pool=pool_name, at=SYSTEM_CLOCK.monotonic(), reason=reason))
+        events.emit(SessionLimitsLost(pool=pool_name, at=SYSTEM_CLOCK.monotonic(), reason=reason))
 
 
 def _without_word_for_none(url: URL) -> URL:

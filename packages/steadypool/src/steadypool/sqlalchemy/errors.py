@@ -12,7 +12,7 @@ from sqlalchemy import exc
 
 from steadypool import errors
 from steadypool.errors import Report, causes
-from steadypool.refusal import said_by_server
+from steadypool.pool.rejections import said_by_server
 
 
 class PoolTimeout(errors.PoolTimeout, exc.TimeoutError):

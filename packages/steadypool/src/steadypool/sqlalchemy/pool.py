@@ -23,25 +23,25 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from steadypool import errors
-from steadypool.breaker import Breaker
+from steadypool._callsite import Place, request_name, whereabouts
+from steadypool._owner_loop import Standing, standing_of
+from steadypool._sqlstate import Disposition, fate_of
 from steadypool.deadline import TimeLimit, nearest_end
 from steadypool.events import Events, WaitEnded
-from steadypool.home import Standing, standing_of
-from steadypool.lease import Lease, PoolOptions, SlotState
-from steadypool.pool import Pool
+from steadypool.pool.circuit_breaker import CircuitBreaker
+from steadypool.pool.lease import EntryState, Lease, PoolOptions
+from steadypool.pool.pool import Pool
 from steadypool.sqlalchemy.elsewhere import Sharer, close_elsewhere, collected, dispose_of
 from steadypool.sqlalchemy.errors import raise_as_sqlalchemy, sqlstate_of
+from steadypool.sqlalchemy.instrumentation import tell_wait
 from steadypool.sqlalchemy.record import Record, RecordDriver
 from steadypool.sqlalchemy.session_reset import SessionReset
-from steadypool.sqlalchemy.telling import tell_wait
-from steadypool.sqlstate import Fate, fate_of
-from steadypool.whereabouts import Place, request_name, whereabouts
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
-    from steadypool.sqlalchemy.guarded import GuardedDialect
+    from steadypool.sqlalchemy.dialects.base import BoundedDialect
 
 UNLIMITED = 2**31
 """What a pool_size of 0, SQLAlchemy's word for "no limit", becomes."""
@@ -50,14 +50,14 @@ DRAIN_EVERY = 5.0
 """Seconds: where there is no primary to go to, connections are not replaced at every write that is refused."""
 
 _WORDS = {
-    SlotState.OPENING: "opening",
-    SlotState.STUCK: "opening",
-    SlotState.IDLE: "idle",
-    SlotState.PROVING: "idle",
-    SlotState.SILENT: "idle",
-    SlotState.LEASED: "used",
-    SlotState.RESETTING: "idle",
-    SlotState.CLOSING: "closing",
+    EntryState.OPENING: "opening",
+    EntryState.STUCK: "opening",
+    EntryState.IDLE: "idle",
+    EntryState.PROVING: "idle",
+    EntryState.SILENT: "idle",
+    EntryState.LEASED: "used",
+    EntryState.RESETTING: "idle",
+    EntryState.CLOSING: "closing",
 }
 """The states of connections in the words of OpenTelemetry's `db.client.connection.state`, and two of our own."""
 
@@ -147,7 +147,7 @@ class SteadyPool(pool.Pool):
             RecordDriver(self),
             options,
             name=steady_name,
-            breaker=Breaker(options.max_connecting, enabled=steady_breaker),
+            breaker=CircuitBreaker(options.max_connecting, enabled=steady_breaker),
             observers=self.observers,
             ceilings=self.ceilings,
         )
@@ -160,7 +160,7 @@ class SteadyPool(pool.Pool):
         return self.core.options
 
     # Set by SQLAlchemy later, and asked for so often in every use that the getter had better not be Python.
-    dialect: GuardedDialect = property(  # pyright: ignore[reportAssignmentType]
+    dialect: BoundedDialect = property(  # pyright: ignore[reportAssignmentType]
         attrgetter("_dialect"), doc="The engine's dialect, which knows the driver."
     )
 
@@ -237,16 +237,16 @@ class SteadyPool(pool.Pool):
         except Exception as error:  # noqa: BLE001 - whatever the driver raises, it is not fit for use
             self.dialect.ping_failed(error, lease.connection.dbapi_connection)
             self.suspect(began if timer.expired else None)
-            lease.release(Fate.EVICT)
+            lease.release(Disposition.EVICT)
             return await self.acquire_again(lease)
         except BaseException:  # cancelled
-            lease.release(Fate.EVICT)
+            lease.release(Disposition.EVICT)
             raise
         return lease
 
-    def end(self, lease: Lease[Record], fate: Fate) -> None:
+    def end(self, lease: Lease[Record], fate: Disposition) -> None:
         """Give back what `lease` gave."""
-        if fate is Fate.KEEP and lease.slot.lease is lease:
+        if fate is Disposition.KEEP and lease.slot.lease is lease:
             record = lease.connection
             if record.read_only:
                 self._look_at_role(record)
@@ -284,7 +284,7 @@ class SteadyPool(pool.Pool):
         """Whoever is about to wait comes before the shared connections."""
         if (
             self.sharer is not None
-            and not self.core.count(SlotState.IDLE)
+            and not self.core.count(EntryState.IDLE)
             and self.core.count() >= self.options.limit
         ):
             self.sharer.make_room()
@@ -316,7 +316,7 @@ class SteadyPool(pool.Pool):
         if lease is None:
             return
         gone = entry._is_hard_or_soft_invalidated()  # pyright: ignore[reportPrivateUsage]
-        fate = Fate.EVICT if gone else Fate.KEEP
+        fate = Disposition.EVICT if gone else Disposition.KEEP
         home = self._home_loop
         if home is None:
             return
@@ -372,7 +372,7 @@ class SteadyPool(pool.Pool):
         if lease.active:
             self.core.forgotten(lease)
             self.dialect.cut(lease.connection.driver_connection)
-            lease.release(Fate.EVICT)
+            lease.release(Disposition.EVICT)
 
     def _invalidate(
         self,
@@ -385,18 +385,18 @@ class SteadyPool(pool.Pool):
         SQLAlchemy would replace them all, each in the task of the caller that meets it. Where the server turns out to
         be a standby they are alive, and lead to the wrong place: all are replaced, those in use when they come back.
         """
-        if exception is not None and fate_of(sqlstate_of(exception)) is Fate.DRAIN_HOST:
+        if exception is not None and fate_of(sqlstate_of(exception)) is Disposition.DRAIN_HOST:
             self.drain(connection.driver_connection)
         else:
             self.core.suspect_all()
         if _checkin and connection.is_valid:
             connection.invalidate(exception)
 
-    def judge(self, fate: Fate, driver_connection: object, said: str) -> None:
+    def judge(self, fate: Disposition, driver_connection: object, said: str) -> None:
         """Act on an error of a statement that says something about the server, and nothing about the connection."""
-        if fate is Fate.BACK_OFF:
+        if fate is Disposition.BACK_OFF:
             self.core.server_fails(said)
-        elif fate is Fate.DRAIN_HOST and self.dialect.takes_no_writes(driver_connection):
+        elif fate is Disposition.DRAIN_HOST and self.dialect.takes_no_writes(driver_connection):
             self.drain(driver_connection)
 
     def drain(self, driver_connection: object) -> None:
@@ -543,11 +543,11 @@ class SteadyPool(pool.Pool):
 
     def checkedin(self) -> int:
         """Connections in the pool that nobody uses."""
-        return self.core.count(SlotState.IDLE, SlotState.PROVING, SlotState.RESETTING)
+        return self.core.count(EntryState.IDLE, EntryState.PROVING, EntryState.RESETTING)
 
     def checkedout(self) -> int:
         """Connections in use."""
-        return self.core.count(SlotState.LEASED)
+        return self.core.count(EntryState.LEASED)
 
     def overflow(self) -> int:
         """Open connections beyond `size`; negative while there are fewer."""

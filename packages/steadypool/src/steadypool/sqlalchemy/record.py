@@ -16,10 +16,10 @@ from sqlalchemy.pool.base import _ConnectionRecord  # pyright: ignore[reportPriv
 from sqlalchemy.util import greenlet_spawn
 
 from steadypool import errors
-from steadypool.clock import wall_time
-from steadypool.connect.leaving import Farewell, take_farewell
-from steadypool.lease import Lease
-from steadypool.session_state import Changes
+from steadypool._clock import wall_time
+from steadypool._sql.session_state import Changes
+from steadypool.connect.abort import CloseWaiter, take_farewell
+from steadypool.pool.lease import Lease
 from steadypool.sqlalchemy.renewal import renew
 
 _log = logging.getLogger("steadypool.connect")
@@ -35,7 +35,7 @@ class Record(_ConnectionRecord):
     lease: Lease[Record] | None = None
     read_only: bool = False
     """Whether the server took no writes, when it last said so."""
-    farewell: Farewell | None = None
+    farewell: CloseWaiter | None = None
     unattended: bool = False
     """Whether nobody waits any more until the server has let go of its connection: there was no time left for that."""
     collected: bool = False

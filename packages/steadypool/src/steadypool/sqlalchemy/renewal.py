@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from steadypool import errors
+from steadypool._sqlstate import Disposition
 from steadypool.sqlalchemy.errors import raise_as_sqlalchemy
-from steadypool.sqlstate import Fate
 
 if TYPE_CHECKING:
     from steadypool.sqlalchemy.pool import SteadyPool
@@ -36,7 +36,7 @@ async def renew(pool: SteadyPool, record: Record, adapter: Any, silent_since: fl
     lease.slot.connection = corpse
     record.lease = None
     pool.suspect(silent_since)
-    lease.release(Fate.EVICT)
+    lease.release(Disposition.EVICT)
     try:
         fresh = await pool.acquire_again(lease)
     except errors.SteadypoolError as error:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy.util import greenlet_spawn
 
-from steadypool.session_state import DEALLOCATE, REPORTED, RESET, Changes
-from steadypool.settings import Reset
+from steadypool._sql.session_state import DEALLOCATE, REPORTED, RESET, Changes
+from steadypool.settings.database import Reset
 
 if TYPE_CHECKING:
     from steadypool.sqlalchemy.pool import SteadyPool
@@ -123,11 +123,11 @@ class SessionReset:
         return self._own_creator or bool(dialect.dispatch.do_connect) or any(map(_may_set, handlers))
 
     def _post(self, pool: SteadyPool, record: Record) -> None:
-        from steadypool.pipeline import Segment, Statement
+        from steadypool.pipeline import Batch, Statement
 
         connection: Any = record.driver_connection
         statements = [Statement(sql, prepare=False) for sql in RESET]
-        connection.post(Segment(statements, limit=pool.options.leave_timeout))
+        connection.post(Batch(statements, limit=pool.options.leave_timeout))
         self.forget(record)
 
     def _is_changed(self, pool: SteadyPool, record: Record) -> bool:
@@ -184,9 +184,9 @@ async def _reset_psycopg(connection: Any, statements: Sequence[str]) -> None:
 
 
 async def _reset_steadypool(connection: Any, statements: Sequence[str]) -> None:
-    from steadypool.pipeline import Segment, Statement
+    from steadypool.pipeline import Batch, Statement
 
-    await connection.run(Segment([Statement(sql, prepare=False) for sql in statements]))
+    await connection.run(Batch([Statement(sql, prepare=False) for sql in statements]))
     _forget_notifications(connection.psycopg_connection)
 
 

@@ -9,7 +9,7 @@ LIMIT = 100
 """Values that one attribute may have."""
 
 
-class Bounded:
+class CardinalityLimit:
     """Lets the first `LIMIT` values of each attribute through; what comes later is `other`.
 
     Example:

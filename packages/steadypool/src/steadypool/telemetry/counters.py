@@ -64,7 +64,7 @@ COUNTED: tuple[type[events.Event], ...] = (
     events.Released,
     events.ListenerStateChanged,
 )
-"""The events that `Counters` looks at; also at `StatementFinished` and `QuickStatements`, where somebody
+"""The events that `Counters` looks at; also at `StatementFinished` and `StatementsFinished`, where somebody
 else wants those anyway."""
 
 _COUNTED_ELSEWHERE = frozenset(("StatementTimeout", "ConnectionLost", "CommitUnknown", "CancelledError"))
@@ -87,7 +87,7 @@ class Counters:
             events.Acquired: self._acquired,
             events.Released: self._released,
             events.StatementFinished: self.statement_finished,
-            events.QuickStatements: self.quick_statements,
+            events.StatementsFinished: self.quick_statements,
             events.ConnectSucceeded: self._connect_succeeded,
             events.AcquireFailed: self._acquire_failed,
             events.ListenerStateChanged: self._listener_changed,
@@ -117,7 +117,7 @@ class Counters:
         if event.error_type is not None and event.error_type not in _COUNTED_ELSEWHERE:
             self.so_far["statement_errors"] += 1
 
-    def quick_statements(self, event: events.QuickStatements) -> None:
+    def quick_statements(self, event: events.StatementsFinished) -> None:
         """Count statements that went well."""
         self.so_far["statements"] += len(event.statements)
         self.so_far["rows"] += sum([each.rows or 0 for each in event.statements])

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import fields
 
 from steadypool import events
-from steadypool.clock import wall_time
+from steadypool._callsite import as_text
+from steadypool._clock import wall_time
 from steadypool.telemetry.causes import connect_cause
-from steadypool.whereabouts import as_text
 
 _log = logging.getLogger("steadypool.events.lines")
 
@@ -26,7 +26,7 @@ NOTABLE: tuple[type[events.Event], ...] = (
     events.LeakSuspected,
     events.StatementTimedOut,
     events.BreakerChanged,
-    events.GuardsLost,
+    events.SessionLimitsLost,
     events.PoolClosedEvent,
     events.ListenerStateChanged,
     events.ListenerGap,
@@ -41,7 +41,7 @@ _BAD = (
     events.ConnectionLost,
     events.LeakSuspected,
     events.StatementTimedOut,
-    events.GuardsLost,
+    events.SessionLimitsLost,
     events.ListenerGap,
     events.AlertRaised,
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from weakref import WeakSet
 
+from steadypool._callsite import as_text
+from steadypool._printable import printable
 from steadypool.events import Event, Events, LeakSuspected
-from steadypool.printable import printable
-from steadypool.whereabouts import as_text
 
 _log = logging.getLogger("steadypool")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 
-from steadypool.clock import Clock
+from steadypool._clock import Clock
 
 INTERVAL = 0.25
 """Seconds between two looks."""

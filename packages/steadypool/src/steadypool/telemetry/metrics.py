@@ -147,7 +147,7 @@ LEAKS = Metric(
     "steadypool.leaks", Kind.COUNTER, "{connection}", "Connections held longer than DATABASE_LEAK_AFTER."
 )
 COLLATERAL = Metric(
-    "steadypool.shared.collateral",
+    "steadypool.multiplex.collateral",
     Kind.COUNTER,
     "{statement}",
     "Statements that failed on a shared connection because of somebody else's.",

@@ -21,12 +21,12 @@ from opentelemetry import trace
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, TracerProvider
 
-from steadypool.clock import wall_time
+from steadypool._clock import wall_time
 from steadypool.events import Event, StatementFinished, WaitEnded
 from steadypool.telemetry import metrics
 from steadypool.telemetry.metrics import Kind, Metric
-from steadypool.telemetry.tally import Attributes, Tally
-from steadypool.telemetry.upstream import draws
+from steadypool.telemetry.otel_compat import draws
+from steadypool.telemetry.tally import Attributes, MetricAggregator
 
 if TYPE_CHECKING:
     from steadypool.telemetry.source import Source
@@ -65,7 +65,7 @@ def instrument(
     for known, stop_known in instruments.tallies:
         if known.counts_for(source):
             return stop_known
-    tally = Tally(source, instruments.observe, exporter=f"otel-{id(instruments)}")
+    tally = MetricAggregator(source, instruments.observe, exporter=f"otel-{id(instruments)}")
     undraw: list[Callable[[], None]] = []
     if spans:
         tracer = (tracer_provider or trace.get_tracer_provider()).get_tracer(SCOPE)
@@ -87,7 +87,7 @@ class _Instruments:
     """The instruments of one provider, shared by all pools: one of each name."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        self.tallies: list[tuple[Tally, Callable[[], None]]] = []
+        self.tallies: list[tuple[MetricAggregator, Callable[[], None]]] = []
         meter = provider.get_meter(SCOPE)
         self._histograms = {
             metric: _histogram(meter, metric) for metric in metrics.ALL if metric.kind is Kind.HISTOGRAM
@@ -119,7 +119,7 @@ class _Instruments:
         ]
 
 
-def _numbers(tally: Tally, metric: Metric) -> Iterator[tuple[Metric, Attributes, float]]:
+def _numbers(tally: MetricAggregator, metric: Metric) -> Iterator[tuple[Metric, Attributes, float]]:
     return tally.counts() if metric.kind is Kind.COUNTER else tally.levels()
 
 

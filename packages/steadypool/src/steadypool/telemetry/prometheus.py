@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from steadypool.telemetry import metrics
 from steadypool.telemetry.metrics import BUCKETS, Kind, Metric
-from steadypool.telemetry.tally import Attributes, Tally
+from steadypool.telemetry.tally import Attributes, MetricAggregator
 
 if TYPE_CHECKING:
     from steadypool.telemetry.source import Source
@@ -39,7 +39,7 @@ class PoolCollector(Collector):
     """
 
     def __init__(self) -> None:
-        self._tallies: list[tuple[Tally, Callable[[], None]]] = []
+        self._tallies: list[tuple[MetricAggregator, Callable[[], None]]] = []
         self._histograms: dict[tuple[Metric, Attributes], _Buckets] = {}
 
     def add(self, source: Source) -> Callable[[], None]:
@@ -51,7 +51,7 @@ class PoolCollector(Collector):
         for known, stop_known in self._tallies:
             if known.counts_for(source):
                 return stop_known  # nothing is counted twice
-        tally = Tally(source, self._observe, exporter=f"prometheus-{id(self)}")
+        tally = MetricAggregator(source, self._observe, exporter=f"prometheus-{id(self)}")
 
         def stop() -> None:
             if (tally, stop) in self._tallies:

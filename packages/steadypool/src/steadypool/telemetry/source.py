@@ -9,7 +9,7 @@ from steadypool.events import Events
 
 
 @dataclass(frozen=True, slots=True)
-class ListenerFacts:
+class ListenerInfo:
     """The listener at one moment.
 
     `connected` is whether it hears, `gaps` how many its subscribers were told of so far, `deaf` whether it is connected
@@ -42,6 +42,6 @@ class Source:
     breaker_open: Callable[[], bool]
     loop_lag: Callable[[], float] | None = None
     """By how many seconds the event loop is late."""
-    listener: Callable[[], ListenerFacts | None] | None = None
+    listener: Callable[[], ListenerInfo | None] | None = None
     collateral: Callable[[], int] | None = None
     """Statements that failed on a shared connection because of somebody else's, so far."""

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 from steadypool import errors, events
-from steadypool.sqlstate import NO_WORD
+from steadypool._sqlstate import NO_WORD
 from steadypool.telemetry import metrics
-from steadypool.telemetry.bounded import OTHER, Bounded
+from steadypool.telemetry.bounded import OTHER, CardinalityLimit
 from steadypool.telemetry.causes import connect_cause
 from steadypool.telemetry.counters import FOUND_DEAD
 from steadypool.telemetry.metrics import Metric
@@ -42,7 +42,7 @@ TALLIED: tuple[type[events.Event], ...] = (
     events.BreakerChanged,
     events.ListenerGap,
 )
-"""The events that a `Tally` looks at."""
+"""The events that a `MetricAggregator` looks at."""
 
 _ERRORS = ("PoolTimeout", "ConnectTimeout", "DeadlineExceeded")
 _FROM_THE_START: tuple[tuple[Metric, tuple[tuple[str, str], ...]], ...] = (
@@ -65,7 +65,7 @@ _names_in_use: dict[str, set[str]] = {}
 _Kind = tuple[str, str | None, str | None, str, str | None]
 
 
-class Tally:
+class MetricAggregator:
     """Counts what happens in one pool, and reads its levels when asked.
 
     Two pools of one name get names of their own (`main`, `main-2`): their numbers must not be mixed up.
@@ -80,7 +80,7 @@ class Tally:
         self._source = source
         self._observe = observe
         self._exporter = exporter
-        self._bounded = Bounded()
+        self._bounded = CardinalityLimit()
         self.name = _take_name(exporter, source.name)
         self._pool: Attributes = ((metrics.POOL, self.name),)
         self._counts: dict[tuple[Metric, Attributes], int] = {}

@@ -12,7 +12,7 @@ from steadypool.cli.output import Output, plain
 from steadypool.errors import ConfigurationError, words_of
 
 if TYPE_CHECKING:
-    from steadypool.cli.advise.counsel import Counsel
+    from steadypool.cli.advise.counsel import Recommendation
     from steadypool.cli.advise.replay import Outcome
 
 __all__ = ["advise"]
@@ -79,7 +79,7 @@ def advise(
     return 0
 
 
-def env_block(given: Counsel) -> list[str]:
+def env_block(given: Recommendation) -> list[str]:
     """The lines to paste: settings for the environment, and the code for workloads as comments."""
     outcome = given.chosen.outcome
     lines = [
@@ -97,7 +97,7 @@ def env_block(given: Counsel) -> list[str]:
     return lines
 
 
-def _show(out: Output, given: Counsel) -> None:
+def _show(out: Output, given: Recommendation) -> None:
     seconds = given.load.seconds
     took = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"
     out.text(plain(f"{given.load.source}: {len(given.load.arrivals):,} requests in {took}"))
@@ -127,7 +127,7 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
     )
 
 
-def _as_dict(given: Counsel) -> dict[str, Any]:
+def _as_dict(given: Recommendation) -> dict[str, Any]:
     return {
         "source": given.load.source,
         "requests": len(given.load.arrivals),

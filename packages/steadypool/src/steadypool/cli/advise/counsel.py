@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from steadypool.cli.advise.replay import Outcome, Timing, percentile, replay
 from steadypool.cli.advise.sources import Load
 from steadypool.errors import ConfigurationError
-from steadypool.lease import PoolOptions
-from steadypool.telemetry.recorder import Arrival
-from steadypool.telemetry.recorder.recording import SERVED
+from steadypool.monitor import Arrival
+from steadypool.monitor.recording import SERVED
+from steadypool.pool.lease import PoolOptions
 
 HEADROOM = 2.0
 """A timeout is the 99th percentile times this, rounded up: a busy day is not an outage."""
@@ -51,7 +51,7 @@ class Timeout:
 
 
 @dataclass(frozen=True, slots=True)
-class Counsel:
+class Recommendation:
     """All of the advice."""
 
     load: Load
@@ -68,7 +68,7 @@ class Counsel:
 
 def advise(
     load: Load, *, wait: float, most: int, tell: Callable[[str], None] = lambda _said: None
-) -> Counsel:
+) -> Recommendation:
     """Advice for this load.
 
     Args:
@@ -90,7 +90,7 @@ def advise(
     chosen, reason = _choice(now, options, wait)
     size = chosen.outcome.limit
     connection_timeout, connection_reason = _connection_timeout(load)
-    return Counsel(
+    return Recommendation(
         load,
         len(arrivals),
         now,

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from steadypool import errors
-from steadypool.breaker import Breaker
-from steadypool.clock import Backoff, Clock
+from steadypool._clock import Backoff, Clock
+from steadypool._virtual_time import LoopClock, VirtualLoop
 from steadypool.events import Acquired, ConnectSucceeded, Event, Released
-from steadypool.lease import PoolOptions
-from steadypool.pool import Pool
-from steadypool.telemetry.recorder import Arrival
-from steadypool.virtual import LoopClock, VirtualLoop
+from steadypool.monitor import Arrival
+from steadypool.pool.circuit_breaker import CircuitBreaker
+from steadypool.pool.lease import PoolOptions
+from steadypool.pool.pool import Pool
 
 SETTLED = 5.0
 """Virtual seconds after the connections were warmed up in which the first arrival comes."""
@@ -155,7 +155,7 @@ def replay(
         options,
         clock=clock,
         rng=rng,
-        breaker=Breaker(options.max_connecting, Backoff(0.05, 0.5, rng)),
+        breaker=CircuitBreaker(options.max_connecting, Backoff(0.05, 0.5, rng)),
         ceilings=ceilings,
     )
     holds = [arrival.held for arrival in arrivals if arrival.held is not None] or [0.0]

@@ -16,10 +16,10 @@ from typing import Any, cast
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from steadypool.errors import ConfigurationError, words_of
-from steadypool.telemetry.recorder import Arrival, Recording
-from steadypool.telemetry.recorder.histogram import Histogram
-from steadypool.telemetry.recorder.recording import SERVED
-from steadypool.values import redact_url
+from steadypool.monitor import Arrival, Recording
+from steadypool.monitor.histogram import Histogram
+from steadypool.monitor.recording import SERVED
+from steadypool.settings.validators import redact_url
 
 FETCH_WITHIN = 10.0
 EXPORT = "/export.json"

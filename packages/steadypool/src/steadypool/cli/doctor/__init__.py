@@ -13,10 +13,10 @@ from cyclopts import Parameter
 
 from steadypool.cli.output import Output
 from steadypool.errors import ConfigurationError, words_of
-from steadypool.settings import DatabaseSettings
+from steadypool.settings.database import DatabaseSettings
 
 if TYPE_CHECKING:
-    from steadypool.cli.doctor.examination import Examination
+    from steadypool.cli.doctor.examination import CheckContext
     from steadypool.cli.doctor.finding import Check
     from steadypool.cli.doctor.run import Result
 
@@ -132,19 +132,19 @@ def _examined(
     *,
     verbose: bool,
 ) -> int:
-    from steadypool.cli.doctor.examination import Examination
+    from steadypool.cli.doctor.examination import CheckContext
     from steadypool.cli.doctor.finding import WORTH_ATTENTION
     from steadypool.cli.doctor.report import as_dict, show
     from steadypool.cli.doctor.run import verdict
 
-    examination = Examination(settings, processes, how.migrations, deadline=how.deadline)
+    examination = CheckContext(settings, processes, how.migrations, deadline=how.deadline)
     results = asyncio.run(_run(out, examination, checks))
     out.result(as_dict(settings, results))
     show(out, results, verbose=verbose)
     return 1 if verdict(results) in WORTH_ATTENTION else 0
 
 
-async def _run(out: Output, examination: Examination, checks: Sequence[Check]) -> list[Result]:
+async def _run(out: Output, examination: CheckContext, checks: Sequence[Check]) -> list[Result]:
     from steadypool.cli.doctor.run import examine
 
     with out.quiet_progress(len(checks), "looking …") as step:

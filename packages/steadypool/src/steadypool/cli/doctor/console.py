@@ -14,10 +14,10 @@ import psycopg
 from psycopg.rows import dict_row
 
 from steadypool.connect.dsn import ConnectTarget, Host
+from steadypool.connect.psycopg import open_psycopg
 from steadypool.connect.psycopg_connection import SteadyAsyncConnection
-from steadypool.connect.psycopg_driver import open_psycopg
 from steadypool.errors import SteadypoolError, words_of
-from steadypool.settings import Password
+from steadypool.settings.database import Password
 
 CONSOLE = "pgbouncer"
 LONGEST = 2.0

@@ -11,15 +11,15 @@ from typing import Any, LiteralString
 import psycopg
 from psycopg.rows import namedtuple_row
 
+from steadypool._clock import SYSTEM_CLOCK, Clock
 from steadypool.cli.doctor.console import ConsoleClosed, PoolerConfig, read_console
-from steadypool.clock import SYSTEM_CLOCK, Clock
 from steadypool.connect.dsn import ConnectTarget, parse_url
-from steadypool.connect.guards import session_guards, socket_guards
-from steadypool.connect.outcome import ConnectOutcome
+from steadypool.connect.failure import ConnectFailure
+from steadypool.connect.psycopg import open_psycopg
 from steadypool.connect.psycopg_connection import SteadyAsyncConnection
-from steadypool.connect.psycopg_driver import open_psycopg
+from steadypool.connect.session_settings import session_guards, socket_guards
 from steadypool.errors import ConnectFailed, SteadypoolError, words_of
-from steadypool.settings import DatabaseSettings
+from steadypool.settings.database import DatabaseSettings
 
 STATEMENT_LIMIT = "SET LOCAL statement_timeout = '5s'; SET LOCAL lock_timeout = '500ms'"
 MARK = "/* steadypool doctor */"
@@ -34,7 +34,7 @@ class NoConnection(Exception):
 
 
 @dataclass
-class Examination:
+class CheckContext:
     """One look at one database.
 
     Args:
@@ -57,7 +57,7 @@ class Examination:
     """What each address said to a TCP handshake: seconds, or why not."""
     logged_in_after: float = 0.0
     """Seconds that the log-in took, TCP and TLS included."""
-    guards_refused: ConnectOutcome | None = None
+    guards_refused: ConnectFailure | None = None
     failure: SteadypoolError | None = None
 
     _connection: SteadyAsyncConnection[Any] | None = None
@@ -112,7 +112,7 @@ class Examination:
         self.logged_in_after = self.clock.monotonic() - began
         return self._connection
 
-    def _refused(self, outcome: ConnectOutcome) -> None:
+    def _refused(self, outcome: ConnectFailure) -> None:
         self.guards_refused = outcome
 
     def lose(self, why: str) -> None:

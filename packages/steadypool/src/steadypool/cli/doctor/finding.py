@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from steadypool.cli.doctor.examination import Examination
+    from steadypool.cli.doctor.examination import CheckContext
 
 
 class Level(StrEnum):
@@ -69,7 +69,7 @@ def unknown(evidence: str) -> Finding:
     return Finding(Level.UNKNOWN, evidence)
 
 
-Look = Callable[["Examination"], Awaitable[list[Finding]]]
+Look = Callable[["CheckContext"], Awaitable[list[Finding]]]
 
 
 @dataclass(frozen=True, slots=True)

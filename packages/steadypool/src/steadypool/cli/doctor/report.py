@@ -10,7 +10,7 @@ from rich.table import Table
 from steadypool.cli.doctor.finding import Check, Level
 from steadypool.cli.doctor.run import Result, verdict
 from steadypool.cli.output import Output, plain
-from steadypool.settings import DatabaseSettings
+from steadypool.settings.database import DatabaseSettings
 
 _MARKS = {
     Level.OK: "[green]✓[/]",

@@ -11,10 +11,10 @@ from typing import Any
 import psycopg
 from sqlalchemy.exc import SQLAlchemyError
 
-from steadypool.cli.doctor.examination import Examination, NoConnection
+from steadypool.cli.doctor.examination import CheckContext, NoConnection
 from steadypool.cli.doctor.finding import CHECKS, WORTH_ATTENTION, Check, Finding, Level, problem, unknown
 from steadypool.errors import SteadypoolError, words_of
-from steadypool.values import HIDDEN, redact_url
+from steadypool.settings.validators import HIDDEN, redact_url
 
 GROUPS = ("reach", "tls", "server", "capacity", "times", "ways", "sessions", "statements", "around")
 LOG_IN = "log-in"
@@ -65,7 +65,7 @@ def chosen_checks(names: Sequence[str], *, also: Iterable[str] = ()) -> list[Che
 
 
 async def examine(
-    examination: Examination,
+    examination: CheckContext,
     checks: Sequence[Check],
     tell: Callable[[Check, bool], None] = lambda _check, _done: None,
 ) -> list[Result]:
@@ -98,7 +98,7 @@ async def examine(
     return results
 
 
-async def _looked(examination: Examination, check: Check) -> list[Result]:
+async def _looked(examination: CheckContext, check: Check) -> list[Result]:
     began = examination.clock.monotonic()
     limit = min(examination.left, LONGEST_CHECK)
     try:
@@ -122,7 +122,7 @@ async def _looked(examination: Examination, check: Check) -> list[Result]:
     return [Result(check, _discreet(finding, examination), seconds) for finding in findings]
 
 
-def _discreet(finding: Finding, examination: Examination) -> Finding:
+def _discreet(finding: Finding, examination: CheckContext) -> Finding:
     """Without a password, wherever it may have come from."""
     secrets: list[str] = []
     for url in (examination.settings.url, examination.settings.direct_url):
@@ -137,7 +137,7 @@ def _discreet(finding: Finding, examination: Examination) -> Finding:
     return Finding(finding.level, symptom=finding.symptom, **texts)
 
 
-def _passwords(examination: Examination) -> list[str]:
+def _passwords(examination: CheckContext) -> list[str]:
     try:
         password = examination.target.password
     except SteadypoolError:

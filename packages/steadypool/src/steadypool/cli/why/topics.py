@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
-from steadypool import errors, events, sqlstate
+from steadypool import _sqlstate, errors, events
 
 _HINT = re.compile(r"\[steadypool why (\w+)\]")
 """Where the message knows better than its class, as in a connect that failed because of the password, it decides."""
@@ -166,7 +166,7 @@ def code_meaning(code: str) -> str:
         >>> code_meaning("57014")
         'query_canceled: keep; the statement failed, not the connection'
     """
-    for line in (sqlstate.__doc__ or "").splitlines():
+    for line in (_sqlstate.__doc__ or "").splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         found = re.search(rf"\b{re.escape(code)}\b(?: ([a-z_]+\b))?", cells[0])
         if len(cells) == 3 and found:

@@ -26,8 +26,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 
 from steadypool.fastapi.dashboard.access import Allow, may_see
 from steadypool.fastapi.dashboard.facts import now_facts, past_facts, series
-from steadypool.settings import Dashboard
-from steadypool.telemetry.watch import Watch
+from steadypool.monitor.monitor import Monitor
+from steadypool.settings.database import Dashboard
 
 __all__ = ["DashboardPage", "dashboard"]
 
@@ -69,7 +69,7 @@ class Dashboarded(Protocol):
         ...
 
     @property
-    def watch(self) -> Watch:
+    def watch(self) -> Monitor:
         """What recorded."""
         ...
 
@@ -193,7 +193,7 @@ class DashboardPage:
             return PlainTextResponse("so many pages are open already", status_code=503)
         return StreamingResponse(self._stream(database.watch), media_type="text/event-stream")
 
-    async def _stream(self, watch: Watch) -> AsyncGenerator[bytes]:
+    async def _stream(self, watch: Monitor) -> AsyncGenerator[bytes]:
         task = asyncio.current_task()
         assert task is not None
         self._streams.add(task)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 
-from steadypool.settings import Dashboard
+from steadypool.settings.database import Dashboard
 
 Allow = Callable[[Request], bool | Awaitable[bool]]
 """Whether a request comes from somebody who is signed in; may be a coroutine, and may raise an HTTPException."""

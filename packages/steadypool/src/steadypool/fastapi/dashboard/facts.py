@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from steadypool.census import ConnectionFacts
-from steadypool.telemetry.recorder import Recorder, Row, View, verdict
-from steadypool.telemetry.recorder.histogram import Histogram
-from steadypool.telemetry.recorder.memory import Rows
-from steadypool.telemetry.recorder.recorder import waiting
-from steadypool.telemetry.recorder.recording import DURATIONS, FAILURES, merged
-from steadypool.telemetry.watch import Watch
+from steadypool.monitor import PoolView, RecordedSecond, Recorder, verdict
+from steadypool.monitor.buffers import Rows
+from steadypool.monitor.histogram import Histogram
+from steadypool.monitor.monitor import Monitor
+from steadypool.monitor.recorder import waiting
+from steadypool.monitor.recording import DURATIONS, FAILURES, merged
+from steadypool.pool.inspection import ConnectionInfo
 
 RECENT = 60
 """Seconds that the figures of "now" are made from."""
@@ -21,7 +21,7 @@ SHOWN_FAILURES = (*FAILURES, "connect_failures")
 MINUTE, HOUR, DAY = 60, 3_600, 86_400
 
 
-def now_facts(watch: Watch) -> dict[str, Any]:
+def now_facts(watch: Monitor) -> dict[str, Any]:
     """Everything that is shown live."""
     recorder, view = watch.recorder, watch.view()
     at = recorder.now
@@ -58,7 +58,7 @@ def now_facts(watch: Watch) -> dict[str, Any]:
     }
 
 
-def _cell(connection: ConnectionFacts, recorder: Recorder, view: View) -> dict[str, Any]:
+def _cell(connection: ConnectionInfo, recorder: Recorder, view: PoolView) -> dict[str, Any]:
     return recorder.holding(connection, view) | {
         "age": None if connection.age is None else round(connection.age, 1),
         "proven": None if connection.proven is None else round(connection.proven, 1),
@@ -71,7 +71,7 @@ def _without_durations(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "durations"}
 
 
-def latency(rows: Iterable[Row]) -> dict[str, dict[str, float | None]]:
+def latency(rows: Iterable[RecordedSecond]) -> dict[str, dict[str, float | None]]:
     """How long waiting, connecting and executing took, as percentiles in seconds."""
     rows = tuple(rows)
     table: dict[str, dict[str, float | None]] = {}
@@ -82,7 +82,7 @@ def latency(rows: Iterable[Row]) -> dict[str, dict[str, float | None]]:
     return table
 
 
-def _failures(recorder: Recorder, at: float, recent: Iterable[Row]) -> list[dict[str, Any]]:
+def _failures(recorder: Recorder, at: float, recent: Iterable[RecordedSecond]) -> list[dict[str, Any]]:
     last_minute = merged(recent, 0)
     minutes = tuple(recorder.minutes.since(at - HOUR))
     begun = minutes[-1].at + MINUTE if minutes else at - HOUR
@@ -101,15 +101,15 @@ def _failures(recorder: Recorder, at: float, recent: Iterable[Row]) -> list[dict
 # -- over time ---------------------------------------------------------------------------------------------------------
 
 
-def _p95(name: str) -> Callable[[Row], float | None]:
+def _p95(name: str) -> Callable[[RecordedSecond], float | None]:
     return lambda row: _rounded(getattr(row, name).percentile(95))
 
 
-def _column(name: str) -> Callable[[Row], float]:
+def _column(name: str) -> Callable[[RecordedSecond], float]:
     return lambda row: round(row[name], 3)
 
 
-PLOTTED: dict[str, Callable[[Row], float | None]] = {
+PLOTTED: dict[str, Callable[[RecordedSecond], float | None]] = {
     "at": lambda row: row.at,
     "utilization": lambda row: round(row.utilization, 3),
     "waiting": _column("waiting"),
@@ -124,7 +124,7 @@ PLOTTED: dict[str, Callable[[Row], float | None]] = {
 """What the plots are made from."""
 
 
-def points(rows: Iterable[Row]) -> dict[str, Any]:
+def points(rows: Iterable[RecordedSecond]) -> dict[str, Any]:
     """The rows as columns; a column in which everything is the same is that one value."""
     rows = tuple(rows)
     columns: dict[str, Any] = {}

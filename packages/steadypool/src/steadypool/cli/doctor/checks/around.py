@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from steadypool.cli.doctor.examination import Examination
+from steadypool.cli.doctor.examination import CheckContext
 from steadypool.cli.doctor.finding import Finding, check, note, ok, unknown, warning
-from steadypool.database import Database
+from steadypool.database.database import Database
 from steadypool.telemetry.metrics import DURATION
 
 _SWITCH = "LOGFIRE_ENABLED"
@@ -25,7 +25,7 @@ def _installed(package: str) -> str | None:
 
 
 @check("instrumentation")
-async def instrumentation(x: Examination) -> list[Finding]:
+async def instrumentation(x: CheckContext) -> list[Finding]:
     """Whether telemetry really records: a request is reported to collectors of our own, and what arrives is counted."""
     on = os.environ.get(_SWITCH, "").strip().lower() in ("1", "true", "yes", "on")
     logfire, upstream = _installed("logfire"), _installed("opentelemetry-instrumentation-sqlalchemy")
@@ -50,7 +50,7 @@ async def instrumentation(x: Examination) -> list[Finding]:
     return found or [ok(state)]
 
 
-async def _tried_out(x: Examination, state: str) -> Finding:
+async def _tried_out(x: CheckContext, state: str) -> Finding:
     """One request on a connection of its own, reported as the service's are."""
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -85,7 +85,7 @@ async def _tried_out(x: Examination, state: str) -> Finding:
 
 
 @check("migrations")
-async def migrations(x: Examination) -> list[Finding]:
+async def migrations(x: CheckContext) -> list[Finding]:
     """Whether the schema is at the head of Alembic's migrations."""
     exists = (await x.row("SELECT to_regclass('alembic_version') IS NOT NULL AS there")).there
     current = [row[0] for row in await x.rows("SELECT version_num FROM alembic_version")] if exists else []

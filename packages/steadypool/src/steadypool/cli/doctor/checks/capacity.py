@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from steadypool.cli.doctor.examination import CLIENTS, Examination, bytes_text
+from steadypool.cli.doctor.examination import CLIENTS, CheckContext, bytes_text
 from steadypool.cli.doctor.finding import Finding, check, ok, problem, warning
 
 MEMORY_SHARE = 3
@@ -12,13 +12,13 @@ MEMORY_SHARE = 3
 _LISTENER = 1
 
 
-def wanted(x: Examination) -> int:
+def wanted(x: CheckContext) -> int:
     """The most connections that all processes of the service together may have."""
     return x.processes * (x.settings.pool_size + x.settings.max_overflow + _LISTENER)
 
 
 @check("capacity")
-async def capacity(x: Examination) -> list[Finding]:
+async def capacity(x: CheckContext) -> list[Finding]:
     """max_connections, what is reserved or limited, who has how many, and what the configured processes may take."""
     row = await x.row(
         "SELECT current_setting('max_connections')::int AS most,"
@@ -54,7 +54,7 @@ async def capacity(x: Examination) -> list[Finding]:
 
 
 @check("memory")
-async def memory(x: Examination) -> list[Finding]:
+async def memory(x: CheckContext) -> list[Finding]:
     """What a backend takes, and what all of the service's may."""
     row = await x.row(
         "SELECT (SELECT pg_size_bytes(current_setting('work_mem'))) AS work_mem,"
@@ -81,7 +81,7 @@ async def memory(x: Examination) -> list[Finding]:
 
 
 @check("pool-use")
-async def pool_use(x: Examination) -> list[Finding]:
+async def pool_use(x: CheckContext) -> list[Finding]:
     """How many of the connections that the service may have are there, and what they do."""
     row = await x.row(
         "SELECT count(*) AS number, count(*) FILTER (WHERE state = 'active') AS active,"

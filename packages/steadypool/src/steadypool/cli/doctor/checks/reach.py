@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from steadypool.cli.doctor.examination import Examination, NoConnection, milliseconds_text
+from steadypool.cli.doctor.examination import CheckContext, NoConnection, milliseconds_text
 from steadypool.cli.doctor.finding import Finding, Level, check, ok, problem, unknown, warning
 from steadypool.cli.why.topics import find
+from steadypool.connect.addresses import NETWORK, Candidate
 from steadypool.connect.dsn import Host
-from steadypool.connect.names import Address
-from steadypool.connect.network import NETWORK, Candidate
-from steadypool.connect.outcome import classify_connect_error
+from steadypool.connect.failure import classify_connect_error
+from steadypool.connect.resolver import Address
 from steadypool.connect.sockets import connected_socket
 from steadypool.errors import ConfigurationError, words_of
-from steadypool.settings import DatabaseSettings, variable_of
+from steadypool.settings.database import DatabaseSettings, variable_of
 
 HANDSHAKE_LIMIT = 3.0
 """Seconds that an address may take to answer a TCP handshake."""
@@ -24,7 +24,7 @@ WAKES = 2.0
 
 
 @check("settings")
-async def settings(x: Examination) -> list[Finding]:
+async def settings(x: CheckContext) -> list[Finding]:
     """What DATABASE_* says, where it differs from the defaults."""
     try:
         target = x.target
@@ -47,7 +47,7 @@ async def settings(x: Examination) -> list[Finding]:
 
 
 @check("names")
-async def names(x: Examination) -> list[Finding]:
+async def names(x: CheckContext) -> list[Finding]:
     """Each host's name: how many addresses it has, and how long the look-up takes."""
     found: list[Finding] = []
     for host in _hosts(x):
@@ -75,7 +75,7 @@ async def names(x: Examination) -> list[Finding]:
     return found or [ok("the driver's default host")]
 
 
-def _hosts(x: Examination) -> tuple[Host, ...]:
+def _hosts(x: CheckContext) -> tuple[Host, ...]:
     try:
         return x.target.hosts
     except ConfigurationError as error:
@@ -90,7 +90,7 @@ async def _resolved(host: Host) -> list[Address]:
 
 
 @check("addresses")
-async def addresses(x: Examination) -> list[Finding]:
+async def addresses(x: CheckContext) -> list[Finding]:
     """Each address of each host: how long its TCP handshake takes."""
     candidates: list[Candidate] = []
     for host in _hosts(x):
@@ -119,7 +119,7 @@ async def addresses(x: Examination) -> list[Finding]:
     return [ok(said)]
 
 
-async def _handshake(x: Examination, candidate: Candidate) -> float | str:
+async def _handshake(x: CheckContext, candidate: Candidate) -> float | str:
     began = x.clock.monotonic()
     try:
         async with asyncio.timeout(min(HANDSHAKE_LIMIT, x.left / 2)):
@@ -134,7 +134,7 @@ async def _handshake(x: Examination, candidate: Candidate) -> float | str:
 
 
 @check("log-in")
-async def log_in(x: Examination) -> list[Finding]:
+async def log_in(x: CheckContext) -> list[Finding]:
     """Whether the server lets us in, and how long that takes with names, TCP and TLS."""
     try:
         await x.connection()
@@ -156,7 +156,7 @@ async def log_in(x: Examination) -> list[Finding]:
 
 
 @check("wake-up")
-async def wake_up(x: Examination) -> list[Finding]:
+async def wake_up(x: CheckContext) -> list[Finding]:
     """Whether the database slept and was woken by this look, and how long that took."""
     row = await x.row("SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8 AS up")
     times = [answer for answer in x.handshakes.values() if not isinstance(answer, str)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import date
 
 from steadypool.cli.doctor.console import ConsoleClosed, PoolerConfig
-from steadypool.cli.doctor.examination import CLIENTS, Examination, bytes_text, milliseconds_text
+from steadypool.cli.doctor.examination import CLIENTS, CheckContext, bytes_text, milliseconds_text
 from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, unknown, warning
-from steadypool.settings import Pooler
+from steadypool.settings.database import Pooler
 
 SUPPORTED_UNTIL = {
     14: date(2026, 11, 12),
@@ -24,7 +24,7 @@ ENOUGH_READS = 10_000
 
 
 @check("version")
-async def version(x: Examination) -> list[Finding]:
+async def version(x: CheckContext) -> list[Finding]:
     """The server's version, and until when it is maintained."""
     row = await x.row("SELECT current_setting('server_version_num')::int AS number, version() AS text")
     major = row.number // 10_000
@@ -39,7 +39,7 @@ async def version(x: Examination) -> list[Finding]:
 
 
 @check("role")
-async def role(x: Examination) -> list[Finding]:
+async def role(x: CheckContext) -> list[Finding]:
     """Primary or standby, read-only by default or not, and whether the service logs in as a superuser."""
     row = await x.row(
         "SELECT pg_is_in_recovery() AS standby, current_user AS name, r.rolsuper AS super,"
@@ -63,7 +63,7 @@ async def role(x: Examination) -> list[Finding]:
 
 
 @check("pooler")
-async def pooler(x: Examination) -> list[Finding]:
+async def pooler(x: CheckContext) -> list[Finding]:
     """Whether a pooler stands before the server, and whether the settings know."""
     signs, mode = await x.signs_of_pooler(), x.settings.pooler
     if not signs:
@@ -80,7 +80,7 @@ async def pooler(x: Examination) -> list[Finding]:
 
 
 @check("pooler-queue")
-async def pooler_queue(x: Examination) -> list[Finding]:
+async def pooler_queue(x: CheckContext) -> list[Finding]:
     """When PgBouncer's own queue gives up: after DATABASE_POOL_TIMEOUT, and before the request ends."""
     config = await x.pooler_config()
     if config is None:
@@ -102,7 +102,7 @@ async def pooler_queue(x: Examination) -> list[Finding]:
 
 
 @check("round-trip")
-async def round_trip(x: Examination) -> list[Finding]:
+async def round_trip(x: CheckContext) -> list[Finding]:
     """How long a statement that does nothing takes."""
     seconds = await x.round_trip()
     times = [answer for answer in x.handshakes.values() if not isinstance(answer, str)]
@@ -121,7 +121,7 @@ async def round_trip(x: Examination) -> list[Finding]:
 
 
 @check("load")
-async def load(x: Examination) -> list[Finding]:
+async def load(x: CheckContext) -> list[Finding]:
     """What the server is doing, and what went wrong since its statistics were reset."""
     row = await x.row(
         "SELECT count(*) FILTER (WHERE state = 'active' AND pid <> pg_backend_pid()) AS active,"
@@ -151,7 +151,7 @@ async def load(x: Examination) -> list[Finding]:
 
 
 @check("cache")
-async def cache(x: Examination) -> list[Finding]:
+async def cache(x: CheckContext) -> list[Finding]:
     """How many of the blocks that were asked for were in the server's memory."""
     row = await x.row("SELECT blks_hit, blks_read FROM pg_stat_database WHERE datname = current_database()")
     total = row.blks_hit + row.blks_read

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, LiteralString
 
-from steadypool.cli.doctor.examination import CLIENTS, Examination
+from steadypool._sql.fingerprint import fingerprint
+from steadypool.cli.doctor.examination import CLIENTS, CheckContext
 from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, unknown, warning
-from steadypool.fingerprint import fingerprint
 
 LONG = 5.0
 """Seconds after which a running statement is worth a line."""
@@ -43,7 +43,7 @@ def _for(seconds: float | None, what: str = "") -> str:
 
 
 @check("blocked")
-async def blocked(x: Examination) -> list[Finding]:
+async def blocked(x: CheckContext) -> list[Finding]:
     """Sessions that wait for a lock, and who has it."""
     rows = {row.pid: row for row in await x.rows(_WHO)}
     found: list[Finding] = []
@@ -63,7 +63,7 @@ async def blocked(x: Examination) -> list[Finding]:
 
 
 @check("long-statements")
-async def long_statements(x: Examination) -> list[Finding]:
+async def long_statements(x: CheckContext) -> list[Finding]:
     """Statements that have been running for long."""
     limit = x.settings.statement_timeout
     found: list[Finding] = []
@@ -84,7 +84,7 @@ async def long_statements(x: Examination) -> list[Finding]:
 
 
 @check("idle-in-transaction")
-async def idle_in_transaction(x: Examination) -> list[Finding]:
+async def idle_in_transaction(x: CheckContext) -> list[Finding]:
     """Sessions that hold a transaction open and do nothing."""
     found: list[Finding] = []
     for row in await x.rows(_WHO + " AND state LIKE 'idle in transaction%' ORDER BY state_change"):
@@ -99,7 +99,7 @@ async def idle_in_transaction(x: Examination) -> list[Finding]:
 
 
 @check("ended-sessions")
-async def ended_sessions(x: Examination) -> list[Finding]:
+async def ended_sessions(x: CheckContext) -> list[Finding]:
     """Sessions that the server, its operator or the network ended, of all since the statistics were reset."""
     (row,) = await x.rows(
         "SELECT d->>'sessions' AS sessions, d->>'sessions_killed' AS killed, d->>'sessions_fatal' AS fatal,"

@@ -8,9 +8,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from steadypool.cli.doctor.examination import MARK, Examination, bytes_text, milliseconds_text
+from steadypool._sql.fingerprint import fingerprint
+from steadypool.cli.doctor.examination import MARK, CheckContext, bytes_text, milliseconds_text
 from steadypool.cli.doctor.finding import Finding, check, note, ok, unknown, warning
-from steadypool.fingerprint import fingerprint
 
 LARGE = 10_000
 """Rows from which reading a whole table matters."""
@@ -26,7 +26,7 @@ _PRELOAD = (
 )
 
 
-async def _top(x: Examination) -> list[Any] | Finding:
+async def _top(x: CheckContext) -> list[Any] | Finding:
     """The statements that took most of the server's time, or why they are not known."""
     where = await x.rows(
         "SELECT n.nspname AS schema FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
@@ -55,7 +55,7 @@ _UTILITY = re.compile(
 
 
 @check("statements")
-async def statements(x: Examination) -> list[Finding]:
+async def statements(x: CheckContext) -> list[Finding]:
     """pg_stat_statements: what takes most of the server's time, and what comes near its limit."""
     top = await _top(x)
     if isinstance(top, Finding):
@@ -88,7 +88,7 @@ async def statements(x: Examination) -> list[Finding]:
 
 
 @check("sequential-scans")
-async def sequential_scans(x: Examination) -> list[Finding]:
+async def sequential_scans(x: CheckContext) -> list[Finding]:
     """Large tables that are read as a whole, again and again."""
     rows = await x.rows(
         "SELECT schemaname || '.' || relname AS name, seq_scan, seq_tup_read, coalesce(idx_scan, 0) AS idx_scan,"
@@ -112,7 +112,7 @@ async def sequential_scans(x: Examination) -> list[Finding]:
 
 
 @check("unused-indexes")
-async def unused_indexes(x: Examination) -> list[Finding]:
+async def unused_indexes(x: CheckContext) -> list[Finding]:
     """Indexes that cost every write and that no statement has used."""
     rows = await x.rows(
         "SELECT s.schemaname || '.' || s.indexrelname AS name, s.relname, pg_relation_size(s.indexrelid) AS size"
@@ -132,7 +132,7 @@ async def unused_indexes(x: Examination) -> list[Finding]:
 
 
 @check("plans", asked_for=True)
-async def plans(x: Examination) -> list[Finding]:
+async def plans(x: CheckContext) -> list[Finding]:
     """The estimated plans (EXPLAIN, never ANALYZE: nothing is run) of the statements that take most of the time."""
     if (await x.row("SELECT current_setting('server_version_num')::int AS number")).number < 160_000:
         return [unknown("plans of statements with parameters need PostgreSQL 16 (GENERIC_PLAN)")]
@@ -149,7 +149,7 @@ _EXPLAINABLE = re.compile(r"\s*(?:SELECT|WITH|INSERT|UPDATE|DELETE|VALUES)\b", r
 _SCAN = re.compile(r"Seq Scan on (\S+)")
 
 
-async def _plan(x: Examination, query: str) -> Finding:
+async def _plan(x: CheckContext, query: str) -> Finding:
     try:
         rows = await x.rows(b"EXPLAIN (GENERIC_PLAN) " + query.encode())
     except psycopg.Error as error:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from steadypool.cli.doctor.console import ConsoleClosed, PoolerConfig
-from steadypool.cli.doctor.examination import Examination
+from steadypool.cli.doctor.examination import CheckContext
 from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
-from steadypool.connect.guards import session_guards
-from steadypool.settings import IdlePolicy
+from steadypool.connect.session_settings import session_guards
+from steadypool.settings.database import IdlePolicy
 
 NEON_SUSPENDS = 300.0
 """Seconds without use after which Neon suspends a database by default (its manual, "Scale to zero")."""
 
 
 @check("server-timeouts")
-async def server_timeouts(x: Examination) -> list[Finding]:
+async def server_timeouts(x: CheckContext) -> list[Finding]:
     """The limits that are in force on the server for a session that is opened as the service opens its own."""
     guards = session_guards(x.settings)
     rows = await x.rows(
@@ -56,7 +56,7 @@ _OTHERS = (
 
 
 @check("timeout-order")
-async def timeout_order(x: Examination) -> list[Finding]:
+async def timeout_order(x: CheckContext) -> list[Finding]:
     """Connecting before waiting before the request, and a statement before the request."""
     s = x.settings
     acquire, end = max(s.pool_timeout, s.connection_timeout), s.request_deadline
@@ -86,7 +86,7 @@ async def timeout_order(x: Examination) -> list[Finding]:
 
 
 @check("lifetimes")
-async def lifetimes(x: Examination) -> list[Finding]:
+async def lifetimes(x: CheckContext) -> list[Finding]:
     """Recycling and idle time against what else ends connections: idle_session_timeout, a pooler, a suspend."""
     s = x.settings
     rows = await x.rows(
@@ -144,7 +144,7 @@ def _in_between(config: PoolerConfig | ConsoleClosed | None) -> str:
     )
 
 
-def _neon(x: Examination, said: str) -> list[Finding]:
+def _neon(x: CheckContext, said: str) -> list[Finding]:
     s = x.settings
     if s.pool_recycle is not None and s.pool_recycle < NEON_SUSPENDS:
         why = (

@@ -8,7 +8,7 @@ import ssl
 import struct
 from datetime import UTC, datetime
 
-from steadypool.cli.doctor.examination import Examination
+from steadypool.cli.doctor.examination import CheckContext
 from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
 from steadypool.connect.channel_binding import der_element
 from steadypool.connect.dsn import Host
@@ -20,7 +20,7 @@ VERIFIED = ("verify-full", "verify-ca")
 
 
 @check("tls")
-async def tls(x: Examination) -> list[Finding]:
+async def tls(x: CheckContext) -> list[Finding]:
     """TLS: the mode, what is verified, and the days left of the certificate."""
     connection = await x.connection()
     mode = x.target.options.get("sslmode", x.target.options.get("ssl", "prefer"))

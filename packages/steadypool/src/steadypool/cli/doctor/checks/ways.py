@@ -9,15 +9,15 @@ from urllib.parse import quote
 from sqlalchemy import text
 
 from steadypool.cli.doctor.console import PoolerConfig
-from steadypool.cli.doctor.examination import Examination, milliseconds_text
+from steadypool.cli.doctor.examination import CheckContext, milliseconds_text
 from steadypool.cli.doctor.finding import Finding, check, note, ok, problem, warning
 from steadypool.connect.dsn import ConnectTarget, Host
-from steadypool.database import Database
-from steadypool.errors import ListenerDeaf, words_of
-from steadypool.lab.ports import HOST
-from steadypool.lab.proxy import FaultProxy
+from steadypool.database.database import Database
+from steadypool.errors import NotificationsBlocked, words_of
 from steadypool.listener import Gap
-from steadypool.settings import Pooler
+from steadypool.settings.database import Pooler
+from steadypool_lab.network.proxy import FaultProxy
+from steadypool_lab.postgres.ports import HOST
 
 DELAY = 0.005
 """Seconds that the counted network adds each way: what leaves together is one round trip."""
@@ -26,7 +26,7 @@ MANY_TRIPS = 6
 
 
 @check("round-trips")
-async def round_trips(x: Examination) -> list[Finding]:
+async def round_trips(x: CheckContext) -> list[Finding]:
     """How often a request with one statement crosses the network, counted on the socket, and what that takes."""
     each = await x.round_trip()
     host = next((host for host in x.target.hosts if not host.is_socket), Host("localhost"))
@@ -65,7 +65,7 @@ def _by_way_of(target: ConnectTarget, host: Host, port: int) -> str:
 
 
 @check("prepared-statements")
-async def prepared_statements(x: Examination) -> list[Finding]:
+async def prepared_statements(x: CheckContext) -> list[Finding]:
     """Whether prepared statements are safe with what stands before the server."""
     driver, mode = x.target.driver or "asyncpg", x.settings.pooler
     if not await x.signs_of_pooler():
@@ -88,7 +88,7 @@ async def prepared_statements(x: Examination) -> list[Finding]:
 
 
 @check("listen")
-async def listen(x: Examination) -> list[Finding]:
+async def listen(x: CheckContext) -> list[Finding]:
     """Whether a notification that is sent really arrives (on a channel of its own, over DATABASE_DIRECT_URL if set)."""
     if (await x.row("SELECT pg_is_in_recovery() AS standby")).standby:
         return [note("a standby has no notifications", "LISTEN works on a primary only.", "")]
@@ -98,7 +98,7 @@ async def listen(x: Examination) -> list[Finding]:
         try:
             async with asyncio.timeout(min(HEARD_WITHIN, x.left)):
                 seconds = await _heard(x, database, channel, payload)
-        except ListenerDeaf as error:
+        except NotificationsBlocked as error:
             why = "Whoever listens waits for ever, and nothing says so."
             change = "DATABASE_DIRECT_URL=postgresql://… past the pooler"
             return [problem(words_of(error), why, change, "deaf-listener")]
@@ -112,7 +112,7 @@ async def listen(x: Examination) -> list[Finding]:
     return [ok(f"heard {milliseconds_text(seconds)} after it was sent")]
 
 
-async def _heard(x: Examination, database: Database, channel: str, payload: str) -> float:
+async def _heard(x: CheckContext, database: Database, channel: str, payload: str) -> float:
     """Send a notification once we listen; returns how many seconds later it was heard."""
     async with database.listen(channel) as notifications:
         sent_at = 0.0
