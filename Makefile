@@ -84,6 +84,7 @@ lint: setup
 	.venv/bin/lint-imports
 	.venv/bin/deptry src
 	cd packages/steadypool && ../../.venv/bin/deptry src
+	cd packages/steadypool-lab && ../../.venv/bin/deptry src
 
 format: setup
 	.venv/bin/ruff check --fix

@@ -46,7 +46,7 @@ def unread_settings() -> set[str]:
     for source in SOURCES:
         for path in source.rglob("*.py"):
             tree = ast.parse(path.read_text())
-            if path.name == "settings.py":
+            if path.parent.name == "settings":
                 reads = {function.name: _attributes(function, {"self"}) for function in _functions(tree)}
             else:
                 asked |= _attributes(tree, {"s", "settings", "_settings", "database"})

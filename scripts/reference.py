@@ -130,8 +130,9 @@ def _command_line() -> str:
     body = body.replace("```console", "```text")
     return _page(
         "Command line",
-        'It comes with `pip install "steadypool[cli]"`; `lab` needs `steadypool[lab]`, `doctor` the extras that its '
-        "page names. Exit codes: 0 done, 1 the answer is no or it failed, 2 used wrongly. `--json` is there wherever "
+        'It comes with `pip install "steadypool[cli]"`; `lab` with the distribution `steadypool-lab`, '
+        "`doctor` needs the extras that its page names. Exit codes: 0 done, 1 the answer is no or it failed, 2 used "
+        "wrongly. `--json` is there wherever "
         "something is told. In a pipe nothing is coloured.",
         body.strip(),
     )

@@ -106,12 +106,12 @@ def test_a_missing_package_of_the_lab_is_named(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "psycopg_pool", None)
     assert main(["lab", "matrix", "--peers", "steadypool"]) == 1
-    assert 'pip install "steadypool[lab]"' in capsys.readouterr().err
+    assert "pip install steadypool-lab" in capsys.readouterr().err
 
 
 def test_each_setting_that_is_advised_exists() -> None:
     folder = Path(steadypool.cli.__file__).parent
-    files = [*folder.rglob("*.py"), folder.parent / "telemetry/rules.py"]
+    files = [*folder.rglob("*.py"), folder.parent / "monitor/rules.py"]
     named = {name for file in files for name in re.findall(r"\bDATABASE_[A-Z_]+\b", file.read_text())}
     assert {"DATABASE_POOL_SIZE", "DATABASE_DIRECT_URL"} <= named
     assert named <= {variable_of(name) for name in DatabaseSettings.model_fields}

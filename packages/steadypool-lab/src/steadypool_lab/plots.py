@@ -24,7 +24,7 @@ def figure(width: float, height: float) -> Any:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise LabError('pictures need matplotlib. Install it with: pip install "steadypool[lab]"') from error
+        raise LabError("pictures need matplotlib. Install it with: pip install steadypool-lab") from error
     matplotlib.rcParams["svg.hashsalt"] = "steadypool"  # the same figures make the same file
     return Figure(figsize=(width, height), dpi=110)
 

@@ -1,7 +1,7 @@
 """A pytest plugin: a real Postgres for the session, a fresh database for each test, faults as fixtures.
 
-Switch it on in the top `conftest.py` with `pytest_plugins = ["steadypool_lab.testing"]`. Async fixtures and tests are run
-by anyio's plugin. It needs `steadypool[lab,psycopg]`, pytest and anyio.
+Switch it on in the top `conftest.py` with `pytest_plugins = ["steadypool_lab.testing"]`. Async fixtures and tests are
+run by anyio's plugin. It needs `steadypool-lab[pytest]`.
 
 | fixture | what it is |
 | --- | --- |

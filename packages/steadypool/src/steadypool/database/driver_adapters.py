@@ -17,7 +17,7 @@ class DriverTimeout(TimeoutError):
 
 
 class DriverAdapter(Protocol):
-    """How to talk to one driver: what `Dedicated` needs of it.
+    """How to talk to one driver: what `Connection` needs of it.
 
     `bounds` is whether it keeps to a limit by itself; then it gets one, in seconds, and raises `DriverTimeout`.
     """
@@ -163,7 +163,7 @@ class PipelinedAdapter:
 
     def _is_overdue(self, gone: Any) -> bool:
         """Whether the connection ended because this statement, or what was posted before it, took too long."""
-        overdue = self._pipeline.Overdue
+        overdue = self._pipeline.BatchTimeout
         return isinstance(gone, overdue) or (gone.sent and isinstance(gone.__cause__, overdue))
 
     def _segment(self, sql: str, args: tuple[Any, ...], limit: float | None) -> Any:
@@ -172,7 +172,7 @@ class PipelinedAdapter:
         statements = (
             [made(part, args) for part in split(sql)] if sql.startswith("BEGIN; ") else [made(sql, args)]
         )
-        return self._pipeline.Segment(statements, limit=limit)
+        return self._pipeline.Batch(statements, limit=limit)
 
 
 DIALOGUES: Mapping[str, Callable[[], DriverAdapter]] = {

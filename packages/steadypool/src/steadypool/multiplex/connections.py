@@ -24,10 +24,9 @@ from steadypool.multiplex.eligibility import ATTEMPTS
 from steadypool.multiplex.options import MultiplexOptions
 from steadypool.multiplex.request import Request
 from steadypool.pipeline import Batch, BatchTimeout, PipelinedConnection, Statement
-from steadypool.pool import rejections
 from steadypool.pool.inspection import SHARED
 from steadypool.pool.lease import EntryState, Lease
-from steadypool.pool.pool import Pool
+from steadypool.pool.pool import Pool, rejections
 
 CANARY_LIMIT = 1.0
 """Seconds in which a pooler has to answer two statements that were sent at once."""

@@ -38,8 +38,7 @@ from steadypool.pipeline import (
     Result,
     SessionModified,
 )
-from steadypool.pool import rejections
-from steadypool.pool.pool import Pool
+from steadypool.pool.pool import Pool, rejections
 
 _log = logging.getLogger("steadypool.multiplex")
 

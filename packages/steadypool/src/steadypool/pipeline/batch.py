@@ -106,7 +106,7 @@ class Batch:
         byte_limit: bytes that its rows may have; none by default.
 
     Example:
-        >>> Segment([Statement("begin", prepare=False), Statement("select $1::int", (7,))], prelude=1, ping=True)
+        >>> Batch([Statement("begin", prepare=False), Statement("select $1::int", (7,))], prelude=1, ping=True)
     """
 
     # What most segments never change stays with the class: several are made in every use of a connection.

@@ -66,7 +66,7 @@ class PipelinedConnection(Transport):
 
     Example:
         >>> connection = PipelinedConnection(await open_psycopg(target, timeout=10))
-        >>> results = await connection.run(Segment([Statement("select $1::int + 1", (41,))]))
+        >>> results = await connection.run(Batch([Statement("select $1::int + 1", (41,))]))
         >>> results[0].rows()
         [(42,)]
     """
@@ -596,6 +596,5 @@ class PipelinedConnection(Transport):
 
 
 def _look_at(future: asyncio.Future[list[Result]]) -> None:
-    """Nobody waits for it: its error has ended the connection, and is not to be reported as lost."""
-    if not future.cancelled():
-        future.exception()
+    """Retrieve the error, which has ended the connection, so that asyncio does not report it as lost."""
+    _ = future.cancelled() or future.exception()

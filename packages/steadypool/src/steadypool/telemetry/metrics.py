@@ -144,7 +144,10 @@ CLOSED = Metric(
     (CAUSE,),
 )
 LEAKS = Metric(
-    "steadypool.leaks", Kind.COUNTER, "{connection}", "Connections held longer than DATABASE_LEAK_AFTER."
+    "steadypool.leaks",
+    Kind.COUNTER,
+    "{connection}",
+    "Connections held longer than DATABASE_LEAK_AFTER.",
 )
 COLLATERAL = Metric(
     "steadypool.multiplex.collateral",

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import entry_points
 from typing import Any
 
 import psycopg
@@ -17,6 +18,8 @@ from steadypool.errors import SteadypoolError, words_of
 from steadypool.settings.validators import HIDDEN, redact_url
 
 GROUPS = ("reach", "tls", "server", "capacity", "times", "ways", "sessions", "statements", "around")
+MORE_CHECKS = "steadypool.doctor"
+"""Entry points of other distributions: modules whose functions are checks of a group above."""
 LOG_IN = "log-in"
 LONGEST_CHECK = 15.0
 """Seconds that one check may take."""
@@ -43,7 +46,9 @@ def all_checks() -> list[Check]:
     """Every check there is, in their order."""
     for group in GROUPS:
         importlib.import_module(f"{__package__}.checks.{group}")
-    return list(CHECKS.values())
+    for more in entry_points(group=MORE_CHECKS):
+        more.load()
+    return sorted(CHECKS.values(), key=lambda check: GROUPS.index(check.group))
 
 
 def chosen_checks(names: Sequence[str], *, also: Iterable[str] = ()) -> list[Check]:

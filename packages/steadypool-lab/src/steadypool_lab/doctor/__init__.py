@@ -1,0 +1,1 @@
+"""Checks of `steadypool doctor` that need the lab."""

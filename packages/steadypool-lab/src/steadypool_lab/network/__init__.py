@@ -1,0 +1,1 @@
+"""Networks that fail on purpose: proxies, relays, poolers that stall, and names that lead elsewhere."""

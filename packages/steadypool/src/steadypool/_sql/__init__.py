@@ -1,0 +1,1 @@
+"""Reading SQL texts without a server: one lexer, and what is decided from its tokens."""

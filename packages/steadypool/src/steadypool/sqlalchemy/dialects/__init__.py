@@ -1,0 +1,1 @@
+"""SQLAlchemy's own dialects for asyncpg and psycopg, bounded in time and size."""
