@@ -1,5 +1,5 @@
 # Everything here works on a machine with Python >= 3.11 and make; the rest is fetched by `make setup`.
-.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate strangers bench lint format docs docs-serve lock
+.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate strangers fuzz bench lint format docs docs-serve lock
 .NOTPARALLEL:
 
 # Schedules of the pool's simulation: `make simulate N=1000000`, `make simulate SEED=12345` repeats one.
@@ -10,6 +10,9 @@ SEED ?=
 WORKERS ?= 3
 # Suites of other packages: names of tests/strangers/suites.toml, or `quick`. All of them also write their page.
 SUITES ?=
+# What `make fuzz` tries, a name of tests/fuzz/targets.py, and for how long.
+TARGET ?= lexer
+SECONDS ?= 60
 # Options of the comparison, see `python -m speed --help` in bench/.
 BENCH ?=
 
@@ -42,6 +45,7 @@ help:
 	@echo 'make test-all  the same, then what meets SQLAlchemy on its series 2.0, then the long simulation'
 	@echo 'make simulate  the simulation of the pool: N=100000 schedules, or SEED=… to repeat one'
 	@echo 'make strangers run the suites of other packages on our engine (an hour; SUITES=quick or by name for some)'
+	@echo 'make fuzz      try what no one writes: TARGET=lexer, dsn, log_in or answers, for SECONDS=60'
 	@echo 'make bench     compare the speed of everything in one run (about an hour; BENCH=--quick for a look)'
 	@echo 'make docs      write what is made from code, and build the documentation into site/ (docs-serve shows it)'
 	@echo 'make lint      ruff, pyright, import-linter, deptry'
@@ -73,6 +77,10 @@ simulate: setup
 
 strangers: setup
 	cd tests && ../$(python) -m strangers $(or $(SUITES),--write)
+
+# Nothing else needs atheris, so it comes into an environment of its own, over .venv.
+fuzz: setup
+	cd tests && ../.tools/uv-* run --frozen --no-sync --with atheris==3.0.0 python -m fuzz $(TARGET) $(SECONDS)
 
 bench: setup
 	cd bench && ../$(python) -m speed $(BENCH)

@@ -11,6 +11,8 @@
 | `sockets` | plain sockets on the event loop |
 | `attempt` | one attempt's end of time, whom it lets log in, and what each address said |
 | `outcome` | what a failure means |
+| `log_in` | what a server may say until it lets one in |
+| `inspection`, `screen` | where that is looked at: before libpq reads it, before asyncpg hears it |
 | `libpq` | what libpq's failures mean, whatever its language; needs psycopg |
 | `asyncpg_driver`, `psycopg_driver` | opening one connection; each needs its driver |
 | `channel_binding` | the proof that asyncpg cannot give |

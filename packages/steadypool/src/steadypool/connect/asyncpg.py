@@ -21,6 +21,7 @@ from steadypool.connect.dsn import ConnectTarget, Host
 from steadypool.connect.failure import BindingRefused, CertificateNotProven, NotTheRole
 from steadypool.connect.last_words import listen_for_last_words
 from steadypool.connect.options import ASYNCPG, asyncpg_arguments, checked_options, with_environment
+from steadypool.connect.screen import screen
 from steadypool.connect.sockets import SocketDial, connected_socket
 from steadypool.settings.database import Password
 
@@ -116,9 +117,11 @@ async def _connect(dialling: _Dialling, arguments: dict[str, Any], role: str) ->
         connection = await _asyncpg.connect(loop=dialling, **arguments)
     except _asyncpg.TargetServerAttributeNotMatched as error:
         raise NotTheRole(role) from error
-    except BaseException:
+    except BaseException as error:
         # Also when cancelled. asyncpg closes politely, which over TLS waits for the other end.
         dialling.abort()
+        if dialling.refusal is not None and isinstance(error, Exception):
+            raise dialling.refusal from error
         raise
     connection._loop = dialling.loop
     listen_for_last_words(connection)
@@ -180,6 +183,8 @@ class _Dialling:
         self._options = options
         self._binding = binding
         self._transports: list[asyncio.BaseTransport] = []
+        self.refusal: Exception | None = None
+        """Why asyncpg did not get to hear what the server last said, which ended the connection."""
         # asyncpg's protocol keeps asking its loop for these, with every statement
         self.create_future = self.loop.create_future
         self.call_soon = self.loop.call_soon
@@ -197,6 +202,30 @@ class _Dialling:
             abort = getattr(transport, "abort", None)
             if abort is not None:
                 abort()
+
+    def _opened(self, transport: Any) -> None:
+        """Remember what was opened, and let asyncpg's protocol hear a log-in only as far as it can bear it."""
+        self._transports.append(transport)
+        asked: asyncio.Future[bool] | None = getattr(transport.get_protocol(), "on_data", None)
+        if asked is None:
+            self._screen(transport)
+            return
+
+        def screen_soon(_: asyncio.Future[bool]) -> None:
+            # asyncpg sets its protocol when it goes on, before the server can have said anything to it.
+            self.loop.call_soon(self._screen, transport)
+
+        if asked.done():  # over TLS
+            screen_soon(asked)
+        else:  # a server without TLS: the transport stays, and gets another protocol
+            asked.add_done_callback(screen_soon)
+
+    def _screen(self, transport: Any) -> None:
+        def refuse(error: Exception) -> None:
+            self.refusal = error
+            transport.abort()
+
+        screen(transport, refuse)
 
     def forget_proofs(self) -> None:
         """Ask for a new proof at the next certificate."""
@@ -220,7 +249,7 @@ class _Dialling:
         except BaseException:  # also when cancelled: nobody else knows this socket
             sock.close()
             raise
-        self._transports.append(transport)
+        self._opened(transport)
         return transport, protocol
 
     async def _dial_again(self, place: Host) -> socket.socket:
@@ -245,7 +274,7 @@ class _Dialling:
         """As the loop's."""
         self._attempt.doing(f"waiting for {path} to let us in")
         transport, protocol = await self.loop.create_unix_connection(factory, path)
-        self._transports.append(transport)
+        self._opened(transport)
         return transport, protocol
 
     async def start_tls(
@@ -263,7 +292,7 @@ class _Dialling:
         self._attempt.doing(f"waiting for {self._candidate.where} to let us in")
         secured = await self.loop.start_tls(transport, protocol, context, server_hostname=server_hostname)
         if secured is not None:
-            self._transports.append(secured)
+            self._opened(secured)
         return secured
 
     def _place(self, login: Login) -> tuple[str, int, str | None]:

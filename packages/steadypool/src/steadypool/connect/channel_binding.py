@@ -26,14 +26,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from steadypool.connect.failure import BindingRefused, CertificateNotProven, ServerRefused
+from steadypool.connect.log_in import check_rounds
 
 PLUS = "SCRAM-SHA-256-PLUS"
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 _PROTOCOL = 196608
 _MOST_PER_PLACE = 64
 _LARGEST_MESSAGE = 65_536
-MOST_ROUNDS = 1_000_000
-"""Rounds of SCRAM's hash that a server may ask for: half a second's work. PostgreSQL's default is 4,096."""
 
 Result = TypeVar("Result")
 
@@ -270,20 +269,20 @@ class ScramPlus:
         return f"n=,r={self._nonce}".encode()
 
     def final(self, challenge: bytes) -> bytes:
-        """The answer to the server's challenge."""
+        """The answer to the server's challenge.
+
+        Raises:
+            BindingRefused: it is none to ours.
+            ClientRefused: it asks for too many rounds.
+        """
         try:
             values = dict(part.split("=", 1) for part in challenge.decode("ascii").split(","))
-            salt, rounds = base64.b64decode(values["s"], validate=True), int(values["i"])
+            salt, rounds = base64.b64decode(values["s"], validate=True), check_rounds(values["i"])
             nonce = values["r"]
         except (ValueError, KeyError) as error:
             raise BindingRefused("the server's challenge is malformed") from error
         if not nonce.startswith(self._nonce) or nonce == self._nonce or rounds < 1:
             raise BindingRefused("the server's challenge is not an answer to ours")
-        if rounds > MOST_ROUNDS:
-            raise BindingRefused(
-                f"the server's challenge asks for {rounds:,} rounds of SCRAM's hash; "
-                f"more than {MOST_ROUNDS:,} are refused"
-            )
         salted = hashlib.pbkdf2_hmac("sha256", self._password, salt, rounds)
         key = _hmac(salted, b"Client Key")
         bound = base64.b64encode(self._HEADER + self._binding)

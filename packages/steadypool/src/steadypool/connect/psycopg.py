@@ -21,6 +21,7 @@ from steadypool.connect.addresses import NETWORK, AddressBook, Candidate
 from steadypool.connect.attempt import Attempt, GuardsRefused, Steps, guarded, open_with
 from steadypool.connect.dsn import ConnectTarget
 from steadypool.connect.failure import NotTheRole
+from steadypool.connect.inspection import Inspection
 from steadypool.connect.libpq_errors import DEFAULT, VERBOSE, refusal, set_verbosity, was_let_in
 from steadypool.connect.options import PSYCOPG, merged_options, psycopg_arguments, with_environment
 from steadypool.connect.psycopg_connection import SteadyAsyncConnection
@@ -192,6 +193,7 @@ async def _dialled(conninfo: str) -> pq.abc.PGconn:
 
 async def _log_in(pgconn: pq.abc.PGconn, role: str) -> pq.abc.PGconn:
     """Drive libpq until the connection is open; leaves no socket behind when it is not."""
+    inspection = Inspection(pgconn)
     try:
         while True:
             before = pgconn.status
@@ -202,7 +204,10 @@ async def _log_in(pgconn: pq.abc.PGconn, role: str) -> pq.abc.PGconn:
                 if role != "any" and was_let_in(pgconn):
                     raise NotTheRole(role)
                 raise refusal(pgconn, before)
-            await socket_ready(pgconn.socket, writing=polled == pq.PollingStatus.WRITING)
+            if polled == pq.PollingStatus.WRITING:
+                await socket_ready(pgconn.socket, writing=True)
+            else:
+                await inspection.ready_to_read()
         set_verbosity(pgconn, DEFAULT)
         pgconn.nonblocking = 1
     except BaseException:  # also when cancelled

@@ -31,6 +31,7 @@ from psycopg.waiting import Ready, Wait
 
 from steadypool._sql.texts import check_nul
 from steadypool.connect.abort import current_cancellation
+from steadypool.pipeline.unread import Flooded, check_unread
 
 Result = TypeVar("Result")
 Block = TypeVar("Block")
@@ -130,6 +131,7 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
                 "the connection was given up in the middle of a statement"
             )
         self.unwatch()
+        self._take_notifications()
         try:
             return await self._drive(gen, None if timeout is None else time.monotonic() + timeout)
         except asyncio.CancelledError:
@@ -193,6 +195,7 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
                 if ready:
                     await self._let_others_run()
                 wanted = gen.send(Ready(ready or await self._ready(wanted, end)))
+                self._take_notifications()
                 if end is not None and time.monotonic() >= end:
                     raise errors._WaitTimeout("no more to wait for")  # pyright: ignore[reportPrivateUsage]  # what psycopg catches
         except StopIteration as stop:
@@ -201,6 +204,19 @@ class SteadyAsyncConnection(AsyncConnection[Row]):
             gen.close()
         await self._let_others_run()
         return result
+
+    def _take_notifications(self) -> None:
+        """Pass on what has come. psycopg does it when a statement is over, and until then libpq keeps all of it."""
+        handler = self.pgconn.notify_handler
+        if handler is None or self._notifies_backlog is None:  # None: `notifies()` takes them itself
+            return
+        while (notification := self.pgconn.notifies()) is not None:
+            handler(notification)
+        try:
+            check_unread(self)
+        except Flooded:
+            self.abort()
+            raise
 
     async def _let_others_run(self) -> None:
         if time.monotonic() - self._yielded >= _BUSY:

@@ -15,6 +15,7 @@ from psycopg.abc import Transformer
 from psycopg.pq import abc
 
 from steadypool._sql.texts import decoded
+from steadypool.pipeline.unread import Flooded
 
 Row = TypeVar("Row")
 
@@ -43,10 +44,6 @@ class ConnectionClosed(psycopg.OperationalError):
         self.sent = sent
         self.answered = answered
         self.sqlstate = sqlstate
-
-
-class Flooded(psycopg.OperationalError):
-    """The server sent so much that nothing had asked for that the connection was ended because of it."""
 
 
 class BatchTimeout(ConnectionClosed):
@@ -281,7 +278,7 @@ def gone(
     """The error of a segment whose connection ended, by `reason` and with these last words of the server."""
     code, words = last_words or (None, None)
     if words is None and isinstance(reason, Flooded):
-        words = str(reason)
+        words = reason.words
     said = "" if reason is None else " ".join(str(reason).split()) or type(reason).__name__
     error = ConnectionClosed(
         f"the connection ended: {words or said}" if words or said else otherwise,

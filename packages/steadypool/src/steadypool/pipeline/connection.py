@@ -36,7 +36,7 @@ from steadypool.pipeline.in_flight import CHUNK_ROWS, Deadly, InFlightBatch, Pro
 from steadypool.pipeline.libpq import check_libpq
 from steadypool.pipeline.parameters import adapt
 from steadypool.pipeline.statement_cache import MADE_STALE, StatementCache, is_stale
-from steadypool.pipeline.transport import Adopted, Transport, cut_off, was_interrupted
+from steadypool.pipeline.transport import Transport, cut_off, was_interrupted
 from steadypool.pipeline.values import Values
 
 _SYNC = int(ExecStatus.PIPELINE_SYNC)
@@ -80,8 +80,7 @@ class PipelinedConnection(Transport):
         statements: int = 128,
     ) -> None:
         check_libpq()
-        super().__init__(connection.pgconn)
-        self.psycopg_connection: Adopted = connection
+        super().__init__(connection)
         self._values = Values(connection)
         self.statements = StatementCache(self._values.adapters, keeps=keeps_statements, size=statements)
         self.statements.encoding = self._values.encoding

@@ -13,13 +13,13 @@ import psycopg
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import abc
 
-from steadypool.pipeline.batch import Flooded
+from steadypool.pipeline.unread import Flooded, check_unread
 
 LINGER = 0.001
 """Seconds for which what nobody waits for may stay here, to travel with what comes next."""
 
-MOST_NOTIFICATIONS = 2_000
-"""Notifications that may wait until they are read; a payload has up to 8,000 bytes."""
+MOST_UNASKED = 1_000
+"""Reads in a row, of some 16 KiB, that bring what nothing had asked for: notices, or parameters, which libpq keeps."""
 
 _TURNS = 16
 """Reads in a row from an encrypted connection before other tasks may run."""
@@ -39,16 +39,17 @@ class Transport:
     """libpq's socket on the event loop.
 
     Args:
-        pgconn: libpq's connection.
+        connection: the psycopg connection underneath.
     """
 
-    def __init__(self, pgconn: abc.PGconn) -> None:
-        self.pgconn: Any = pgconn  # psycopg's protocol does not know the pointer in it
+    def __init__(self, connection: Adopted) -> None:
+        self.psycopg_connection = connection
+        self.pgconn: Any = connection.pgconn  # psycopg's protocol does not know the pointer in it
         self._loop = asyncio.get_running_loop()
         self._descriptor = -1
         """libpq's socket while it is in pipeline mode and the loop watches it."""
-        self._notifications = 0
-        """How many came since the connection was last out of pipeline mode, where they can be read."""
+        self._unasked = 0
+        """How many reads brought what nothing had asked for, since something was sent or a notification was taken."""
         self._flushing = False
         """Whether what is put down now goes out at the end of this turn."""
         self._crowded = False
@@ -61,7 +62,12 @@ class Transport:
         self._loiters = False
         """Whether the first thing on its way has not gone out yet, because nobody waits for it."""
         self._writing = False
-        self._encrypted = bool(pgconn.ssl_in_use or pgconn.used_gssapi)
+        self._encrypted = bool(self.pgconn.ssl_in_use or self.pgconn.used_gssapi)
+
+    @property
+    def pending(self) -> int:
+        """Segments on their way, or held back."""
+        raise NotImplementedError
 
     @property
     def at_home(self) -> bool:
@@ -110,7 +116,6 @@ class Transport:
 
     def _enter(self) -> None:
         self.pgconn.enter_pipeline_mode()
-        self._notifications = 0
         self._descriptor = self.pgconn.socket
         self._loop.add_reader(self._descriptor, self._readable)
 
@@ -129,7 +134,7 @@ class Transport:
             self._flush()
 
     def _flush(self) -> None:
-        self._unsent = False
+        self._unsent, self._unasked = False, 0
         self._crowded, self._in_haste = self._in_haste > 1, 0
         if self._loiters:
             self._loiters = False
@@ -150,7 +155,7 @@ class Transport:
         # Whoever is answered may send more: all of it goes at once.
         waiting, self._flushing = self._flushing, True
         try:
-            self.pgconn.consume_input()
+            self._read()
             if self._encrypted:
                 self._read_all()
             self._take_notifications()
@@ -160,6 +165,13 @@ class Transport:
         self._collect()
         if not waiting:
             self._turn_over()
+
+    def _read(self) -> None:
+        self.pgconn.consume_input()
+        if not self.pending:
+            self._unasked += 1
+            if self._unasked > MOST_UNASKED:
+                raise Flooded("the server went on sending what nothing had asked for")
 
     def read_now(self) -> None:
         """Take the answers that have arrived, before a limit is judged by their absence.
@@ -173,13 +185,10 @@ class Transport:
         """Pass notifications on to psycopg: libpq would keep them, however many come."""
         pgconn = self.pgconn
         while (notification := pgconn.notifies()) is not None:
-            self._notifications += 1
-            if self._notifications > MOST_NOTIFICATIONS:
-                raise Flooded(
-                    f"more than {MOST_NOTIFICATIONS:,} notifications came over a connection that is not read for them"
-                )
             if pgconn.notify_handler is not None:
                 self._call(pgconn.notify_handler, notification)
+                check_unread(self.psycopg_connection)
+                self._unasked = 0
 
     def _read_all(self) -> None:
         """What the TLS library holds already, the loop does not see: read until the socket was empty twice in a row.
@@ -190,7 +199,7 @@ class Transport:
         while empty < 2:
             waiting = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
             empty = 0 if waiting else empty + 1
-            self.pgconn.consume_input()
+            self._read()
             turns += 1
             if turns == _TURNS:
                 self._loop.call_soon(self._read_on)
