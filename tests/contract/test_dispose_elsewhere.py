@@ -10,7 +10,10 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -289,6 +292,33 @@ async def _used_and_disposed(db: Database) -> int:
     return result
 
 
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_server_that_is_slow_to_part_is_not_taken_for_a_loop_that_is_blocked(
+    database_url: str,
+    watcher: Watcher,
+    make_home: Callable[..., Home],
+    caplog: pytest.LogCaptureFixture,
+    driver: str,
+) -> None:
+    """The pool keeps a place until the server has let go, for two seconds; nobody waits for that elsewhere."""
+    caplog.set_level(logging.INFO, logger="steadypool.pool")
+    home = make_home("running")
+    db = make_database(database_url, driver)
+    home.run(idle(db, home))
+    backends = watcher.backends()
+    for pid in backends:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert measured(dispose, db) < SOON
+        (said,) = lines(caplog)
+        assert (said.levelno, "does not answer" in said.getMessage()) == (logging.INFO, False)
+    finally:
+        for pid in backends:
+            os.kill(pid, signal.SIGCONT)
+    watcher.until(0)
+    home.run(db.close(grace=0.2))
+
+
 # -- a forked child ----------------------------------------------------------------------------------------------
 
 
@@ -453,6 +483,34 @@ def test_what_is_not_closed_is_closed_by_the_collector(
         del engine
     gc.collect()
     watcher.until(0)
+
+
+AT_EXIT = """
+import asyncio, gc, socket, sys
+from steadypool.sqlalchemy import create_async_engine
+silent = socket.create_server(("127.0.0.1", 0))
+engine = create_async_engine(f"{sys.argv[1]}://u@127.0.0.1:{silent.getsockname()[1]}/d?sslmode=disable")
+async def open_one():
+    engine.pool.core.warm_up(1)
+    while not engine.pool.core.count():
+        await asyncio.sleep(0)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(open_one())
+class Garbage:
+    def __init__(self):
+        self.cycle = self
+    def __del__(self):
+        engine.pool.__del__()
+gc.set_threshold(10**9)  # the next collection is the interpreter's last one, when greenlets have been finalized
+Garbage()
+"""
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_what_is_collected_when_the_interpreter_ends_says_nothing(driver: str) -> None:
+    program = [sys.executable, "-c", AT_EXIT, f"postgresql+{driver}"]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("driver", DRIVERS)

@@ -14,6 +14,7 @@ from sqlalchemy import ForeignKey, exc, func, inspect, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
 
+from steadypool.sqlalchemy import create_async_engine
 from steadypool_lab import EmbeddedPostgres
 
 pytestmark = pytest.mark.anyio
@@ -166,6 +167,26 @@ async def test_transactions_in_two_phases(make: Any, driver: str, two_phase_data
             await connection.run_sync(lambda _c, t=transaction, end=end: getattr(t, end)())
         assert await connection.scalar(text("select count(*) from t")) == 1
     assert engine.pool.checkedout() == 0
+
+
+async def test_a_transaction_after_one_that_was_only_prepared(two_phase_database: str) -> None:
+    engine = create_async_engine(two_phase_database.replace("postgresql://", "postgresql+steadypool://"))
+
+    def use(sync: Any) -> None:
+        adapter = sync.connection.dbapi_connection
+        for name in ("prepared", "in one phase"):
+            adapter.tpc_begin(name)
+            adapter.execute("select 1")
+            if name == "prepared":
+                adapter.tpc_prepare()
+        adapter.tpc_rollback()
+        assert adapter.tpc_recover() == ["prepared"]
+        adapter.tpc_rollback("prepared")
+
+    async with engine.connect() as connection:
+        await connection.run_sync(use)
+        assert await connection.scalar(text("select 1")) == 1
+    await engine.dispose()
 
 
 def run_alone(program: str, *arguments: str) -> str:

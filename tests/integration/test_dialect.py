@@ -11,12 +11,14 @@ import pytest
 import sqlalchemy.ext.asyncio as stock
 from sqlalchemy import Column, Integer, MetaData, Table, Text, event, exc, insert, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import greenlet_spawn
 
 import steadypool
 from steadypool import Database, DatabaseSettings, deadline, errors
 from steadypool.sqlalchemy import create_async_engine
 from steadypool.sqlalchemy.pipelined import SteadypoolDialect
 from steadypool_lab import FaultProxy
+from steadypool_lab.network.link import Direction
 from steadypool_lab.testing import Observer
 
 pytestmark = pytest.mark.anyio
@@ -175,6 +177,31 @@ async def test_a_stream_in_autocommit(engine: AsyncEngine) -> None:
         async with connection.stream(text("select generate_series(1, 1000)")) as rows:
             assert len([row async for row in rows]) == 1000
         assert await connection.scalar(text("select count(*) from pg_cursors where name <> ''")) == 0
+
+
+async def test_cursors_of_a_connection_that_was_replaced_are_forgotten(
+    proxied_url: str, proxy: FaultProxy
+) -> None:
+    options = {"pool_size": 1, "max_overflow": 0, "pool_pre_ping": True, "ping_after_idle": 0.0}
+    engine = create_async_engine(ours(proxied_url), **options, pool_reset_on_return=None)
+    raw: Any = await engine.raw_connection()
+
+    def leave_one_open() -> None:
+        raw.dbapi_connection.set_autocommit(True)
+        raw.cursor("left_open").execute("select generate_series(1, 1000)")
+        raw.dbapi_connection.set_autocommit(False)
+        raw.close()
+
+    await greenlet_spawn(leave_one_open)
+    for link in proxy.links:
+        link.up = link.down = Direction(silent=True)
+    pids: list[int] = []
+    for _ in range(2):
+        async with engine.connect() as connection:
+            pids.append(await connection.scalar(text("select pg_backend_pid()")))
+            await connection.rollback()
+    assert pids[0] == pids[1], "its successor has no such cursor to close"
+    await engine.dispose()
 
 
 # -- what is not silently lost ---------------------------------------------------------------------------------------

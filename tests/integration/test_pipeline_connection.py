@@ -16,6 +16,7 @@ import uvloop
 from psycopg import errors as sql
 from psycopg.pq import TransactionStatus
 
+from steadypool import WrongEventLoop
 from steadypool.connect.dsn import parse_url
 from steadypool.connect.psycopg import open_psycopg
 from steadypool.pipeline import (
@@ -198,6 +199,12 @@ async def test_what_travels_with_the_next_is_not_late_before_it_has_gone_out(
         await asyncio.sleep(pause)
         assert await ask(connection, "select 1") == [(1,)]
         assert connection.transaction_status == TransactionStatus.IDLE
+
+
+async def test_sending_from_a_thread_without_an_event_loop_says_so(connection: PipelinedConnection) -> None:
+    with pytest.raises(WrongEventLoop, match="another event loop"):
+        await asyncio.to_thread(connection.send, Batch([]))
+    assert await ask(connection, "select 1") == [(1,)]
 
 
 async def test_what_nobody_waits_for_ends_the_connection_where_it_fails(

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, exc
+from sqlalchemy.util import greenlet_spawn
 
 from steadypool import Database, DatabaseSettings, errors
 from steadypool.pipeline import PipelinedConnection
@@ -125,6 +126,29 @@ async def test_as_the_stock_engine_unless_asked(database_url: str, driver: str, 
             assert (states[0] == states[2]) is (reset != "never")
         finally:
             await engine.dispose()
+
+
+@pytest.mark.parametrize("touches", [True, False])
+async def test_a_transaction_left_open_hides_no_change(database_url: str, driver: str, touches: bool) -> None:
+    """`pool_reset_on_return=None` leaves a transaction open, unless its session has to be made clean."""
+    url = database_url.replace("postgresql://", f"postgresql+{driver}://")
+    engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_reset_on_return=None, reset="touched")
+    raw: Any = await engine.raw_connection()
+
+    def leave(*statements: str) -> None:
+        cursor = raw.cursor()
+        for sql in statements:
+            cursor.execute(sql)
+        cursor.close()
+        raw.close()
+
+    change = "set timezone = 'Asia/Tokyo'" if touches else "select 1"
+    await greenlet_spawn(leave, "create table left_open (a int)", change)
+    async with engine.connect() as connection:
+        left = "select current_setting('timezone') = 'Asia/Tokyo', to_regclass('left_open') is null"
+        assert tuple((await connection.execute(sa.text(left))).one()) == (False, touches)
+        await connection.rollback()
+    await engine.dispose()
 
 
 async def test_a_word_that_is_none_is_refused(database_url: str) -> None:

@@ -108,6 +108,24 @@ async def test_everything_behind_a_pooler_that_stops_at_a_second_query(database_
             assert pooler.wedged == 1, "the canary"
 
 
+async def test_what_comes_after_shared_statements_waits_for_their_limits_to_be_taken_back(
+    database_url: str,
+) -> None:
+    async with wedging(database_url) as (url, pooler):
+        async with Database(
+            settings_for(url, "steadypool", pooler="session", pool_size=1, max_overflow=0)
+        ) as db:
+            for number in range(5):
+                assert await db.fetchval("select $1::int", number) == number
+                async with db.session() as session:
+                    assert await session.scalar(text("select cast(:n as int)"), {"n": number}) == number
+                assert await db.fetchval("select $1::int", number) == number
+                async with db.connection() as connection:
+                    limits = "select current_setting('statement_timeout') || ' ' || current_setting('lock_timeout')"
+                    assert await connection.fetchval(limits) == "10s 0"
+            assert pooler.wedged == 1, "the canary"
+
+
 def settings_for(url: str, driver: str, **more: Any) -> DatabaseSettings:
     url = url.replace("postgresql://", f"postgresql+{driver}://")
     return DatabaseSettings(url=url, shared_statement_timeout=2.0, **more)

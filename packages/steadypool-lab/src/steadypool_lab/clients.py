@@ -7,6 +7,7 @@ that the library offers. No peer gets help that its users would not have.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import uuid
 from abc import ABC, abstractmethod
@@ -70,12 +71,24 @@ class Client(ABC):
         """Run the statements in one transaction."""
 
     @abstractmethod
+    async def undo(self, statements: Sequence[str], *, by_block: bool) -> None:
+        """Run the statements in a transaction that is rolled back: by its block's end, or by a call."""
+
+    @abstractmethod
     def held(self) -> int:
         """Connections that are not free: borrowed, or on their way in or out."""
 
     @abstractmethod
     async def close(self) -> None:
         """Close the pool, as its documentation says."""
+
+    async def leave(self) -> None:
+        """Let go of all connections, from another event loop than that of `open`."""
+        await self.close()
+
+    async def leave_in_child(self) -> None:
+        """The same in a forked child, which must not touch its parent's connections."""
+        await self.leave()
 
     async def warm(self, connections: int) -> None:
         """Open that many."""
@@ -86,6 +99,17 @@ class Client(ABC):
         """The end of time of a request, as this library's users would set it."""
         async with asyncio.timeout(seconds):
             yield
+
+
+class _Undo(Exception):
+    """Ends a block that is to be rolled back."""
+
+
+async def _run_in(session: stock.AsyncSession, statements: Sequence[str], *, rolls_back: bool) -> None:
+    for statement in statements:
+        await session.execute(text(statement))
+    if rolls_back:
+        await session.rollback()
 
 
 class AsyncpgPool(Client):
@@ -113,6 +137,22 @@ class AsyncpgPool(Client):
         async with self._pool.acquire(timeout=self.limits.pool) as connection, connection.transaction():
             for statement in statements:
                 await connection.execute(statement)
+
+    async def undo(self, statements: Sequence[str], *, by_block: bool) -> None:
+        """`connection.transaction()` left by an exception, or its `rollback()`."""
+        async with self._pool.acquire(timeout=self.limits.pool) as connection:
+            transaction = connection.transaction()
+            if by_block:
+                with contextlib.suppress(_Undo):
+                    async with transaction:
+                        for statement in statements:
+                            await connection.execute(statement)
+                        raise _Undo
+            else:
+                await transaction.start()
+                for statement in statements:
+                    await connection.execute(statement)
+                await transaction.rollback()
 
     def held(self) -> int:
         """By the pool's own count."""
@@ -162,6 +202,18 @@ class PsycopgPool(Client):
         async with self._pool.connection() as connection:
             for statement in statements:
                 await connection.execute(statement.encode())
+
+    async def undo(self, statements: Sequence[str], *, by_block: bool) -> None:
+        """`connection.transaction(force_rollback=True)`, or `connection.rollback()`."""
+        async with self._pool.connection() as connection:
+            if by_block:
+                async with connection.transaction(force_rollback=True):
+                    for statement in statements:
+                        await connection.execute(statement.encode())
+            else:
+                for statement in statements:
+                    await connection.execute(statement.encode())
+                await connection.rollback()
 
     async def warm(self, connections: int) -> None:
         """It opens its own."""
@@ -228,9 +280,18 @@ class StockSqlAlchemy(Client):
                 await session.execute(text(statement))
             await session.commit()
 
+    async def undo(self, statements: Sequence[str], *, by_block: bool) -> None:
+        """The end of an AsyncSession without `commit()`, or its `rollback()`."""
+        async with stock.AsyncSession(self.engine) as session:
+            await _run_in(session, statements, rolls_back=not by_block)
+
     def held(self) -> int:
         """By the pool's own count."""
         return cast(QueuePool, self.engine.pool).checkedout()
+
+    async def leave_in_child(self) -> None:
+        """`engine.dispose(close=False)`, as its documentation says for `os.fork()`."""
+        await self.engine.dispose(close=False)
 
     async def close(self) -> None:
         """`engine.dispose()`."""
@@ -285,6 +346,16 @@ class Steadypool(Client):
             for statement in statements:
                 await session.execute(text(statement))
             await session.commit()
+
+    async def undo(self, statements: Sequence[str], *, by_block: bool) -> None:
+        """The end of `db.session()` without `commit()`, or its `rollback()`."""
+        async with self.db.session() as session:
+            await _run_in(session, statements, rolls_back=not by_block)
+
+    async def leave(self) -> None:
+        """`db.engine.dispose()`, and `db.close()` for what else it has."""
+        await self.db.engine.dispose()
+        await self.db.close()
 
     async def warm(self, connections: int) -> None:
         """`db.warm_up()`."""

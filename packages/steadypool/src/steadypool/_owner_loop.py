@@ -115,8 +115,14 @@ def bury(task: asyncio.Task[Any]) -> None:
 
 
 def _in_greenlet() -> bool:
+    """Whether this runs in a greenlet, or the interpreter is about to end, when greenlets do not tell any more."""
     greenlets = sys.modules.get("greenlet")
-    return greenlets is not None and greenlets.getcurrent().parent is not None
+    if greenlets is None:
+        return False
+    try:
+        return greenlets.getcurrent().parent is not None
+    except RuntimeError:
+        return True
 
 
 def _begin(

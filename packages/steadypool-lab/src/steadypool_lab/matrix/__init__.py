@@ -4,6 +4,7 @@
 | --- | --- |
 | `stage` | the server, the network before it, the database that sleeps; one set for all rows |
 | `scenarios` | what happens in each row |
+| `elsewhere` | what happens where a pool is let go of from another event loop, thread or process |
 | `rows` | the rows: what is promised, and how it is judged |
 | `run` | every peer through every row; the raw figures |
 | `picture` | the figures as a picture |

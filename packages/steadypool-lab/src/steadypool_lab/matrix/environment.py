@@ -104,11 +104,7 @@ class MatrixEnvironment:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(10.0):
                     await peer.close()
-            # What a peer leaves running would be counted against the next one.
-            await self.execute(
-                "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'client backend'"
-                f" and application_name <> '{APPLICATION_NAME}'"
-            )
+            await self.clear()
 
     async def asleep(self, *, wake: float, mode: str) -> ConnectionCounts:
         """Put the database to sleep; returns the counts, which begin at zero."""
@@ -117,6 +113,13 @@ class MatrixEnvironment:
         await self.sleepy.fall_asleep()
         self.sleepy.knocks = ConnectionCounts()
         return self.sleepy.knocks
+
+    of_peers = f"backend_type = 'client backend' and application_name <> '{APPLICATION_NAME}'"
+    """Which rows of pg_stat_activity are connections of peers."""
+
+    async def clear(self) -> None:
+        """End what a peer leaves on the server: it would be counted against the next one."""
+        await self.execute(f"select pg_terminate_backend(pid) from pg_stat_activity where {self.of_peers}")
 
     # What the server knows
 
@@ -127,18 +130,25 @@ class MatrixEnvironment:
     async def backends(self, condition: str) -> int:
         """How many client connections the server has for which the condition over pg_stat_activity holds."""
         rows = await self.execute(
-            "select count(*) from pg_stat_activity where backend_type = 'client backend'"
-            f" and application_name <> '{APPLICATION_NAME}' and {condition}"
+            f"select count(*) from pg_stat_activity where {self.of_peers} and {condition}"
         )
         return int(rows[0][0])
 
     async def until_backends(self, condition: str, count: int, seconds: float = 10.0) -> None:
         """Wait until there are that many."""
+        await self._until(condition, lambda found: found >= count, seconds)
+
+    async def backends_left(self, seconds: float) -> int:
+        """How many connections of peers there are, once there are none, or after so many seconds."""
+        return await self._until("true", lambda found: found == 0, seconds)
+
+    async def _until(self, condition: str, enough: Callable[[int], bool], seconds: float) -> int:
         end = time.monotonic() + seconds
-        while await self.backends(condition) < count:
+        while not enough(found := await self.backends(condition)):
             if time.monotonic() > end:
-                return
+                break
             await asyncio.sleep(0.02)
+        return found
 
 
 class LogNoise(logging.Handler):

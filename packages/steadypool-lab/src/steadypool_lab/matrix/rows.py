@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from steadypool_lab.clients import Client
 from steadypool_lab.load import Tally
+from steadypool_lab.matrix import elsewhere
 from steadypool_lab.matrix import scenarios as play
 from steadypool_lab.matrix.environment import MARGIN, MatrixEnvironment, shown
 
@@ -74,6 +75,15 @@ def _all_served(figures: Tally, count: int) -> list[str]:
     return _wrong(
         (figures.served == count, f"{figures.served} of {figures.requests} served, promised {count}")
     )
+
+
+def _lets_go(figures: Tally, _unit: float) -> list[str]:
+    return _all_served(figures, 1) + _ends(figures, 1.0) + _at_most(figures, "backends_left", 0)
+
+
+def _told_left(figures: Tally) -> str:
+    said = "ended" if figures.served else "failed"
+    return f"{'hangs' if figures.hung else f'{said}, {shown(figures.slowest)}'}, {figures.facts['backends_left']} left"
 
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -214,6 +224,65 @@ SCENARIOS: tuple[Scenario, ...] = (
             )
         ),
         lambda f: f"{served_and_slowest(f)}, {f.facts['statements_that_hang']} statements hang",
+    ),
+    Scenario(
+        "leave-closed",
+        "let go of from elsewhere: its event loop is closed; 5 idle",
+        "≤ 1 s + 0.25 s, no backend stays",
+        elsewhere.loop_closed,
+        _lets_go,
+        _told_left,
+    ),
+    Scenario(
+        "leave-stopped",
+        "let go of from elsewhere: its event loop has stopped; 5 idle",
+        "≤ 1 s + 0.25 s, no backend stays",
+        elsewhere.loop_stopped,
+        _lets_go,
+        _told_left,
+    ),
+    Scenario(
+        "leave-thread",
+        "let go of from elsewhere: its event loop runs in another thread; 5 idle",
+        "≤ 1 s + 0.25 s, no backend stays",
+        elsewhere.another_thread,
+        _lets_go,
+        _told_left,
+    ),
+    Scenario(
+        "leave-forked",
+        "let go of in a forked child; then 5 requests of the parent",
+        "≤ 1 s + 0.25 s, 5 served, none of the parent's connections lost",
+        elsewhere.forked_child,
+        lambda f, _t: (
+            _all_served(f, 1)
+            + _ends(f, 1.0)
+            + _at_most(f, "parents_lost", 0)
+            + _wrong((f.facts["served_after"] == 5, f"{f.facts['served_after']} of 5 served afterwards"))
+        ),
+        lambda f: (
+            f"{'hangs' if f.hung else 'ended' if f.served else 'failed'}, {f.facts['served_after']}/5 afterwards, "
+            f"{f.facts['parents_lost']} lost"
+        ),
+    ),
+    Scenario(
+        "locks",
+        "a transaction with a lock is rolled back; the next caller asks at once, 300 times",
+        "300 get it",
+        play.locks_handed_over,
+        lambda f, _t: _all_served(f, play.ROUNDS),
+        lambda f: f"{f.served}/{f.requests} get it",
+    ),
+    Scenario(
+        "loop-blocked",
+        "the event loop is blocked right after a rollback, by code that alters the table, 20 times",
+        "20 done ≤ 1 s",
+        play.loop_blocked,
+        lambda f, _t: (
+            _all_served(f, 20)
+            + _wrong((f.slowest <= 1.0 + MARGIN, f"slowest {f.slowest:.2f} s, promised 1 s"))
+        ),
+        lambda f: f"{f.served}/20 done, {shown(f.slowest)}",
     ),
 )
 """All rows, in order."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+import psycopg
 
 from steadypool.errors import ConnectionLost, SteadypoolError
 from steadypool_lab.clients import Client, Limits
-from steadypool_lab.load import Outcome, Requests, Tally, at_once, timed
+from steadypool_lab.load import Outcome, Requests, Tally, at_once, tally, timed
 from steadypool_lab.matrix.environment import (
     LogNoise,
     MatrixEnvironment,
@@ -26,6 +29,7 @@ from steadypool_lab.matrix.environment import (
 from steadypool_lab.network.dns import resolving, silent_address
 from steadypool_lab.network.link import Direction
 from steadypool_lab.network.proxy import FaultProxy, Mode
+from steadypool_lab.postgres.sql import APPLICATION_NAME
 
 PeerType = type[Client]
 LONG = "select pg_sleep(30)"
@@ -276,6 +280,75 @@ async def _close(stage: MatrixEnvironment, kind: PeerType, *, idle: int, busy: i
             figures.facts["statements_that_hang"] = sum(one.hung for one in requests.outcomes)
             await requests.let_go()
             return figures
+
+
+# -- locks ---------------------------------------------------------------------------------------------------------
+
+_ROW = "select a from lab_locks for update"
+_LOCKS = (
+    (_ROW, f"{_ROW} skip locked"),
+    (_ROW, f"{_ROW} nowait"),
+    (
+        "select pg_advisory_xact_lock(1)",
+        "select from (select pg_try_advisory_xact_lock(1) as got) as one where got",
+    ),
+)
+"""What a transaction locks, and what returns a row to the next caller, if it is not locked any more."""
+
+ROUNDS = 300
+"""How often `locks_handed_over` does it."""
+
+
+async def locks_handed_over(stage: MatrixEnvironment, kind: PeerType) -> Tally:
+    """Transactions that hold a lock are rolled back; another caller, nearer to the server, asks for it at once."""
+    async with stage.network() as proxy, _next_caller(stage) as other:
+        proxy.delay = 0.001
+        async with stage.peer(kind, stage.through(proxy), stage.limits(), proxy) as peer:
+            outcomes: list[Outcome] = []
+            for number in range(ROUNDS):
+                lock, wanted = _LOCKS[number % len(_LOCKS)]
+                await peer.undo([lock], by_block=number % 2 == 0)
+                outcomes.append(await timed(_gets(other, wanted)))
+            return tally(outcomes)
+
+
+async def _gets(connection: psycopg.AsyncConnection[Any], sql: str) -> None:
+    if not (await connection.execute(sql.encode())).rowcount:
+        raise LookupError("still locked")
+
+
+async def loop_blocked(stage: MatrixEnvironment, kind: PeerType) -> Tally:
+    """The event loop is blocked as soon as a transaction is rolled back, by code that wants the same table."""
+    async with stage.peer(kind, stage.server.url, stage.limits()) as peer, _next_caller(stage):
+        outcomes: list[Outcome] = []
+        with psycopg.connect(
+            stage.server.url, autocommit=True, application_name=APPLICATION_NAME
+        ) as blocking:
+            blocking.execute(f"set lock_timeout = {int(stage.unit * 1000)}".encode())
+            for number in range(20):
+                statement = ("select a from lab_locks", "update lab_locks set a = a")[number % 2]
+                await peer.undo([statement], by_block=number % 4 < 2)
+                began, error = time.monotonic(), None
+                try:
+                    blocking.execute("alter table lab_locks alter a set default 0")
+                except psycopg.Error as refused:
+                    error = refused
+                outcomes.append(Outcome(began, time.monotonic() - began, error))
+                if error is not None:
+                    break
+        return tally(outcomes)
+
+
+@asynccontextmanager
+async def _next_caller(stage: MatrixEnvironment) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
+    """A connection of somebody else's, and what it meets others about."""
+    async with await psycopg.AsyncConnection[Any].connect(
+        stage.server.url, autocommit=True, application_name=APPLICATION_NAME
+    ) as connection:
+        await connection.execute("create table if not exists lab_locks (a int)")
+        await connection.execute("truncate lab_locks")
+        await connection.execute("insert into lab_locks values (1)")
+        yield connection
 
 
 # -- what scenarios share ------------------------------------------------------------------------------------------

@@ -128,7 +128,8 @@ class SharedConnection:
     def leave(self, now: float) -> None:
         """Give the connection back, as it was; nothing may be on its way.
 
-        On another event loop than its own nothing can be sent that makes it what it was: it is cut off there.
+        Where it carries one statement at a time, the pool gets it back when its reset was answered. On another event
+        loop than its own nothing can be sent that makes it what it was: it is cut off there.
         """
         if self.left:
             return
@@ -139,11 +140,24 @@ class SharedConnection:
         connection.refused_tags, connection.after_answers = frozenset(), None
         if not connection.at_home:
             connection.abort()
-        fate = Disposition.EVICT if connection.closed else self.fate
-        if not connection.closed:
-            self.lease.touch(max(connection.last_answer, self.lease.acquired_at))
-            if not self.options.local:
-                # Nobody waits for it: whoever is next comes behind it, and where it fails there is no connection.
-                reset = [Statement(sql, prepare=False) for sql in self.options.reset]
-                connection.post(Batch(reset, limit=self.options.statement_timeout))
-        self.lease.release(fate)
+        if connection.closed:
+            self.lease.release(Disposition.EVICT)
+            return
+        self.lease.touch(max(connection.last_answer, self.lease.acquired_at))
+        if self.options.local:
+            self.lease.release(self.fate)
+            return
+        reset = Batch(
+            [Statement(sql, prepare=False) for sql in self.options.reset],
+            limit=self.options.statement_timeout,
+        )
+        if self.options.window == 1:
+            # A pooler may stop for ever where what follows does not wait for the answer.
+            reset.on_settled = lambda _: self.lease.release(
+                Disposition.EVICT if connection.closed else self.fate
+            )
+            connection.post(reset)
+        else:
+            # Nobody waits for it: what is next comes behind it, and where it fails there is no connection.
+            connection.post(reset)
+            self.lease.release(self.fate)

@@ -186,7 +186,7 @@ class PipelinedConnection(Transport):
         Raises:
             psycopg.Error: a parameter cannot be adapted; nothing was sent.
             errors.InvalidText: the text or a parameter cannot be encoded; nothing was sent.
-            errors.WrongEventLoop: the connection belongs to another event loop.
+            errors.WrongEventLoop: the connection belongs to another event loop, or none runs in this thread.
         """
         self._check_loop()
         self.uses += 1
@@ -491,7 +491,7 @@ class PipelinedConnection(Transport):
         return [Result(result, self._values.transformer) for result in results]
 
     def _check_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
+        if not self.at_home:
             raise WrongEventLoop("the connection belongs to another event loop: end its session there")
 
     def _hold(self) -> None:

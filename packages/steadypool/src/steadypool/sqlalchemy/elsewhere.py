@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,7 +53,8 @@ def dispose_of(pool: SteadyPool, standing: Standing) -> None:
     """Close the idle connections of a pool that belongs elsewhere, and let go of what nobody can use again.
 
     Connections in use are closed when they come back, as after any `dispose`; where the pool's loop is closed nobody
-    can give them back, so they are cut off. Waits for another loop for `home.ASK` seconds at most.
+    can give them back, so they are cut off. Waits for another loop for `home.ASK` seconds, and for as long again where
+    that has begun and then stops to answer.
     """
     core, sharer = pool.core, pool.sharer
     count = core.count()
@@ -66,7 +68,11 @@ def dispose_of(pool: SteadyPool, standing: Standing) -> None:
         said = "the parent's connections go on; this process has closed its descriptors"
     elif standing is Standing.ELSEWHERE:
         said = "that loop has closed its idle connections"
-        if not _done(core.home[0], lambda: _leave(pool)):
+        begun = threading.Event()
+        closed = _done(core.home[0], lambda: _leave(pool, begun))
+        if not closed and begun.is_set() and _done(core.home[0], answer):
+            said = f"{said}, and waits until the server has let go of them"
+        elif not closed:
             warns, said = True, "that loop does not answer, so its idle connections were cut off"
             core.hang_up()
             for connection in [] if sharer is None else sharer.resting():
@@ -147,8 +153,9 @@ def _cut_off(pool: SteadyPool, *, closed: bool) -> int:
     return await_only(outside()) if in_greenlet() else cut_off()
 
 
-async def _leave(pool: SteadyPool) -> None:
+async def _leave(pool: SteadyPool, begun: threading.Event) -> None:
     """On the pool's own loop."""
+    begun.set()
     if pool.sharer is not None:
         pool.sharer.retire()
     await pool.core.evict()

@@ -189,14 +189,15 @@ class RecordDriver:
     def needs_reset(self, connection: Record) -> bool:
         """Whether the pool has to wait until it is clean. A reset that needs no answer is sent here.
 
-        A transaction may have been left open behind SQLAlchemy's back; `pool_reset_on_return=None` allows it.
+        A transaction may have been left open behind SQLAlchemy's back; `pool_reset_on_return=None` allows it, as long
+        as the session needs no reset.
         """
         adapter: Any = connection.dbapi_connection
         owner = self._owner
         if adapter is None:
             return False
-        if owner.dialect.in_transaction(adapter.driver_connection):
-            return owner.resets_on_return
+        if owner.resets_on_return and owner.dialect.in_transaction(adapter.driver_connection):
+            return True
         return owner.session_reset is not None and owner.session_reset.begin(owner, connection)
 
     async def reset(self, connection: Record) -> None:

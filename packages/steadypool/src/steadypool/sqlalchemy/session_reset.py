@@ -66,7 +66,10 @@ class SessionReset:
             changes.forget()
 
     def begin(self, pool: SteadyPool, record: Record) -> bool:
-        """Send the reset if one is due; True where the pool has to wait for `clean`."""
+        """Send the reset if one is due; True where the pool has to wait for `clean`.
+
+        It is due in an open transaction too, which ends by it: what was set in there would come into force later.
+        """
         changed = self._is_changed(pool, record)
         if not (self._always or changed or self.is_touched(record)):
             return False
@@ -74,7 +77,8 @@ class SessionReset:
             # The server's session is not ours: the pooler lends it to others in the middle of anything.
             self.forget(record)
             return False
-        if changed or _is_thorough(record) or not self.can_post(pool):
+        in_transaction = pool.dialect.in_transaction(record.driver_connection)
+        if in_transaction or changed or _is_thorough(record) or not self.can_post(pool):
             return True
         self._post(pool, record)
         return False

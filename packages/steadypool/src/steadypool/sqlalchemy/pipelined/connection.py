@@ -345,7 +345,7 @@ class Connection(AdaptedConnection):
     def adopt(self, other: Connection) -> None:
         """Go on with the connection of another, which nobody uses."""
         self._connection = other._connection  # pyright: ignore[reportIncompatibleVariableOverride]
-        self._schema = other._schema
+        self._schema, self.held = other._schema, other.held
         self._begun = self._failed = False
         self.ping_limit = None  # the pool has had it proven
 
@@ -547,7 +547,7 @@ class Connection(AdaptedConnection):
     def tpc_begin(self, xid: str) -> None:
         """The transaction that comes will be prepared under this name."""
         self._refuse_inside("the transaction")
-        self._xid = str(xid)
+        self._xid, self._prepared = str(xid), False
 
     def tpc_prepare(self) -> None:
         """First phase: from now on the transaction survives its connection."""
