@@ -58,6 +58,25 @@ class Limits:
     write_seconds: float = 300.0
 
 
+class _OpenToTheEnd:
+    """A transport as a response sees it: `close()` lets the client first finish what it is sending."""
+
+    __slots__ = ("_protocol", "_transport")
+
+    def __init__(self, protocol: BoundedProtocol, transport: asyncio.Transport) -> None:
+        self._protocol = protocol
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._protocol.end_answering()
+
+
 class Connections:
     """The connections of one server: creates the protocol of each, bounds their number and ends what takes too long.
 
@@ -139,6 +158,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._has_place = False
         self._refused = False
         self._refusal = HTTPStatus.BAD_REQUEST
+        self._draining = False
 
     # -- what arrives ------------------------------------------------------------------------------------------
 
@@ -158,7 +178,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse the data, and bound what the parser keeps of parts that are not complete."""
-        if self._refused:
+        if self._refused or self._draining:
             return
         before = self._parts
         super().data_received(data)
@@ -205,6 +225,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MAX_PIPELINED:
             raise _Refused  # 400
         super().on_headers_complete()
+        self.cycle.transport = cast("asyncio.Transport", _OpenToTheEnd(self, self.transport))
         self._owner.waiting.pop(self, None)
         self._in_head = False
         self._in_body = True
@@ -230,6 +251,21 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.response_complete:  # none is pipelined behind it
             self._wait()
+        if self._draining:
+            self._unset_keepalive_if_required()
+
+    def end_answering(self) -> None:
+        """Close the connection, whose response is complete or broken off.
+
+        Where the client is still sending the body, what it sends is thrown away until it stops, for `drain_seconds` at
+        most: to close at once would reset the connection, and the client might never read the answer.
+        """
+        if self.transport.is_closing() or not (self._in_body and self.cycle.response_complete):
+            self.transport.close()
+        elif not self._draining:
+            self._draining = True
+            self.transport.write_eof()
+            self.flow.resume_reading()
 
     def _head_too_large(self) -> NoReturn:
         self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from backend.api import audio, auth, page, queue, tracks, uploads
 from backend.api.answers import EVERYWHERE
+from backend.api.bodies import BodyLimit
 from backend.api.limits import AddressLimit, on_limit_exceeded
 from backend.config import Settings, get_settings
 from backend.services.limits import LimitExceeded, Limits
@@ -34,6 +37,8 @@ ALLOWED_HEADERS = [
     "Last-Event-ID",
     "Range",
 ]
+MOST_BODY = 64 * 1024
+"""Bytes of a body, for routes that say nothing else."""
 EXPOSED_HEADERS = ["ETag", "Retry-After", "Accept-Ranges", "Content-Range", "Content-Disposition"]
 
 
@@ -75,6 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # CORS last: what is added later stands outside, and its headers belong on error answers as well.
     install(app, get_database)
     app.state.pool_page = dashboard(app, get_database)
+    app.add_middleware(BodyLimit, most=MOST_BODY)
     app.add_middleware(AddressLimit, limits=limits)
     origins = settings.server.cors_origins
     app.add_middleware(
@@ -87,6 +93,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_exception_handler(ClientDisconnect, _client_is_gone)
     app.add_exception_handler(LimitExceeded, on_limit_exceeded)
+    app.add_exception_handler(RequestValidationError, _is_invalid)
     # Uploads before tracks: /tracks/uploads/… is not a track's id.
     for module in (auth, uploads, tracks, audio, queue, page):
         app.include_router(module.router, responses=EVERYWHERE)
@@ -105,3 +112,10 @@ def end_streams(app: FastAPI) -> None:
 async def _client_is_gone(request: Request, error: Exception) -> Response:
     """Nobody reads this answer; without a handler it would be logged as a fault of ours."""
     return Response(status_code=400)
+
+
+async def _is_invalid(request: Request, error: Exception) -> Response:
+    """What is wrong and where; not what was sent, which may be what no JSON can hold (NaN, half a surrogate pair)."""
+    assert isinstance(error, RequestValidationError)
+    problems = [{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.errors()]
+    return Response(json.dumps({"detail": problems}), 422, media_type="application/json")

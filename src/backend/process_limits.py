@@ -62,6 +62,7 @@ class RepeatFilter(logging.Filter):
 _CAUSED_BY_CLIENTS = {
     "asyncio": RepeatFilter("socket.accept() out of system resource"),
     "uvicorn.error": RepeatFilter("Invalid HTTP request", "Unsupported upgrade", "No supported WebSocket"),
+    "python_multipart.multipart": RepeatFilter(""),
 }
 
 

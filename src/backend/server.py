@@ -140,6 +140,8 @@ class Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            # Without a proxy that writes X-Forwarded-For, its value is the client's own word for its address.
+            proxy_headers=settings.server.public_url is not None,
             lifespan="on",
             timeout_graceful_shutdown=grace,
         )

@@ -126,6 +126,52 @@ async def test_an_upgrade_leads_past_no_bound(plyr_settings: Settings, upgrade: 
         assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+EARLY = {
+    "429": (b"", {"requests_per_address": 1}),
+    "404, by the wish of the client": (b"Connection: close\r\n", {}),
+    "404 for HTTP/1.0": (b"", {}),
+}
+
+
+@pytest.mark.parametrize("case", EARLY)
+async def test_an_answer_to_an_unfinished_body_is_read(plyr: Plyr, case: str) -> None:
+    """To close at once would reset the connection of a client that is still sending, which may never read it."""
+    head, limits = EARLY[case]
+    plyr.app.state.limits.__init__(plyr.settings.limits.model_copy(update=limits))
+    await plyr.anonymous.get("/tracks/")
+    version = b"1.0" if "1.0" in case else b"1.1"
+    parts, answer = urlsplit(plyr.url), b""
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(
+        b"POST /nowhere HTTP/" + version + b"\r\n" + HOST + head + b"Content-Length: 8388608\r\n\r\n"
+    )
+    for _ in range(64):  # as http.client and others do: first the body, then a look at the answer
+        writer.write(bytes(64 * 1024))
+        await writer.drain()
+        await asyncio.sleep(0)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    assert answer.startswith(b"HTTP/1.1 " + case[:3].encode()), answer
+    assert b"connection: close" in answer.lower()
+    writer.close()
+
+
+async def test_who_goes_on_sending_behind_an_answer_is_cut_off(
+    plyr_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.server.Limits", partial(Limits, drain_seconds=0.5))
+    async with plyr_with(plyr_settings) as address:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(
+            b"POST /nowhere HTTP/1.1\r\n" + HOST + b"Connection: close\r\nContent-Length: 99999999\r\n\r\n"
+        )
+        assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                writer.write(bytes(1024))
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+
 # -- time ----------------------------------------------------------------------------------------------------
 
 

@@ -161,6 +161,20 @@ async def test_a_queue_that_is_too_large_is_refused(plyr: Plyr) -> None:
     assert answer.status_code == 413
 
 
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"1", b'""', b"[" * 100 + b"]" * 100])
+async def test_a_queue_of_too_many_values_is_refused_before_it_is_read(plyr: Plyr, value: bytes) -> None:
+    """A quarter of a megabyte of them takes half a second of the event loop; nobody need have signed in."""
+    assert (await put(plyr, {"track_ids": ["," * 50_000]}, 0)).status_code == 200, (
+        "within a string it is none"
+    )
+    for begin, end in ((b'{"state": {"x": [', b"]}}"), (b'{"state": {"x": ', b"}}")):
+        body = begin + b",".join([value] * (240_000 // (len(value) + 1))) + end
+        headers = {"If-Match": '"0"', "Authorization": "Bearer nobody"}
+        answer = await plyr.anonymous.put("/queue/", content=body, headers=headers)
+        assert answer.status_code == 422
+        assert "at most 9,000 values" in answer.json()["detail"]
+
+
 async def test_queues_are_ones_own(plyr: Plyr) -> None:
     await put(plyr, {"track_ids": ["a"]}, 0)
     bob = {"Authorization": f"Bearer {await plyr.add_artist('bob')}"}

@@ -14,6 +14,7 @@ import httpx
 import psycopg
 import pytest
 
+from backend.api import queue as queue_routes
 from backend.config import QueueSettings, Settings
 from backend.services.live_queues import CHANNEL
 from backend.utilities.database import build_database
@@ -279,6 +280,26 @@ async def test_devices_hold_no_connection_and_leave_nothing_behind(a: Instance, 
     assert {event.id for event in told} == {"1"}
     await asyncio.gather(*(device.aclose() for device in devices))
     await until(lambda: not a.live._watches, seconds=60)
+
+
+async def test_an_event_is_written_once_for_all_devices(a: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue may name two thousand tracks, and an artist may have a hundred devices: each change would be a flood."""
+    written: list[int] = []
+    content = queue_routes._content  # pyright: ignore[reportPrivateUsage]
+
+    async def counted(*arguments: Any) -> dict[str, Any]:
+        written.append(arguments[-1].revision)
+        return await content(*arguments)
+
+    monkeypatch.setattr(queue_routes, "_content", counted)
+    devices = [events_of(a.client) for _ in range(30)]
+    await asyncio.gather(*(next_of(device) for device in devices))
+    written.clear()
+    assert (await a.put({"track_ids": []}, 0)).status_code == 200
+    told = await asyncio.gather(*(next_of(device) for device in devices))
+    assert {event.id for event in told} == {"1"}
+    assert len(written) <= 3, "for the answer to the PUT, and for all devices"
+    await asyncio.gather(*(device.aclose() for device in devices))
 
 
 async def test_devices_do_not_keep_the_service_from_ending(plyr: Plyr, plyr_settings: Settings) -> None:

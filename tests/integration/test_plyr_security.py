@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -87,6 +88,92 @@ async def test_the_public_url_is_in_all_urls(plyr_settings: Settings) -> None:
 
 
 # -- signing in by a link ------------------------------------------------------------------------------------
+
+
+async def test_no_body_is_kept_without_a_bound(plyr: Plyr) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield bytes(16 * 1024)
+
+    exchange = await plyr.anonymous.post("/auth/exchange", content=endless())
+    assert (exchange.status_code, "65,536 bytes" in exchange.json()["detail"]) == (413, True)
+    for method, path in requests_of(plyr):
+        if method == "GET":
+            continue
+        headers = {"If-Match": '"0"', "Content-Type": "multipart/form-data; boundary=x"}
+        answer = await plyr.client.request(method, path, content=endless(), headers=headers)
+        assert answer.status_code in (200, 400, 403, 404, 413), (method, path, answer.text)
+
+
+@pytest.mark.parametrize("code", ['"\\ud800"', '["\\ud800"]', "NaN", "1e999", '{"\\ud800": 1}', "null", '""'])
+async def test_what_no_answer_can_hold_is_refused_without_it(plyr: Plyr, code: str) -> None:
+    answer = await plyr.anonymous.post(
+        "/auth/exchange", content=f'{{"code": {code}}}', headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "code"]
+    assert "input" not in answer.text.replace("Input should", "")
+
+
+async def test_a_form_is_bounded_as_a_whole(plyr: Plyr) -> None:
+    """Not only its file: what follows the last part is read, too."""
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\na\r\n--x--\r\n'
+        for _ in range(400):
+            yield bytes(16 * 1024)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = await plyr.client.post("/tracks/", content=endless(), headers=headers)
+    assert answer.status_code == 413
+
+
+EVIL = {"Origin": "https://evil.example"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # no browser
+        (EVIL, 403),
+        (EVIL | {"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://[::1"}, 403),
+        ({"Origin": "http://127.0.0.1:3000", "Sec-Fetch-Site": "same-site"}, 403),  # cookies know no port
+        ({"Origin": "http://127.0.0.1:3000"}, 403),
+        ({"Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "https://friend.example", "Sec-Fetch-Site": "cross-site"}, 200),  # in CORS_ORIGINS
+    ],
+)
+async def test_another_origin_changes_nothing_by_the_cookie(
+    plyr: Plyr, headers: dict[str, str], status: int
+) -> None:
+    server = plyr.settings.server.model_copy(update={"cors_origins": ("https://friend.example",)})
+    plyr.app.state.settings = plyr.settings.model_copy(update={"server": server})
+    track_id = await plyr.upload(tone())
+    cookie = {"Cookie": f"session_id={plyr.token}"}
+    like = f"/tracks/{track_id}/like"
+    assert (await plyr.anonymous.post(like, headers=cookie | headers)).status_code == status
+    form: dict[str, Any] = {"data": {"title": "x"}, "files": {"file": ("a.wav", tone(pitch=7))}}
+    upload = await plyr.anonymous.post("/tracks/", **form, headers=cookie | headers)
+    assert upload.status_code == (202 if status == 200 else 403)
+    assert (await plyr.anonymous.get("/auth/me", headers=cookie | headers)).status_code == 200
+    assert (await plyr.client.post(like, headers=headers)).status_code == 200, "a token is not sent by itself"
+
+
+@pytest.mark.parametrize("public_url", [None, "https://plyr.example"])
+async def test_a_client_says_its_address_only_by_a_proxy(
+    plyr_settings: Settings, public_url: str | None
+) -> None:
+    server = plyr_settings.server.model_copy(update={"public_url": public_url})
+    limits = plyr_settings.limits.model_copy(update={"requests_per_address": 2})
+    settings = plyr_settings.model_copy(update={"server": server, "limits": limits})
+    async with serving(settings) as (url, _), httpx.AsyncClient(base_url=url) as client:
+        answers = [
+            (await client.get("/tracks/", headers={"X-Forwarded-For": f"192.0.2.{i}"})).status_code
+            for i in range(4)
+        ]
+    assert answers == ([200, 200, 429, 429] if public_url is None else [200] * 4)
 
 
 async def test_a_code_is_exchanged_for_a_token_that_expires_once(plyr: Plyr) -> None:

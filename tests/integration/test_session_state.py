@@ -9,6 +9,8 @@ from typing import Any
 
 import asyncpg
 import psycopg
+import psycopg.adapt
+import psycopg.rows
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -340,6 +342,123 @@ async def test_a_reset_of_the_encoding_is_not_overtaken(database_url: str) -> No
         async with db.connection() as connection:
             await connection.execute("insert into names values ($1)", "é")
             assert await connection.fetchval("select length(name) from names") == 1
+
+
+# -- what the driver keeps ---------------------------------------------------------------------------------------------
+
+
+class _Loader(psycopg.adapt.Loader):
+    def load(self, data: Any) -> str:
+        return "another's"
+
+
+async def _mark(raw: psycopg.AsyncConnection[Any]) -> None:
+    """Change what psycopg keeps of a connection."""
+    raw.row_factory = psycopg.rows.dict_row  # type: ignore[assignment]
+    raw.prepare_threshold = None
+    raw.add_notice_handler(print)
+    await raw.set_read_only(True)
+    await raw.set_isolation_level(psycopg.IsolationLevel.SERIALIZABLE)
+
+
+async def _leave_marks(connection: Any, heard: list[str]) -> None:
+    """Change what the driver keeps of a connection, whichever it is."""
+    if isinstance(connection, PipelinedConnection):
+        connection.adapters.register_loader("int4", _Loader)
+        async with connection.plain() as raw:
+            await _mark(raw)
+    elif isinstance(connection, psycopg.AsyncConnection):
+        connection.adapters.register_loader("int4", _Loader)
+        if connection.info.transaction_status:
+            await connection.rollback()
+        await _mark(connection)
+        await connection.set_autocommit(not connection.autocommit)
+    else:
+        connection.add_query_logger(lambda record: heard.append(record.query))
+        connection.add_log_listener(lambda *_: heard.append("a notice"))
+        await connection.add_listener("changes", lambda *_: heard.append("a notification"))
+
+
+async def _values(db: Database) -> list[Any]:
+    sql = "select 1 as a, current_setting('transaction_read_only'), current_setting('transaction_isolation')"
+    async with db.session() as session:
+        values = [tuple(row) for row in await session.execute(sa.text(sql))]
+    async with db.connection() as connection:
+        await connection.execute("do $$ begin raise notice 'to whoever listens'; end $$")
+        values += [tuple(row) for row in await connection.fetch(sql)]
+    return [*values, tuple((await db.fetch("select 1 as a"))[0])]
+
+
+@pytest.mark.parametrize("way", ["session", "connection"])
+async def test_what_the_driver_keeps_is_restored(make: MakeDatabase, way: str) -> None:
+    db = make()
+    clean = await _values(db)
+    heard: list[str] = []
+    if way == "session":
+        async with db.engine.connect() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+            await _leave_marks(raw, heard)
+    else:
+        async with db.connection() as connection:
+            await _leave_marks(connection.driver_connection, heard)
+    assert await _values(db) == clean
+    async with db.session() as session:
+        await session.execute(sa.text("create table never_committed (n int)"))
+    async with db.session() as session:
+        assert await session.scalar(sa.text("select to_regclass('never_committed')")) is None
+        await session.execute(sa.text("notify changes"))
+        await session.commit()
+    assert [said for said in heard if said != 'LISTEN "changes"'] == []  # which is its own
+
+
+async def test_types_that_on_connect_registers_stay(database_url: str) -> None:
+    for driver in ("psycopg", "steadypool"):
+        url = database_url.replace("postgresql://", f"postgresql+{driver}://")
+
+        async def on_connect(connection: Any) -> None:
+            connection.adapters.register_loader("int4", _Loader)
+
+        settings = DatabaseSettings(url=url, pool_size=1, max_overflow=0)
+        async with Database(settings, on_connect=on_connect) as db:
+            for _ in range(3):
+                async with db.connection() as connection:
+                    assert await connection.fetchval("select 1") == "another's"
+                    await connection.execute("set app.tenant = '42'")
+
+
+# -- what no setting is ------------------------------------------------------------------------------------------------
+
+
+async def test_no_seed_is_left(make: MakeDatabase) -> None:
+    """Whoever set it could tell what random() gives the next holder."""
+    db = make()
+    for sql in ("select setseed(0.5)", "set seed = 0.5"):
+        numbers = set()
+        for _ in range(2):
+            await run(db, "connection", sql)
+            numbers.add(await run(db, "session", "select random()"))
+        assert len(numbers) == 2
+
+
+async def test_no_value_of_a_sequence_is_left(make: MakeDatabase) -> None:
+    db = make(reset="always")
+    await run(db, "session", "create table numbered (id serial)")
+    for way in ("session", "connection"):
+        await run(db, way, "insert into numbered default values")
+        with pytest.raises(Exception, match="lastval is not yet defined in this session"):
+            await run(db, way, "select lastval()")
+
+
+async def test_local_settings_in_autocommit_are_refused(make: MakeDatabase) -> None:
+    """None would be set: what a policy relies on would be another's, or nobody's."""
+    db = make()
+    async with db.session(local={"app.tenant": "42"}) as session:
+        with pytest.raises(errors.ConfigurationError, match="AUTOCOMMIT has none"):
+            await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+    db.workload("vacuum", statement_timeout=30)
+    async with db.session(workload="vacuum") as session:
+        await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        await session.execute(sa.text("vacuum pg_class"))
 
 
 SIGN_IN = "create function sign_in() returns text language sql as $$ select set_config('app.tenant', '42', false) $$"

@@ -20,6 +20,7 @@ from sqlalchemy.exc import InvalidRequestError
 import steadypool
 from conditions import until
 from steadypool import Database, DatabaseSettings, deadline
+from steadypool._sqlstate import sqlstate_in
 from steadypool.events import StatementFinished
 from steadypool_lab.network.proxy import FaultProxy
 from steadypool_lab.testing import Observer
@@ -409,3 +410,43 @@ async def test_a_dashed_line_above_a_statement_is_a_comment(db: Database) -> Non
         assert await db.fetchval(sql) == 1
         async with db.session() as session:
             assert await session.scalar(sa.text(sql)) == 1
+
+
+# -- several statements in one text ------------------------------------------------------------------------------------
+
+
+async def test_several_statements_in_one_text(db: Database) -> None:
+    """One rule with every driver: `db` takes one; of a connection, `fetch` takes one and `execute` any number."""
+    several = "insert into many values (1); select 7 as seven"
+    await db.execute("create table many (n int)")
+    for call in (db.fetch, db.fetchrow, db.fetchval, db.execute):
+        with pytest.raises(steadypool.errors.NotMultiplexable, match="several statements"):
+            await call(several)
+    with pytest.raises(steadypool.errors.NotMultiplexable, match="several statements"):
+        async for _ in db.fetch_iter("select 1; select 2"):
+            pass
+    async with db.connection() as connection:
+        for call in (connection.fetch, connection.fetchrow, connection.fetchval):
+            with pytest.raises(
+                Exception, match="cannot insert multiple commands into a prepared statement"
+            ) as info:
+                await call(several)
+            assert sqlstate_in(info.value) == "42601"
+        assert await connection.fetchval("select count(*) from many") == 0
+        assert await connection.execute(several) == "SELECT 1"
+        assert await connection.execute("select 1; select 2; delete from many") == "DELETE 1"
+        with pytest.raises(Exception, match="division by zero"):
+            await connection.execute("insert into many values (2); select 1 / 0")
+        assert await connection.fetchval("select count(*) from many") == 0, (
+            "outside of a transaction they are one"
+        )
+        assert await connection.fetchval("select 1 ; -- and nothing else;") == 1
+
+
+@pytest.mark.parametrize("sql", ["", ";", " -- nothing", "/* ; */ ;;"])
+async def test_a_text_without_a_statement(db: Database, sql: str) -> None:
+    assert list(await db.fetch(sql)) == []
+    assert await db.execute(sql) == ""
+    async with db.connection() as connection:
+        assert list(await connection.fetch(sql)) == []
+        assert await connection.execute(sql) == ""

@@ -36,6 +36,10 @@ from steadypool._sql.session_state import touches
         "declare c cursor with hold for select 1",
         "do $$ begin perform set_config('a', 'b', false); end $$",
         "load 'auto_explain'",
+        "select setseed(0.5)",
+        "set seed = 0.5",
+        "create table t (begin atomic); set role mallory",
+        "create function f() returns int begin atomic select 1 case; end; set role mallory",
     ],
 )
 def test_touches(sql: str) -> None:
@@ -58,6 +62,7 @@ def test_touches(sql: str) -> None:
         "insert into t (a) values (1) on conflict (a) do update set a = 2",
         "select 'set role mallory'",
         "select $$ set role mallory $$ -- set role mallory",
+        "create function f() returns int begin atomic select case when true then 1 end; select 2; end",
         "prepare transaction 'x'",
         "select pg_advisory_xact_lock(1)",
         "declare c cursor for select 1",

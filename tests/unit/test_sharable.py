@@ -76,6 +76,15 @@ from steadypool.multiplex.eligibility import refusal
         "; set role mallory",
         "select 1; set role mallory",
         "create function f() returns int begin atomic select case when true then 1 end; end; set role mallory",
+        # Bodies of functions that are none, or end sooner than they seem to.
+        "create table t (begin atomic); set role mallory",
+        "create function f(begin atomic) returns int as 'select 1' language sql; set role mallory",
+        "create function f() returns int begin atomic select 1 as case; end; set role mallory",
+        "create function f() returns int begin atomic select 1 case; end; set role mallory",
+        "create function f() returns int begin atomic select 'a\\'; select 1 case; end; set role mallory --'; end",
+        # Several statements, each of which would be let through.
+        "select 1; select 2",
+        "insert into t values (1); select 2;",
     ],
 )
 def test_refused(sql: str) -> None:
@@ -99,6 +108,8 @@ def test_refused(sql: str) -> None:
         "create table temp (n int)",
         "insert into temp select 1",
         "create function f() returns int begin atomic select case when true then 1 end; select 2; end",
+        "select 1;",
+        ";; select ';' -- ;",
         "select * from pg_settings where name = 'work_mem'",
         "update my_settings set a = 1",
         "explain select 1",

@@ -45,6 +45,7 @@ EVERYWHERE: Responses = {
         "X-Request-Timeout is no number of seconds, or the request is malformed", "application/json"
     ),
     408: {"description": "The request did not arrive in time", "content": {"text/plain": {}}},
+    **answers(413),
     422: {
         "description": HTTPStatus.UNPROCESSABLE_ENTITY.phrase,
         "content": {"application/json": {"schema": {"type": "object"}}},

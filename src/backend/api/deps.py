@@ -38,11 +38,31 @@ def _credential(request: Request) -> str | None:
 
     The token was chosen for this request; a cookie comes along by itself, and any program on this host may have set it,
     since cookies know no port.
+
+    Raises:
+        HTTPException: 403 where a page of another origin would change something by the cookie.
     """
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and (token := token.strip()):
         return token
-    return request.cookies.get("session_id") or None
+    cookie = request.cookies.get("session_id") or None
+    if cookie is not None and request.method not in ("GET", "HEAD") and _is_of_another_origin(request):
+        raise HTTPException(403, "a page of another origin may not use the session cookie (CORS_ORIGINS)")
+    return cookie
+
+
+def _is_of_another_origin(request: Request) -> bool:
+    """Whether a browser says that a page of an origin sent this that is neither the service's own nor in CORS_ORIGINS.
+
+    Forms need no preflight, so CORS does not hinder them. What is no browser sends neither header.
+    """
+    origin = request.headers.get("origin")
+    if origin is not None and origin in _settings(request).server.cors_origins:
+        return False
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    return origin is not None and origin.partition("://")[2] != request.headers.get("host")
 
 
 def _unauthorized(detail: str) -> HTTPException:

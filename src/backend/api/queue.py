@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 from starlette.responses import JSONResponse
 
 from backend.api.answers import answers
+from backend.api.bodies import allow_body
 from backend.api.deps import (
     CurrentArtist,
     DatabaseDep,
@@ -22,6 +24,7 @@ from backend.api.deps import (
     authenticate,
     require_credential,
 )
+from backend.api.headers import own_url
 from backend.api.limits import ARTIST_STREAMS
 from backend.api.ranges import matches
 from backend.api.schemas import QueueOut, track_out
@@ -40,6 +43,11 @@ router = APIRouter(prefix="/queue", tags=["queue"])
 log = logging.getLogger(__name__)
 
 _REVISION = re.compile(r'"(0|[1-9][0-9]{0,17})"')
+_VALUE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|([\[{,])', re.DOTALL)
+"""What begins another value in JSON, as its group; strings are skipped."""
+VALUES_PER_TRACK, VALUES_BESIDE = 4, 1_000
+"""JSON values that a queue may hold, for each track that it may name and beside them. A value of two bytes takes a
+hundred times as long to read as two bytes of a string do, and it is read before anybody has signed in."""
 
 
 class QueueUpdate(BaseModel):
@@ -83,6 +91,12 @@ async def get_queue(
     return JSONResponse(await _content(request, database, artist.did, found), headers=headers)
 
 
+def _has_more_values(text: bytes, most: int) -> bool:
+    """Whether JSON holds more values than that; read no further than needed to tell."""
+    found = (match for match in _VALUE.finditer(text) if match[1])
+    return next(islice(found, most, None), None) is not None
+
+
 def _expected(request: Request) -> int:
     header = request.headers.get("if-match")
     if header is None:
@@ -99,14 +113,13 @@ async def _change(request: Request, settings: SettingsDep) -> tuple[int, dict[st
     """The revision expected and the new state, read before a connection is taken."""
     require_credential(request)
     expected = _expected(request)
-    limit = settings.queue.max_state_bytes
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise HTTPException(413, f"the queue is larger than the {limit:,} bytes that are kept")
+    allow_body(request, settings.queue.max_state_bytes)
+    body = await request.body()
+    most_values = VALUES_BESIDE + VALUES_PER_TRACK * settings.queue.max_tracks
+    if _has_more_values(body, most_values):
+        raise HTTPException(422, f"state: a queue has at most {most_values:,} values")
     try:
-        state = QueueUpdate.model_validate_json(bytes(body)).state
+        state = QueueUpdate.model_validate_json(body).state
     except ValidationError as error:
         problem: Any = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise HTTPException(422, f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
@@ -118,7 +131,7 @@ async def _change(request: Request, settings: SettingsDep) -> tuple[int, dict[st
 
 
 # The order of the parameters is the order of the work: the body first.
-@router.put("/", response_model=QueueOut, responses=answers(401, 409, 413, 428))
+@router.put("/", response_model=QueueOut, responses=answers(401, 409, 428))
 async def put_queue(
     request: Request,
     change: Annotated[tuple[int, dict[str, Any]], Depends(_change)],
@@ -218,5 +231,10 @@ async def _event(
         found = await live_queues.get(did)
         if str(found.revision) == known:
             return None
-        content = await _content(request, database, did, found)
-    return ServerSentEvent(data=content, event="queue", id=str(found.revision))
+
+    async def write() -> str:
+        async with live_queues.readers:
+            return json.dumps(await _content(request, database, did, found))
+
+    text = await live_queues.writing((did, own_url(request), found.revision), write)
+    return ServerSentEvent(raw_data=text, event="queue", id=str(found.revision))

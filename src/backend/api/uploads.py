@@ -11,6 +11,7 @@ from fastapi.sse import EventSourceResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError
 
 from backend.api.answers import answers
+from backend.api.bodies import allow_body
 from backend.api.deps import CurrentArtist, DatabaseDep, JobsDep, LimitsDep, ProbeDep, SettingsDep, StorageDep
 from backend.api.limits import ARTIST_STREAMS, ARTIST_UPLOADS
 from backend.api.multipart import MalformedForm, read_form
@@ -60,7 +61,7 @@ NO_DEADLINE = [Depends(route_deadline(None))]
 
 
 @router.post(
-    "/", status_code=202, dependencies=[*NO_DEADLINE, ARTIST_UPLOADS], responses=answers(401, 413, 415, 507)
+    "/", status_code=202, dependencies=[*NO_DEADLINE, ARTIST_UPLOADS], responses=answers(401, 415, 507)
 )
 async def upload_track(
     request: Request,
@@ -73,6 +74,7 @@ async def upload_track(
 ) -> UploadOut:
     try:
         _refuse_early(request, settings.storage.max_upload_bytes)
+        allow_body(request, settings.storage.max_upload_bytes + FORM_OVERHEAD)
         async with storage.receive() as incoming:
             try:
                 form = _validated(await read_form(request, "file", incoming.write))

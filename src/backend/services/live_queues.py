@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from backend.services import queue
 from backend.services.queue_cache import Queue, QueueCache
+from backend.services.together import Together
 from steadypool import Database
 from steadypool.errors import ConfigurationError, NotificationsBlocked
 from steadypool.events import Event, ListenerStateChanged
@@ -70,6 +71,8 @@ class LiveQueues:
         self.poll_every = poll_every
         self.ended = False
         self.readers = asyncio.Semaphore(READERS)
+        self.writing: Together[str] = Together()
+        """Events that several devices of an artist wait for; each is long, and the same for all."""
         self._database = database
         self._cache = QueueCache()
         self._watches: dict[str, set[Watch]] = {}

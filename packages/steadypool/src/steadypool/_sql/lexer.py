@@ -128,12 +128,12 @@ def split(sql: str) -> list[str]:
     return [part for part in (*parts, sql[began:].strip()) if part]
 
 
-def statements(sql: str, *, backslashes: bool = False) -> list[list[str]]:
+def statements(sql: str, *, backslashes: bool = False, bodies: bool = True) -> list[list[str]]:
     """The words of each statement of a text, without comments and values.
 
     Names are in lower case, unless they were quoted: then they keep their case and a `"` before them, and what was
     written with `U&` is `U&"` alone. Strings are `'`, numbers and parameters `0`, the rest is itself. The body of a
-    function in standard SQL (BEGIN ATOMIC … END) does not end its statement.
+    function in standard SQL (BEGIN ATOMIC … END) does not end its statement, unless `bodies` is false.
 
     Example:
         >>> statements('select "A b", 1 ; Commit')
@@ -145,7 +145,7 @@ def statements(sql: str, *, backslashes: bool = False) -> list[list[str]]:
     for kind, start, end in tokens(sql, backslashes=backslashes):
         if kind == NAME:
             word = _folded(sql[start:end])
-            if depth or (word == "atomic" and words[-1:] == ["begin"] and words[0] == "create"):
+            if depth or (bodies and word == "atomic" and words[-1:] == ["begin"] and words[0] == "create"):
                 depth += {"atomic": 1, "case": 1, "end": -1}.get(word, 0)
             words.append(word)
         elif kind == OTHER:

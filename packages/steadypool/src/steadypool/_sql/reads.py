@@ -1,7 +1,8 @@
 """Whether a statement only reads: in a transaction of such statements nothing is locked that another could want.
 
-The text decides, and where it leaves a doubt the answer is no. Reading a table locks it against DROP, TRUNCATE and most
-of ALTER TABLE; row locks and advisory locks are what others meet (PostgreSQL manual, "Explicit Locking").
+The text decides, and where it leaves a doubt the answer is no. What a view, an operator or a policy does inside, it
+does not show: a view that takes an advisory lock counts as a read. Reading a table locks it against DROP, TRUNCATE and
+most of ALTER TABLE; row locks and advisory locks are what others meet (PostgreSQL manual, "Explicit Locking").
 """
 
 from __future__ import annotations

@@ -18,9 +18,12 @@ RESET = (
     "CLOSE ALL",
     "UNLISTEN *",
     "SELECT pg_advisory_unlock_all()",
+    "SELECT setseed(('x' || left(md5(clock_timestamp()::text || pg_backend_pid()), 8))::bit(32)::int / 2147483648.0)",
+    "DISCARD SEQUENCES",
     "DISCARD TEMP",
 )
-"""Makes a session as it was after its start, start-up options included, except for what PREPARE made."""
+"""Makes a session as it was after its start, start-up options included, except for what PREPARE made. No command takes
+back a seed that was set: random() gets another one."""
 
 DEALLOCATE = (
     "DO $$ DECLARE name text; BEGIN FOR name IN SELECT p.name FROM pg_catalog.pg_prepared_statements p WHERE from_sql"
@@ -42,6 +45,8 @@ _HINT = re.compile(
 )
 """A text without any of these changes no session; most texts need no other look."""
 
+_BODY = re.compile("atomic", re.IGNORECASE)
+
 _COMMANDS = frozenset({"reset", "discard", "load", "listen", "unlisten", "deallocate", "do"})
 _NOT_OF_THE_SESSION = frozenset({"local", "transaction", "constraints"})
 """What follows SET where it ends with the transaction."""
@@ -53,17 +58,23 @@ RUNS_TEXT = (
 )
 """Functions that run SQL given as text, or leave something in the session, as an expression."""
 
-_FUNCTIONS = re.compile(rf"pg_(try_)?advisory_lock(_shared)?|{RUNS_TEXT}")
+_FUNCTIONS = re.compile(rf"pg_(try_)?advisory_lock(_shared)?|setseed|{RUNS_TEXT}")
 _TEMPORARY = frozenset({"temp", "temporary"})
 _TEMPORARY_SCHEMA = re.compile(r'"?pg_(toast_)?temp(_[0-9]+)?')
 _BEFORE_TEMPORARY = frozenset({"or", "replace", "global", "local"})
 
 
 def readings(sql: str) -> Iterator[list[str]]:
-    """The statements of a text (`_sql_text.statements`), in both readings where a backslash makes a difference."""
-    yield from statements(sql)
-    if "\\" in sql:
-        yield from statements(sql, backslashes=True)
+    """The statements of a text (`_sql_text.statements`), in all readings where a doubt makes a difference.
+
+    The first is whether a backslash escapes. The second is where the body of a function ends: `case` and `end` may be
+    names of columns, and `begin atomic` a parameter with its type, so each part of a text is a statement as well.
+    """
+    for backslashes in (False, True) if "\\" in sql else (False,):
+        yield from statements(sql, backslashes=backslashes)
+        if _BODY.search(sql) is not None:
+            parts = statements(sql, backslashes=backslashes, bodies=False)
+            yield from (words for words in parts if words != ["end"])
 
 
 def calls(words: Sequence[str], functions: re.Pattern[str]) -> str | None:

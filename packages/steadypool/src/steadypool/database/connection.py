@@ -144,7 +144,7 @@ class Connection:
         self._ended = True
 
     async def fetch(self, sql: str, *args: Any) -> Sequence[Row]:
-        """All rows of a statement with `$1` placeholders.
+        """All rows of one statement with `$1` placeholders; a text with several is a syntax error (42601).
 
         Raises:
             errors.StatementTimeout: it ran longer than its limit.
@@ -164,7 +164,11 @@ class Connection:
         return rows[0][0] if rows else None
 
     async def execute(self, sql: str, *args: Any) -> str:
-        """Run a statement; returns its command tag, such as `INSERT 0 1`."""
+        """Run a statement; returns its command tag, such as `INSERT 0 1`.
+
+        A text without arguments may hold several statements; outside of a transaction they are one, and the tag is the
+        last one's.
+        """
         return await self._told(sql, self._around.dialogue.execute, args)
 
     async def set_up(self, sql: str) -> None:

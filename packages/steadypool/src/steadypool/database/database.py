@@ -371,6 +371,9 @@ class Database(Sharing, Notifying):
             read_only: whether its transactions are READ ONLY.
             local: server settings for each of its transactions, as SET LOCAL would set them.
 
+        Raises:
+            errors.ConfigurationError: `local` in AUTOCOMMIT, from the first statement.
+
         Example:
             >>> async with db.session(local={"app.user": "did:plc:xyz"}) as session:
             ...     await session.execute(text("select current_setting('app.user')"))
@@ -381,7 +384,7 @@ class Database(Sharing, Notifying):
             settings.setdefault("statement_timeout", milliseconds(declared.statement_timeout))
         session = AsyncSession(self._engine(declared, read_only), expire_on_commit=False)
         if settings:
-            set_local(session, settings)
+            set_local(session, settings, required=bool(local))
         with ConnectionScope():
             try:
                 yield session

@@ -7,9 +7,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from steadypool._rows import Row, named_rows, row_type
-from steadypool._sql.lexer import split
+from steadypool._sql.lexer import TextCache, first_word, split, statements
 from steadypool._sql.texts import check_nul, encoded, has_several_statements, not_encodable
 from steadypool.deadline import TimeLimit
+
+_is_several = TextCache(lambda sql: len(statements(sql)) > 1)
+"""Whether a text holds more than one statement."""
+
+
+async def _nothing() -> str:
+    return ""
 
 
 class DriverTimeout(TimeoutError):
@@ -29,13 +36,13 @@ class DriverAdapter(Protocol):
     def fetch(
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
     ) -> Awaitable[Sequence[Row]]:
-        """Run one statement and return its rows."""
+        """Run one statement and return its rows; a text with several is a syntax error, as the server says."""
         ...
 
     def execute(
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
     ) -> Awaitable[str]:
-        """Run one statement and return its command tag."""
+        """Run one statement, or without arguments any number of them, and return the last one's command tag."""
         ...
 
     def post(self, connection: Any, sql: str, limit: float | None) -> asyncio.Future[Any] | None:
@@ -64,6 +71,8 @@ class AsyncpgAdapter:
     ) -> Awaitable[str]:
         """Run one statement and return its command tag."""
         check_nul(sql)
+        if not args and not first_word(sql) and not statements(sql):
+            return _nothing()  # asyncpg fails to read the answer to an empty text
         return connection.execute(sql, *args)
 
     def post(self, connection: Any, sql: str, limit: float | None) -> None:
@@ -93,6 +102,10 @@ class PsycopgAdapter:
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
     ) -> Sequence[Row]:
         """Run one statement and return its rows."""
+        if not args and ";" in sql and _is_several(sql):
+            from psycopg.errors import SyntaxError as Refused
+
+            raise Refused("cannot insert multiple commands into a prepared statement")
         cursor = await self._run(connection, sql, args)
         if cursor.description is None:
             return []
@@ -102,8 +115,11 @@ class PsycopgAdapter:
     async def execute(
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
     ) -> str:
-        """Run one statement and return its command tag."""
-        return (await self._run(connection, sql, args)).statusmessage or ""
+        """Run statements and return the last one's command tag."""
+        cursor = await self._run(connection, sql, args)
+        while cursor.nextset():
+            pass
+        return cursor.statusmessage or ""
 
     def post(self, connection: Any, sql: str, limit: float | None) -> None:
         """It waits for each answer."""
@@ -121,8 +137,6 @@ class PipelinedAdapter:
         self._pipeline = pipeline
 
     async def _run(self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None) -> Any:
-        if not args and ";" in sql and not sql.startswith("BEGIN; ") and has_several_statements(sql):
-            return await self._run_script(connection, sql, limit)
         try:
             results = await connection.send(self._segment(sql, args, limit))
         except self._pipeline.ConnectionClosed as error:
@@ -152,7 +166,9 @@ class PipelinedAdapter:
     async def execute(
         self, connection: Any, sql: str, args: tuple[Any, ...], limit: float | None = None
     ) -> str:
-        """Run one statement and return its command tag."""
+        """Run statements and return the last one's command tag."""
+        if not args and ";" in sql and not sql.startswith("BEGIN; ") and has_several_statements(sql):
+            return (await self._run_script(connection, sql, limit)).tag
         return (await self._run(connection, sql, args, limit)).tag
 
     def post(self, connection: Any, sql: str, limit: float | None) -> asyncio.Future[Any]:

@@ -70,8 +70,8 @@ class Sharing:
         """All rows of one statement, which is a transaction of its own.
 
         Args:
-            sql: with `$1` placeholders; not one that outlives itself in a session (BEGIN, SET, LISTEN, …). Or one of
-                SQLAlchemy's statements; best made once, with `bindparam()` for what changes: to build one takes longer
+            sql: one statement with `$1` placeholders; none that outlives itself in a session (BEGIN, SET, LISTEN, …).
+                Or one of SQLAlchemy's; best made once, with `bindparam()` for what changes: to build one takes longer
                 than to send it.
             *args: their values; for a statement of SQLAlchemy's one mapping of its `bindparam()`s' names to values.
             timeout: seconds that the statement may run; DATABASE_SHARED_STATEMENT_TIMEOUT by default.
@@ -79,7 +79,7 @@ class Sharing:
             idempotent: running it twice does no harm: if the connection is lost, it is sent again.
 
         Raises:
-            errors.NotMultiplexable: what it does would reach others.
+            errors.NotMultiplexable: what it does would reach others, or the text holds several statements.
             errors.StatementTimeout: it ran longer than its limit, or waited too long for a lock.
             errors.DeadlineExceeded: the caller's deadline passed; `maybe_executed` is false where it was not sent.
             errors.ConnectionLost: the connection died.

@@ -80,7 +80,10 @@ def check_timeout(seconds: float | None) -> None:
 
 
 def _refusal(sql: str) -> str | None:
-    return next(filter(None, map(_reason, session_state.readings(sql))), None)
+    reason = next(filter(None, map(_reason, session_state.readings(sql))), None)
+    if reason is None and ";" in sql and len(lexer.statements(sql)) > 1:
+        return "it holds several statements, and here every statement is one of its own"
+    return reason
 
 
 refusal = TextCache(_refusal)

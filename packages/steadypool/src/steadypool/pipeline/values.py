@@ -25,6 +25,11 @@ class CountedAdapters(AdaptersMap):
         super().register_loader(oid, loader)
         self.changes += 1
 
+    def restore(self, adapters: AdaptersMap) -> None:
+        """Have what these have, and nothing else."""
+        AdaptersMap.__init__(self, adapters)
+        self.changes += 1
+
 
 class Values:
     """psycopg's transformer of one connection, replaced when what its loaders depend on has changed.

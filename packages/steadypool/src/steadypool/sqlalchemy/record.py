@@ -25,6 +25,7 @@ from steadypool.sqlalchemy.renewal import renew
 _log = logging.getLogger("steadypool.connect")
 
 if TYPE_CHECKING:
+    from steadypool.sqlalchemy.client_state import ClientState
     from steadypool.sqlalchemy.pool import SteadyPool
     from steadypool.sqlalchemy.session_reset import Reported
 
@@ -44,6 +45,8 @@ class Record(_ConnectionRecord):
     """What statements since the last reset may have left in the session."""
     reported: Reported = ()
     """The settings that the server reported when the connection was opened."""
+    client_state: ClientState | None = None
+    """What its driver kept on this side then, where sessions are reset."""
     _fairy_ref: weakref.ref[Any] | None = None
 
     @property

@@ -45,6 +45,7 @@ async def renew(pool: SteadyPool, record: Record, adapter: Any, silent_since: fl
     adapter.adopt(other.dbapi_connection)
     record.starttime = other.starttime
     record.reported, record.changes = other.reported, other.changes
+    record.client_state = other.client_state
     record.info.clear()
     record.info.update(other.info)
     other.dbapi_connection = None

@@ -16,6 +16,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from steadypool._sql.session_state import DEALLOCATE, REPORTED, RESET, Changes
 from steadypool.settings.database import Reset
+from steadypool.sqlalchemy.client_state import CLIENT_STATES
 
 if TYPE_CHECKING:
     from steadypool.sqlalchemy.pool import SteadyPool
@@ -54,6 +55,7 @@ class SessionReset:
         """
         reported = _REPORTED[pool.dialect.driver](record.driver_connection)
         record.reported = tuple((name, value) for name, value in reported if value is not None)
+        record.client_state = CLIENT_STATES[pool.dialect.driver](record.driver_connection)
         self.forget(record)
 
     def is_touched(self, record: Record) -> bool:
@@ -70,6 +72,7 @@ class SessionReset:
 
         It is due in an open transaction too, which ends by it: what was set in there would come into force later.
         """
+        _restore_client(record)
         changed = self._is_changed(pool, record)
         if not (self._always or changed or self.is_touched(record)):
             return False
@@ -91,6 +94,7 @@ class SessionReset:
         connection: Any = record.driver_connection
         if getattr(connection, "pending", 0):
             await pool.dialect.prove(connection, select=False)
+        _restore_client(record)
         due = self._always or self.is_touched(record) or self._is_changed(pool, record)
         if due and pool.dialect.pooler_watch.keeps_statements:
             await self._run(pool, record)
@@ -138,6 +142,11 @@ class SessionReset:
         return _REPORTS[pool.dialect.driver](record.driver_connection, record.reported)
 
 
+def _restore_client(record: Record) -> None:
+    if record.client_state is not None:
+        record.client_state.restore(record.driver_connection)
+
+
 def _may_set(handler: Any) -> bool:
     module = str(handler.__module__)
     return module.startswith(_WRAPS_ANOTHER) or not module.startswith(_NO_SESSION_STATE)
@@ -169,7 +178,7 @@ def _differs_libpq(connection: Any, reported: Reported) -> bool:
 
 def _differs_asyncpg(connection: Any, reported: Reported) -> bool:
     settings = connection.get_settings()
-    return any(getattr(settings, name) != value for name, value in reported)
+    return bool(connection._listeners) or any(getattr(settings, name) != value for name, value in reported)
 
 
 async def _reset_asyncpg(connection: Any, statements: Sequence[str]) -> None:

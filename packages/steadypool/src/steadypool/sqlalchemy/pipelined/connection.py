@@ -280,7 +280,7 @@ class Connection(AdaptedConnection):
         return results
 
     def run_async(self, fn: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Run the awaitable that `fn` returns for psycopg's connection; what it registers is used from then on.
+        """Run the awaitable that `fn` returns for psycopg's connection; a reset forgets what it registers.
 
         Example:
             >>> dbapi_connection.run_async(register_vector_async)
