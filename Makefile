@@ -1,10 +1,12 @@
 # Everything here works on a machine with Python >= 3.11 and make; the rest is fetched by `make setup`.
-.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate strangers fuzz bench lint format docs docs-serve lock
+.PHONY: help setup run test test-all test-sqlalchemy20 test-long simulate properties strangers fuzz bench lint format docs docs-serve lock
 .NOTPARALLEL:
 
 # Schedules of the pool's simulation: `make simulate N=1000000`, `make simulate SEED=12345` repeats one.
 N ?= 100000
 LONG_N ?= 50000
+# Lists of steps of each property test: `make properties N=2000`.
+properties: N = 500
 SEED ?=
 # Files of tests that run at a time, more than processors: most of their time they wait for clocks and servers.
 WORKERS ?= 3
@@ -18,7 +20,7 @@ BENCH ?=
 
 # What a browser, the simulation and the documentation do is the same on every series of SQLAlchemy, and so is what lies
 # below it: Python, drivers and servers are those of the other run. tests/unit/test_repository.py checks the second list.
-meets_sqlalchemy := tests/contract tests/faults tests/integration tests/telemetry tests/unit
+meets_sqlalchemy := tests/contract tests/faults tests/integration tests/properties tests/telemetry tests/unit
 below_sqlalchemy := \
 	$(addprefix tests/faults/test_,listener_history live pipeline_cut) \
 	$(addprefix tests/integration/test_,connect_leaving connect_open connect_tls embedded_postgres lab_sleepy \
@@ -44,6 +46,7 @@ help:
 	@echo 'make test      set up and run all tests on the newest SQLAlchemy'
 	@echo 'make test-all  the same, then what meets SQLAlchemy on its series 2.0, then the long simulation'
 	@echo 'make simulate  the simulation of the pool: N=100000 schedules, or SEED=… to repeat one'
+	@echo 'make properties  random uses by several users, compared with SQLAlchemy: N=500 of each kind'
 	@echo 'make strangers run the suites of other packages on our engine (an hour; SUITES=quick or by name for some)'
 	@echo 'make fuzz      try what no one writes: TARGET=lexer, dsn, log_in or answers, for SECONDS=60'
 	@echo 'make bench     compare the speed of everything in one run (about an hour; BENCH=--quick for a look)'
@@ -74,6 +77,9 @@ test-long: setup
 
 simulate: setup
 	cd tests && ../$(python) -m simulation $(if $(SEED),--seed $(SEED),$(N))
+
+properties: setup
+	PROPERTIES=$(N) $(python) -m pytest tests/properties
 
 strangers: setup
 	cd tests && ../$(python) -m strangers $(or $(SUITES),--write)

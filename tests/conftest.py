@@ -45,7 +45,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-REAL_SERVERS = frozenset(("contract", "faults", "integration", "telemetry"))
+REAL_SERVERS = frozenset(("contract", "faults", "integration", "properties", "telemetry"))
 
 
 @pytest.fixture(autouse=True)
