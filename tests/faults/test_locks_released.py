@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from steadypool import Database
+from steadypool import ConnectionLost, Database, DatabaseSettings
 from steadypool.sqlalchemy import create_async_engine
 from steadypool_lab.network.proxy import FaultProxy
 
@@ -78,6 +79,84 @@ async def test_after_a_stream_that_was_left_early(db: Database) -> None:
                     await result.fetchone()
             assert (await other.execute(text("select id from jobs for update nowait"))).scalar() == 1
             await other.rollback()
+
+
+WRONG = [
+    ("select id from jobs where id = :id", "select id from jobs where id = $1"),
+    ("update jobs set id = :id", "update jobs set id = $1"),
+]
+"""With a value that the driver refuses to send, after asyncpg has prepared the statement."""
+
+
+@pytest.mark.parametrize(("named", "numbered"), WRONG)
+async def test_after_a_value_that_cannot_be_sent_in_autocommit(
+    db: Database, named: str, numbered: str
+) -> None:
+    exclusive = text("lock table jobs in access exclusive mode nowait")
+    async with db.engine.connect() as other:
+        await other.execute(text("select 1"))  # so that it is another connection
+        async with db.engine.connect() as one:
+            await one.execution_options(isolation_level="AUTOCOMMIT")
+            with pytest.raises(exc.DBAPIError):
+                await one.execute(text(named), {"id": "one"})
+        await other.execute(exclusive)
+        await other.rollback()
+        async with db.connection() as connection:
+            with pytest.raises(Exception, match="invalid input"):
+                await connection.fetch(numbered, "one")
+        await other.execute(exclusive)
+        await other.rollback()
+        with pytest.raises(Exception, match="invalid input"):
+            await db.fetch(numbered, "one")
+        await other.execute(exclusive)
+
+
+async def test_after_a_stream_in_autocommit(db: Database, driver: str) -> None:
+    async with db.engine.connect() as other:
+        await other.execute(text("select 1"))
+        async with db.engine.connect() as one:
+            await one.execution_options(isolation_level="AUTOCOMMIT")
+            stream = text("select id from jobs")
+            if driver == "steadypool":
+                await (await one.stream(stream)).fetchone()
+            else:
+                with pytest.raises(exc.DBAPIError, match="transaction"):
+                    await one.stream(stream)
+        await other.execute(text("lock table jobs in access exclusive mode nowait"))
+
+
+async def test_after_a_statement_that_was_prepared_only(database_url: str) -> None:
+    """By asyncpg's own `prepare`, which sends no Sync."""
+    settings = DatabaseSettings(url=database_url.replace("postgresql://", "postgresql+asyncpg://"))
+    async with Database(settings) as db:
+        with psycopg.connect(database_url, autocommit=True) as blocking:
+            blocking.execute("set lock_timeout = '5s'")
+            blocking.execute("create table jobs (id int)")
+            async with db.connection() as connection:
+                await connection.driver_connection.prepare("select id from jobs")
+            blocking.execute("drop table jobs")
+
+
+async def test_after_a_value_that_cannot_be_sent_over_what_a_creator_made(database_url: str) -> None:
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: asyncpg.connect(database_url),
+        isolation_level="AUTOCOMMIT",
+        pool_size=1,
+    )
+    with psycopg.connect(database_url, autocommit=True) as blocking:
+        blocking.execute("set lock_timeout = '5s'")
+        blocking.execute("create table jobs (id int)")
+        async with engine.connect() as connection:
+            with pytest.raises(exc.DBAPIError):
+                await connection.execute(text("select id from jobs where id = :id"), {"id": "one"})
+        blocking.execute("drop table jobs")
+        async with engine.connect() as connection:
+            pid = (await connection.execute(text("select pg_backend_pid()"))).scalar_one()
+            blocking.execute("select pg_terminate_backend(%s, 5000)", (pid,))
+            with pytest.raises(ConnectionLost, match="57P01"):
+                await connection.execute(text("select 1"))
+    await engine.dispose()
 
 
 async def test_a_blocked_event_loop_does_not_keep_a_reader_in_its_transaction(

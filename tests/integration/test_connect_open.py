@@ -319,6 +319,29 @@ async def test_what_the_server_refuses_for_good_is_final(
 
 
 @on_both_loops
+async def test_a_server_without_the_tls_that_is_required_is_final(driver: Driver, database_url: str) -> None:
+    with pytest.raises(ConnectFailed, match="does not support") as caught:
+        await driver.open(f"{database_url}?sslmode=require")
+    assert caught.value.final
+
+
+@pytest.mark.parametrize("answer", [b"", b"E", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+async def test_another_answer_to_the_request_for_tls_may_change(
+    driver: Driver, database_url: str, answer: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        with pytest.raises(ConnectFailed) as caught:
+            await driver.open(changed(f"{database_url}?sslmode=require", port=str(port)))
+    assert not caught.value.final
+
+
+@on_both_loops
 async def test_a_silent_server_takes_one_timeout_and_the_message_says_while_what(
     driver: Driver, database_url: str, silent: int
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import exc, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from steadypool import Database, DatabaseSettings, errors
@@ -181,6 +181,30 @@ async def test_the_drop_in_engine_keeps_no_statement_behind_a_pooler(
         url = behind.replace("postgresql://", f"postgresql+{dialect}://")
         engine = create_async_engine(url, pool_size=6, max_overflow=0, **told)
         await asyncio.gather(*(work(engine, number) for number in range(6)))
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("dialect", ["asyncpg", "psycopg", "steadypool"])
+async def test_a_stream_in_autocommit_is_refused_behind_a_pooler_and_holds_none_of_its_servers(
+    database_url: str, dialect: str
+) -> None:
+    """Its cursor would be in a session that the pooler lends to the next. asyncpg has prepared the statement then,
+    without a Sync: as long as that is missing the pooler takes the server for busy."""
+
+    async def stream(engine: AsyncEngine) -> None:
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            with pytest.raises(exc.DBAPIError, match="transaction"):
+                await connection.stream(text("select generate_series(1, 500)"))
+
+    with pgbouncer(database_url, "transaction", size=2) as behind:
+        url = behind.replace("postgresql://", f"postgresql+{dialect}://")
+        engine = create_async_engine(url, pool_size=6, max_overflow=0)
+        async with asyncio.timeout(20):
+            await asyncio.gather(*(stream(engine) for _ in range(6)))
+            async with engine.connect() as connection:
+                left = await connection.execute(text("select count(*) from pg_cursors where is_holdable"))
+                assert left.scalar_one() == 0
         await engine.dispose()
 
 

@@ -18,7 +18,7 @@ from steadypool.connect.addresses import NETWORK, AddressBook, Candidate
 from steadypool.connect.attempt import Attempt, GuardsRefused, Steps, guarded, open_with
 from steadypool.connect.channel_binding import PROVEN, Login, ProvenCertificates, pin, prove, unpin
 from steadypool.connect.dsn import ConnectTarget, Host
-from steadypool.connect.failure import BindingRefused, CertificateNotProven, NotTheRole
+from steadypool.connect.failure import BindingRefused, CertificateNotProven, ClientRefused, NotTheRole
 from steadypool.connect.last_words import listen_for_last_words
 from steadypool.connect.options import ASYNCPG, asyncpg_arguments, checked_options, with_environment
 from steadypool.connect.screen import screen
@@ -26,6 +26,9 @@ from steadypool.connect.sockets import SocketDial, connected_socket
 from steadypool.settings.database import Password
 
 _asyncpg: Any = asyncpg  # it has no type stubs
+
+_NO_TLS = b"N"
+"""https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-SSL"""
 
 
 async def open_asyncpg(
@@ -120,6 +123,8 @@ async def _connect(dialling: _Dialling, arguments: dict[str, Any], role: str) ->
     except BaseException as error:
         # Also when cancelled. asyncpg closes politely, which over TLS waits for the other end.
         dialling.abort()
+        if isinstance(error, ConnectionError) and dialling.answer_to_tls == _NO_TLS:
+            raise ClientRefused("the server does not support TLS, but TLS was required") from error
         if dialling.refusal is not None and isinstance(error, Exception):
             raise dialling.refusal from error
         raise
@@ -185,6 +190,8 @@ class _Dialling:
         self._transports: list[asyncio.BaseTransport] = []
         self.refusal: Exception | None = None
         """Why asyncpg did not get to hear what the server last said, which ended the connection."""
+        self.answer_to_tls: bytes | None = None
+        """The server's answer to the request for TLS."""
         # asyncpg's protocol keeps asking its loop for these, with every statement
         self.create_future = self.loop.create_future
         self.call_soon = self.loop.call_soon
@@ -244,13 +251,28 @@ class _Dialling:
                 await self._prepare(ssl, place, sock.getpeername(), direct=True)
             self._attempt.doing(f"waiting for {self._candidate.where} to let us in")
             transport, protocol = await self.loop.create_connection(
-                factory, sock=sock, ssl=ssl, server_hostname=None if ssl is None else host
+                lambda: self._noting_answer(factory()),
+                sock=sock,
+                ssl=ssl,
+                server_hostname=None if ssl is None else host,
             )
         except BaseException:  # also when cancelled: nobody else knows this socket
             sock.close()
             raise
         self._opened(transport)
         return transport, protocol
+
+    def _noting_answer(self, protocol: Any) -> asyncio.BaseProtocol:
+        """Note what the server answers to the request for TLS, if `protocol` is asyncpg's for that."""
+        if hasattr(protocol, "on_data"):
+            received = protocol.data_received
+
+            def note(data: bytes) -> None:
+                self.answer_to_tls = self.answer_to_tls or data[:1]
+                received(data)
+
+            protocol.data_received = note
+        return protocol
 
     async def _dial_again(self, place: Host) -> socket.socket:
         """To the address that won the race, for another try at TLS or without the guards."""

@@ -13,6 +13,8 @@ _KEPT = 1024
 """Bytes of what came last; a FATAL has some two hundred."""
 _DEADLY = (b"SFATAL\0", b"VFATAL\0", b"SPANIC\0", b"VPANIC\0")
 """The severity of a last word: as it is translated, and, since PostgreSQL 9.6, as it is not."""
+_READY = b"Z\0\0\0\5"
+"""The head of ReadyForQuery; one byte, the state of the transaction, follows."""
 
 
 class LastWords(NamedTuple):
@@ -50,12 +52,18 @@ class _Ear:
     def last_words(self) -> LastWords | None:
         return last_words_in(self._tail)
 
+    @property
+    def is_ready(self) -> bool:
+        return not self._tail or self._tail[-6:-1] == _READY
+
 
 _ears: weakref.WeakKeyDictionary[Any, _Ear] = weakref.WeakKeyDictionary()
 
 
 def listen_for_last_words(connection: Any) -> None:
-    """Keep what the server says last on an open `asyncpg.Connection`."""
+    """Keep what the server says last on an open `asyncpg.Connection`; once for each."""
+    if connection in _ears:
+        return
     transport = connection._transport
     ear = _ears[connection] = _Ear(transport.get_protocol())
     transport.set_protocol(ear)
@@ -65,6 +73,17 @@ def last_words_of(connection: Any) -> LastWords | None:
     """What the server said before it ended an `asyncpg.Connection`; None if it said nothing, or has not ended it."""
     ear = _ears.get(connection)
     return None if ear is None else ear.last_words
+
+
+def is_ready(connection: Any) -> bool:
+    """Whether the last that the server said on an idle `asyncpg.Connection` is that it waits for a command.
+
+    asyncpg sends no Sync after it has prepared a statement. If the statement is not executed then, since a value
+    cannot be encoded for example, the server holds locks on its tables as long as nothing else is sent, though it
+    reports no transaction. After a notification this is False as well.
+    """
+    ear = _ears.get(connection)
+    return ear is None or ear.is_ready
 
 
 def last_words_in(data: bytes) -> LastWords | None:

@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql.psycopg import (
 from steadypool._sqlstate import THE_DRIVERS_OWN
 from steadypool.connect.abort import abort_asyncpg, abort_psycopg
 from steadypool.connect.dsn import ConnectTarget
-from steadypool.connect.last_words import last_words_of
+from steadypool.connect.last_words import is_ready, last_words_of, listen_for_last_words
 from steadypool.connect.options import (
     ASYNCPG,
     PSYCOPG,
@@ -139,6 +139,16 @@ class AsyncpgDialect(BoundedDialect, PGDialect_asyncpg):
         if answers.tag == "ROLLBACK":
             raise TransactionRolledBack.at_commit()
 
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """As every dialect of ours; in autocommit a statement that was prepared and not executed holds its locks."""
+        super().do_rollback(dbapi_connection)
+        driver_connection = driver_connection_of(dbapi_connection)
+        if self.is_open(driver_connection) and not is_ready(driver_connection):
+            self._leave(self._roll_back_now, dbapi_connection, self.guards.leave_timeout, keeps=True)
+
+    def _roll_back_now(self, dbapi_connection: Any) -> None:
+        util.await_only(self.roll_back(driver_connection_of(dbapi_connection)))
+
     def is_confused(self, error: BaseException) -> bool:
         """asyncpg's state does not fit any more, as after a last word of the server that it read while idle."""
         from asyncpg import InternalClientError  # pyright: ignore[reportMissingTypeStubs]
@@ -164,6 +174,7 @@ class AsyncpgDialect(BoundedDialect, PGDialect_asyncpg):
 
     def when_lost(self, driver_connection: Any, tell: Callable[[], None]) -> None:
         """asyncpg always reads, and tells."""
+        listen_for_last_words(driver_connection)  # also where the caller's own creator made it
 
         def ended(_connection: Any) -> None:
             tell()
@@ -171,9 +182,14 @@ class AsyncpgDialect(BoundedDialect, PGDialect_asyncpg):
         driver_connection.add_termination_listener(ended)
 
     def in_transaction(self, driver_connection: Any) -> bool:
-        """Whether the server has a transaction open on it, or asyncpg believes so: after a BEGIN that was cancelled."""
+        """Whether the server has a transaction open on it, or asyncpg believes so: after a BEGIN that was cancelled.
+
+        A statement that was prepared and not executed is in one that the server does not report.
+        """
         return not driver_connection.is_closed() and (
-            driver_connection.is_in_transaction() or driver_connection._top_xact is not None
+            driver_connection.is_in_transaction()
+            or driver_connection._top_xact is not None
+            or not is_ready(driver_connection)
         )
 
     async def prove(self, driver_connection: Any, *, select: bool) -> None:

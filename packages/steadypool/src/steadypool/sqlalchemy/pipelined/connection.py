@@ -169,7 +169,7 @@ class Connection(AdaptedConnection):
 
     def cursor(self, name: str | None = None) -> Cursor:
         """A cursor; with a name, one whose rows stay on the server until they are fetched."""
-        return Cursor(self) if name is None else ServerSideCursor(self, name)
+        return ServerSideCursor(self, name, self._surroundings.keeps_session) if name else Cursor(self)
 
     def execute(self, operation: str, parameters: Any = None) -> Cursor:
         """Run a statement with a cursor of its own, and return that: SQLAlchemy's recipe for `reset` events does so."""

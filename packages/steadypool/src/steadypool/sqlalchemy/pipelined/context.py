@@ -26,7 +26,8 @@ class AdapterContext:
     `every_transaction` is asked for what is to be set in each transaction, by name. `leave_timeout` is how many
     seconds a ROLLBACK that nobody waits for may take. `schema` counts the changes of the schema that were seen: a
     statement that was prepared before one may return other columns after it. `one_at_a_time` is asked whether every
-    answer has to be waited for: behind a pooler that is not known to carry two statements at once.
+    answer has to be waited for: behind a pooler that is not known to carry two statements at once. `keeps_session` is
+    asked whether the next transaction meets the same session: not behind a pooler that may lend it to others.
     `statement_timeout` is how many seconds a statement may run on the server, if nobody says otherwise.
     """
 
@@ -34,5 +35,6 @@ class AdapterContext:
     leave_timeout: float | None = None
     schema: int = 0
     one_at_a_time: Callable[[], bool] = lambda: False
+    keeps_session: Callable[[], bool] = lambda: True
     statement_timeout: float | None = None
     clock: Clock = SYSTEM_CLOCK

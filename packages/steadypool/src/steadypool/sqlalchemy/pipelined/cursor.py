@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from psycopg.pq import ExecStatus
@@ -108,14 +108,22 @@ class Cursor:
 
 
 class ServerSideCursor(Cursor):
-    """Its rows stay on the server until they are fetched; the first ones come with the declaration."""
+    """Its rows stay on the server until they are fetched; the first ones come with the declaration.
 
-    __slots__ = ("_ended", "_held", "_name", "_open")
+    Args:
+        adapter: the connection.
+        name: of the cursor.
+        keeps_session: whether the session is still the same after a transaction. Where it is not, the server refuses
+            a cursor in autocommit.
+    """
+
+    __slots__ = ("_ended", "_held", "_keeps_session", "_name", "_open")
 
     server_side = True
 
-    def __init__(self, adapter: Connection, name: str) -> None:
+    def __init__(self, adapter: Connection, name: str, keeps_session: Callable[[], bool]) -> None:
         super().__init__(adapter)
+        self._keeps_session = keeps_session
         self._name = '"' + name.replace('"', '""') + '"'
         self._open = False
         self._held = False
@@ -123,7 +131,8 @@ class ServerSideCursor(Cursor):
 
     def execute(self, operation: str, parameters: Sequence[Any] | None = None) -> None:
         """Declare the cursor and fetch the first rows, in one flight."""
-        self._held = self.adapter.autocommit  # without a transaction it lives as long as the session
+        # Without a transaction it lives as long as the session, which a pooler would lend to somebody else.
+        self._held = self.adapter.autocommit and self._keeps_session()
         hold = " WITH HOLD" if self._held else ""
         declare = f"DECLARE {self._name} NO SCROLL CURSOR{hold} FOR {operation}"
         results = await_only(

@@ -44,6 +44,7 @@ class SteadypoolDialect(PsycopgDialect):
             lambda: self.pooler_watch.settings_per_transaction,
             self.guards.leave_timeout,
             one_at_a_time=lambda: self.pooler_watch.one_at_a_time,
+            keeps_session=lambda: self.pooler_watch.keeps_statements,
             statement_timeout=self.guards.statement_timeout,
             clock=self.guards.clock,
         )
