@@ -90,6 +90,25 @@ async def test_a_do_connect_handler_may_connect_itself(make: Any) -> None:
         assert (await connection.get_raw_connection()).dbapi_connection is made[0]
 
 
+async def test_a_do_connect_handler_may_connect_by_the_drivers_module(make: Any) -> None:
+    """SQLAlchemy's own recipe for replacing connect()."""
+    engine = make()
+
+    def handler(dialect: Any, _record: Any, arguments: list[Any], parameters: dict[str, Any]) -> Any:
+        connection = dialect.dbapi.connect(*arguments, **parameters)
+        cursor = connection.cursor()
+        cursor.execute("set application_name = 'chosen'")
+        cursor.close()
+        connection.commit()
+        return connection
+
+    event.listen(engine.sync_engine, "do_connect", handler)
+    for _ in range(2):
+        async with engine.connect() as connection:
+            assert await connection.scalar(text("show application_name")) == "chosen"
+            await connection.invalidate()
+
+
 @pytest.fixture
 def open_raw(make: Any) -> Callable[[], Any]:
     """Opens the driver's own connection as an `async_creator` does."""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 import psycopg
 import pytest
 import uvloop
@@ -219,6 +220,15 @@ async def test_arguments_of_the_drivers_pass(database_url: str) -> None:
         assert connection.autocommit
         assert connection.prepare_threshold is None
         assert await (await connection.execute("select 1 as one")).fetchone() == {"one": 1}
+
+
+async def test_asyncpg_says_transaction_where_it_names_one(database_url: str) -> None:
+    """Its message has the name of the class, and ours is a class of its own."""
+    connection = await Driver("asyncpg").open(database_url)
+    transaction = connection.transaction()
+    abort_asyncpg(connection)
+    with pytest.raises(asyncpg.InterfaceError, match=r"^cannot call Transaction\.start\(\): the underlying"):
+        await transaction.start()
 
 
 @on_both_loops

@@ -77,7 +77,7 @@ def page(
 ) -> str:
     """The whole page."""
     rows = [_row(suite, results.get(name, {})) for name, suite in suites.items()]
-    columns = ["suite", "of", *(f"`+{driver}`" for driver in DRIVERS), "worse, as expected"]
+    columns = ["suite", "of", *(f"`+{driver}`" for driver in DRIVERS), "worse"]
     return "\n".join(
         [
             HEAD,
@@ -95,13 +95,13 @@ def page(
 def _row(suite: Suite, results: Mapping[str, Any]) -> list[str]:
     worse: Counter[str] = Counter()
     for driver in results.values():
-        worse.update(driver["worse"])
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(worse.items()))
+        worse.update({**driver["worse"], "unexpected": driver["unexpected"]})
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(worse.items()) if count)
     return [
         suite.name,
         str(suite.source),
         *(_cell(suite, driver, results) for driver in DRIVERS),
-        told or "none",
+        told or ("none" if results else ""),
     ]
 
 
@@ -109,7 +109,7 @@ def _cell(suite: Suite, driver: str, results: Mapping[str, Any]) -> str:
     if driver not in suite.drivers:
         return "not for it"
     if driver not in results:
-        return "not run"
+        return "not measured yet"
     stock, ours = results[driver]["stock"], results[driver]["ours"]
     return f"{stock['passed']} / {stock['failed']} : {ours['passed']} / {ours['failed']}"
 

@@ -182,6 +182,14 @@ def test_every_difference_that_stays_has_its_section() -> None:
     assert {row.section for row in read_differences() if row.kind != "fault"} <= sections
 
 
+def test_the_page_says_what_is_worse_and_not_expected_and_what_has_not_been_measured() -> None:
+    counts = {"passed": 5, "failed": 3, "skipped": 0}
+    driver = {"stock": counts, "ours": counts, "worse": {"wanted": 1}, "unexpected": 2}
+    suites = {"pgvector": read_suites()["pgvector"]}
+    made = page(suites, {"pgvector": {"psycopg": driver}}, [], {})
+    assert "| not measured yet | 5 / 3 : 5 / 3 | not measured yet | 2 unexpected, 1 wanted |\n" in made
+
+
 def test_the_page_is_what_the_results_and_the_table_give() -> None:
     made = page(read_suites(), json.loads(RESULTS.read_text()), read_differences(), read_without_tests())
     assert PAGE.read_text() == made, "python -m strangers.page writes it"

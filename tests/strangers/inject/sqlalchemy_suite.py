@@ -19,9 +19,15 @@ stock = sqlalchemy.create_engine
 
 @functools.wraps(stock)
 def create_engine(url: str | URL, **arguments: Any) -> Any:
-    """SQLAlchemy's; ours where the run's database is meant and no mock of a driver."""
+    """SQLAlchemy's; ours where the run's database is meant and no mock of a driver.
+
+    The suite's `ReconnectFixture` is the driver's module, whose connections it can close.
+    """
+    from sqlalchemy.testing.engines import ReconnectFixture
+
     target = meant(make_url(url))
-    if target is None or "module" in arguments or arguments.get("strategy") or not target.host:
+    mocks = "module" in arguments and not isinstance(arguments["module"], ReconnectFixture)
+    if target is None or mocks or arguments.get("strategy") or not target.host:
         return stock(url, **arguments)
     return made(target, arguments).sync_engine
 

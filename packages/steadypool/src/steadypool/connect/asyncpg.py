@@ -125,7 +125,7 @@ async def _connect(dialling: _Dialling, arguments: dict[str, Any], role: str) ->
     return connection
 
 
-class _Transaction(_asyncpg.transaction.Transaction):
+class Transaction(_asyncpg.transaction.Transaction):
     """asyncpg's; where its connection was aborted, leaving the block replaces no exception."""
 
     async def __aexit__(
@@ -143,9 +143,9 @@ class _Connection(_asyncpg.Connection):
 
     __slots__ = ()
 
-    def transaction(self, **options: Any) -> _Transaction:
+    def transaction(self, **options: Any) -> Transaction:
         """As asyncpg's."""
-        return _Transaction(self, **{"isolation": None, "readonly": False, "deferrable": False, **options})
+        return Transaction(self, **{"isolation": None, "readonly": False, "deferrable": False, **options})
 
     def __del__(self) -> None:
         # Where the loop does not run, a pool closes it, and the collector may come here before it comes to the pool.

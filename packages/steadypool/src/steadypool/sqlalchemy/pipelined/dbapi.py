@@ -31,15 +31,23 @@ class SteadypoolDBAPI:
     def connect(
         self,
         *args: Any,
-        async_creator_fn: Callable[..., Awaitable[Any]],
+        async_creator_fn: Callable[..., Awaitable[Any]] | None = None,
         surroundings: AdapterContext | None = None,
         **arguments: Any,
     ) -> Connection:
-        """Open a connection; `async_creator_fn` gives the pipelined connection to be adapted."""
-        opened = await_only(async_creator_fn(*args, **arguments))
+        """Open a connection; `async_creator_fn` gives the pipelined connection to be adapted.
+
+        Without it the arguments are for psycopg, as a handler of `do_connect` has them that connects itself.
+        """
+        opened = await_only((async_creator_fn or _open)(*args, **arguments))
         if not isinstance(opened, PipelinedConnection):
             raise ConfigurationError(
                 f"async_creator gave a {type(opened).__name__}; postgresql+steadypool:// needs a "
                 "steadypool.pipeline.PipelinedConnection"
             )
         return Connection(self, opened, surroundings or AdapterContext())
+
+
+async def _open(*args: Any, **arguments: Any) -> PipelinedConnection:
+    arguments["autocommit"] = True  # transactions are the adapted connection's to begin
+    return PipelinedConnection(await psycopg.AsyncConnection.connect(*args, **arguments))
