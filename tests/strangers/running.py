@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -74,7 +76,10 @@ def run(suite: Suite, variant: Variant, python: Path, folder: Path, only: Sequen
         names = _prepare_database(suite, variant, server)
         command = pytest_command(suite, python, names, only)
         environ = _environ(suite, variant, names, results)
-        status = _run_to_end(command, folder, environ, stem.with_suffix(".log"), suite.seconds)
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix="run-") as scratch:
+            # A suite may write into the folder that it runs in, and another run of it goes on beside this one.
+            copy = shutil.copytree(folder, Path(scratch) / folder.name)
+            status = _run_to_end(command, copy, environ, stem.with_suffix(".log"), suite.seconds)
     finally:
         server.blocking.close()
     read = read_results(results, status)
