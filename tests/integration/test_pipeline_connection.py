@@ -663,7 +663,7 @@ async def test_whatever_raises_while_a_connection_ends_every_statement_is_settle
 async def test_an_answer_that_cannot_be_taken_ends_the_connection_and_settles_what_is_on_it(
     connection: PipelinedConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steadypool.pipeline.in_flight.Flight.take", _fail)
+    monkeypatch.setattr("steadypool.pipeline.in_flight.InFlightBatch.take", _fail)
     futures = [connection.send(Batch([Statement(f"select {n}")])) for n in range(2)]
     for end in await settled(*futures):
         assert isinstance(end, ConnectionClosed)

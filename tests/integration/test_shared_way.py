@@ -18,7 +18,8 @@ from steadypool.connect.dsn import parse_url
 from steadypool.connect.psycopg import open_psycopg
 from steadypool.deadline import TimeLimit
 from steadypool.events import AcquireFailed, ConnectionLost, StatementFinished, StatementsFinished
-from steadypool.multiplex import Multiplexer, MultiplexOptions
+from steadypool.multiplex.multiplexer import Multiplexer
+from steadypool.multiplex.options import MultiplexOptions
 from steadypool.pipeline import Batch, PipelinedConnection, Result
 from steadypool.pool import Pool
 from steadypool.pool.lease import EntryState, PoolOptions

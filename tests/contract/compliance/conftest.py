@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql.base import PGDialect  # noqa: E402
 from sqlalchemy.testing.plugin.pytestplugin import *  # noqa: E402, F403
 
 from steadypool.sqlalchemy import SteadyPool  # noqa: E402
-from steadypool.sqlalchemy.dialects import BoundedDialect  # noqa: E402
+from steadypool.sqlalchemy.dialects.base import BoundedDialect  # noqa: E402
 
 # The suite looks for the ways to set up a database next to the dialect; for Postgres SQLAlchemy has them.
 BoundedDialect.load_provisioning = classmethod(lambda cls: PGDialect.load_provisioning())  # type: ignore[attr-defined]

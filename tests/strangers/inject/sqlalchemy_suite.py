@@ -48,7 +48,7 @@ def pytest_sessionstart() -> None:
         return
     from sqlalchemy.testing import exclusions
 
-    from steadypool.sqlalchemy.dialects import BoundedDialect
+    from steadypool.sqlalchemy.dialects.base import BoundedDialect
 
     # The suite looks for the ways to set up a database next to the dialect; for Postgres SQLAlchemy has them.
     BoundedDialect.load_provisioning = classmethod(lambda cls: PGDialect.load_provisioning())  # type: ignore[attr-defined]

@@ -47,7 +47,7 @@ from steadypool.telemetry.defaults import DefaultInstrumentation
 from steadypool.telemetry.source import ListenerInfo, Source
 
 if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
-    from steadypool.multiplex import MultiplexStats
+    from steadypool.multiplex.options import MultiplexStats
 
 
 CLOSE_ELSEWHERE = 10.0

@@ -22,7 +22,8 @@ from steadypool.sqlalchemy.compiler import Compiled, Compiler
 from steadypool.sqlalchemy.pool import SteadyPool
 
 if TYPE_CHECKING:  # what a driver without pipelines does not have to be able to import
-    from steadypool.multiplex import Multiplexer, MultiplexStats
+    from steadypool.multiplex.multiplexer import Multiplexer
+    from steadypool.multiplex.options import MultiplexStats
 
 Ran = TypeVar("Ran", Sequence[Row], str)
 """What a statement gives: rows or its command tag."""
@@ -200,8 +201,8 @@ class Sharing:
         """The way itself; None over drivers that have none, or where it is turned off."""
         pool = self.pool
         if self._way is None and pool.dialect.driver == "steadypool" and self.settings.shared_connections:
-            from steadypool.multiplex import Multiplexer, MultiplexOptions
-            from steadypool.multiplex.options import RESET_LIMITS
+            from steadypool.multiplex.multiplexer import Multiplexer
+            from steadypool.multiplex.options import RESET_LIMITS, MultiplexOptions
 
             s, resets = self.settings, pool.session_reset
             posts_reset = resets is not None and resets.can_post(pool)

@@ -1,10 +1,6 @@
-"""The shared way: statements of many callers travel together over one or two connections.
+"""Statement multiplexing: statements of many callers travel together over one or two connections.
 
-Nobody holds a connection there. `way` decides what goes where, `seat` is one connection while it is shared, `call`
-one statement of one caller, `pace` knows which statements are slow, `naming` names what went wrong.
+No caller holds a connection there. `multiplexer` decides what goes where, `connection` is one connection while it is
+shared, `request` one statement of one caller, `statement_stats` knows which statements are slow, `failures` names what
+went wrong, and `eligibility` which texts are refused. Nothing is re-exported: `eligibility` works without psycopg.
 """
-
-from steadypool.multiplex.multiplexer import Multiplexer
-from steadypool.multiplex.options import MultiplexOptions, MultiplexStats
-
-__all__ = ["MultiplexOptions", "MultiplexStats", "Multiplexer"]
