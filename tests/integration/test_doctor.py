@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -310,7 +311,8 @@ async def test_a_role_without_rights_is_told_what_it_cannot_see(plain_url: str, 
 async def test_instrumentation_is_tried_out_with_each_driver(plain_url: str, form: str) -> None:
     results = await look(plain_url.replace("://", f"+{form}://"), "instrumentation")
     (said,) = [result.finding.evidence for result in results if "tried out" in result.finding.evidence]
-    assert "gave 2 spans and 4 metrics" in said
+    # A wait for the connection is a span of its own where it took long.
+    assert re.search(r"gave [23] spans and 4 metrics", said), said
 
 
 async def test_a_check_that_needs_to_know_of_the_pooler_finds_out_itself(database_url: str) -> None:

@@ -28,7 +28,7 @@ class TCPServer:
         >>> async def hang_up(visitor: socket.socket) -> None:
         ...     visitor.close()
         >>> async def main() -> None:
-        ...     door = Doorway(hang_up)
+        ...     door = TCPServer(hang_up)
         ...     door.open()
         ...     await door.close()
     """

@@ -50,7 +50,7 @@ class Alerts:
         >>> seen = []
         >>> alerts = Alerts("main", Limits(after=2.0), seen.append)
         >>> for second in range(3):
-        ...     alerts.check(float(second), Row(second, {"statement_timeouts": 1}), None)
+        ...     alerts.check(float(second), RecordedSecond(second, {"statement_timeouts": 1}), None)
         >>> [(event.name, event.runbook) for event in seen]
         [('statement_timeouts', 'statement-timeouts')]
     """

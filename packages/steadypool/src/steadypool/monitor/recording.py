@@ -146,7 +146,8 @@ def merged(rows: Iterable[RecordedSecond], at: int) -> RecordedSecond:
     """Many rows as one, beginning at `at`: sums of what is counted, the most of what is measured (of `idle` the least).
 
     Example:
-        >>> merged([Row(0, {"acquired": 2, "waiting": 1}), Row(1, {"acquired": 3, "waiting": 7})], 0)["acquired"]
+        >>> seconds = [RecordedSecond(0, {"acquired": 2}), RecordedSecond(1, {"acquired": 3})]
+        >>> merged(seconds, 0)["acquired"]
         5.0
     """
     rows = tuple(rows)

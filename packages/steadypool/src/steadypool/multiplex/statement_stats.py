@@ -46,7 +46,7 @@ class StatementStatsTable:
     """Of all statements that were seen of late, by their text.
 
     Example:
-        >>> paces = Paces()
+        >>> paces = StatementStatsTable()
         >>> paces.of("select 1").ran(slow=True)
         >>> paces.of("select 1").is_slow
         True

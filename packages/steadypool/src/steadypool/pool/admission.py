@@ -36,7 +36,7 @@ class WaitEstimator:
         enough: uses that must be known before anything is said.
 
     Example:
-        >>> forecast = Forecast()
+        >>> forecast = WaitEstimator()
         >>> for _ in range(64):
         ...     forecast.held(0.1)
         >>> forecast.expected(ahead=29, places=3)

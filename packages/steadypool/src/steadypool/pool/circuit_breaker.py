@@ -44,7 +44,7 @@ class CircuitBreaker:
         enabled: False lets `max_connecting` attempts go out at all times; only the pauses after a failure remain.
 
     Example:
-        >>> breaker = Breaker(max_connecting=4)
+        >>> breaker = CircuitBreaker(max_connecting=4)
         >>> breaker.allowance(now=0.0, opening=0, live=0)
         1
         >>> breaker.allowance(now=0.0, opening=1, live=3)

@@ -13,7 +13,7 @@ class CardinalityLimit:
     """Lets the first `LIMIT` values of each attribute through; what comes later is `other`.
 
     Example:
-        >>> bounded = Bounded(limit=1)
+        >>> bounded = CardinalityLimit(limit=1)
         >>> bounded("name", "a"), bounded("name", "b"), bounded("name", "a")
         ('a', 'other', 'a')
     """
