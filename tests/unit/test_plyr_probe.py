@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,10 @@ def write(tmp_path: Path) -> Callable[[bytes], Path]:
 
 def children() -> set[int]:
     """The processes that this one has started and not taken leave of."""
-    found = (Path(f"/proc/self/task/{task}/children").read_text() for task in os.listdir("/proc/self/task"))
+    found: list[str] = []
+    for task in os.listdir("/proc/self/task"):
+        with suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            found.append(Path(f"/proc/self/task/{task}/children").read_text())
     return {int(pid) for line in found for pid in line.split()}
 
 
