@@ -94,7 +94,7 @@ class Load:
     """Workers that use a database, and how it went.
 
     Attributes:
-        troubles: how many faults have begun; nobody is to be blamed for a lock that outlives one.
+        troubles: how many faults have begun; a lock that outlives one is no broken promise.
         troubled: whether one is going on.
         broken: promises, by name, and how often they were broken.
     """
@@ -113,7 +113,7 @@ class Load:
 
     @asynccontextmanager
     async def at_rest(self) -> AsyncGenerator[None]:
-        """Nobody uses anything until the block ends."""
+        """Keep all workers from using the database until the block ends."""
         self._goes_on.clear()
         if self._busy:
             await self._rests.wait()

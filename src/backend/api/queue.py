@@ -47,7 +47,7 @@ _VALUE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|([\[{,])', re.DOTALL)
 """What begins another value in JSON, as its group; strings are skipped."""
 VALUES_PER_TRACK, VALUES_BESIDE = 4, 1_000
 """JSON values that a queue may hold, for each track that it may name and beside them. A value of two bytes takes a
-hundred times as long to read as two bytes of a string do, and it is read before anybody has signed in."""
+hundred times as long to read as two bytes of a string do, and it is read before the caller has signed in."""
 
 
 class QueueUpdate(BaseModel):

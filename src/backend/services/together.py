@@ -1,4 +1,4 @@
-"""Work that several want at the same time is done once."""
+"""Work that several callers want at the same time is done once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class Together(Generic[Value]):
-    """Whoever asks for a key while it is being worked on gets the same result.
+    """Gives all callers that ask for a key while it is being worked on the same result.
 
     Example:
         >>> text = await together(("did:plc:xyz", 7), lambda: write_text(queue))
@@ -21,7 +21,7 @@ class Together(Generic[Value]):
         self._tasks: dict[Hashable, asyncio.Task[Value]] = {}
 
     async def __call__(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, Value]]) -> Value:
-        """Wait for the work on this key, and begin it if nobody has; who stops waiting does not stop it.
+        """Wait for the work on this key, and begin it if it is not under way; a cancelled caller does not stop it.
 
         Args:
             key: what the result depends on.
@@ -32,9 +32,9 @@ class Together(Generic[Value]):
             task = asyncio.get_running_loop().create_task(work(), context=contextvars.Context())
             self._tasks[key] = task
             task.add_done_callback(lambda done: self._end(key, done))
-        return await asyncio.shield(task)
+        return await asyncio.shield(task)  # the other callers still wait for it
 
     def _end(self, key: Hashable, task: asyncio.Task[Value]) -> None:
         del self._tasks[key]
         if not task.cancelled():
-            task.exception()  # somebody may have waited for it, and need not
+            task.exception()  # retrieved: all callers may have been cancelled

@@ -17,7 +17,7 @@ run, and what the pool looked like at that moment.
 | `ConnectionLost` | | the connection died while in use | 503 |
 | `CommitUnknown` | `ConnectionLost` | it died between COMMIT and its answer | 503 |
 | `TransactionRolledBack` | | COMMIT was answered by ROLLBACK | 500 |
-| `NotMultiplexable` | | a statement that strangers on the same connection would feel | 500 |
+| `NotMultiplexable` | | a statement that would change a connection which others share | 500 |
 | `ResultTooLarge` | | more than a shared connection carries | 500 |
 | `InvalidText` | `ValueError` | a text that cannot be sent: a NUL, or a character that the encoding lacks | 500 |
 | `HeartbeatMissed` | `ConnectionLost` | the listening connection gave no answer | |
@@ -301,7 +301,7 @@ class TransactionRolledBack(SteadypoolError):
 
 
 class NotMultiplexable(SteadypoolError):
-    """A statement that does not belong on a shared connection: what it leaves behind would reach strangers.
+    """A statement that does not belong on a shared connection: what it leaves behind would reach other callers.
 
     It was not sent, unless `maybe_executed` says so: then it was found out by what it did, and was undone with the
     connection, as far as it was not committed.

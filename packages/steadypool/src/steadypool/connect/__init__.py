@@ -4,20 +4,20 @@
 | --- | --- |
 | `dsn` | a URL, taken apart |
 | `options` | each option of libpq, and what becomes of it with each driver |
-| `guards` | what a session and its socket are told, so that nothing outlives its use |
-| `names` | names become addresses off the event loop; the last good answer is kept |
-| `network` | which address worked last, and which ones are in doubt |
-| `race` | all addresses of all hosts at once, at the level of TCP; one winner |
+| `session_settings` | what a session and its socket are told, so that nothing outlives its use |
+| `resolver` | names become addresses off the event loop; the last good answer is kept |
+| `addresses` | which address worked last, and which ones are in doubt |
+| `happy_eyeballs` | all addresses of all hosts at once, at the level of TCP; one winner |
 | `sockets` | plain sockets on the event loop |
 | `attempt` | one attempt's end of time, whom it lets log in, and what each address said |
-| `outcome` | what a failure means |
+| `failure` | what a failure means |
 | `log_in` | what a server may say until it lets one in |
 | `inspection`, `screen` | where that is looked at: before libpq reads it, before asyncpg hears it |
-| `libpq` | what libpq's failures mean, whatever its language; needs psycopg |
-| `asyncpg_driver`, `psycopg_driver` | opening one connection; each needs its driver |
+| `libpq_errors` | what libpq's failures mean, whatever its language; needs psycopg |
+| `asyncpg`, `psycopg` | opening one connection; each needs its driver |
 | `channel_binding` | the proof that asyncpg cannot give |
 | `psycopg_connection` | a psycopg connection that can be let go of at once; needs psycopg |
-| `leaving` | aborting, and learning when the server has let go |
+| `abort` | aborting, and learning when the server has let go |
 """
 
 from steadypool.connect.abort import CloseWaiter, abort_asyncpg, abort_psycopg, take_farewell

@@ -45,7 +45,7 @@ class Inspection:
         """Wait until libpq may read. What it must not see it does not get to read.
 
         Raises:
-            outcome.ClientRefused: the server asks for too many rounds of SCRAM's hash.
+            failure.ClientRefused: the server asks for too many rounds of SCRAM's hash.
             log_in.NotPostgres: this is no log-in.
         """
         pgconn = self._pgconn
@@ -81,7 +81,7 @@ class Inspection:
 
 
 def _is_wrapped(pgconn: Any) -> bool:
-    """Whether GSSAPI encrypts: then the server has proven itself, and nobody but libpq can read what it says."""
+    """Whether GSSAPI encrypts: then the server has proven itself, and only libpq can read what it says."""
     return _gss_in_use is not None and bool(_gss_in_use(pgconn.pgconn_ptr))
 
 

@@ -47,7 +47,7 @@ def examine(said: bytes) -> Seen:
         said: its messages; the first one from its beginning.
 
     Raises:
-        outcome.ClientRefused: it asks for more than MOST_ROUNDS rounds of SCRAM's hash.
+        failure.ClientRefused: it asks for more than MOST_ROUNDS rounds of SCRAM's hash.
         NotPostgres: this is no log-in.
 
     Example:

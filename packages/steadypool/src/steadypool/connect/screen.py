@@ -12,7 +12,7 @@ from steadypool.connect.log_in import NotPostgres, examine
 
 
 def screen(transport: Any, refuse: Callable[[Exception], None]) -> None:
-    """Let asyncpg's protocol hear of a log-in only what it can bear; of anything else `refuse` is told, once.
+    """Let asyncpg's protocol hear of a log-in only what it can bear; anything else goes to `refuse`, once.
 
     Args:
         transport: open; nothing has been read over it. With another protocol than asyncpg's nothing is done.

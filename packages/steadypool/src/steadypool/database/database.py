@@ -1,6 +1,6 @@
 """`Database`: the one place that sees all parts.
 
-Three ways to run SQL are here: `fetch` and its kin for single statements (`sharing`), `session()` for SQLAlchemy's
+Three ways to run SQL are here: `fetch` and its kin for single statements (`statements`), `session()` for SQLAlchemy's
 AsyncSession, and `connection()` for a connection of one's own with the server's placeholders.
 """
 
@@ -400,7 +400,7 @@ class Database(Sharing, Notifying):
         attempts: int = ATTEMPTS,
         idempotent: bool = False,
     ) -> Result:
-        """Do `work` in a transaction and commit it; repeat all of it after 40001 and 40P01 (see `retries`).
+        """Do `work` in a transaction and commit it; repeat all of it after 40001 and 40P01 (see `retry`).
 
         Args:
             work: gets a session, does not commit, and may be called more than once.

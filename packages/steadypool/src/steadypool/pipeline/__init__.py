@@ -1,7 +1,7 @@
 """One libpq connection in pipeline mode, driven by the event loop: what is sent need not wait for what was sent before.
 
-`connection` is the connection, `segment` what travels over it, `flight` a segment on its way, `statements` what the
-connection knows about statements that it has seen, `library` libpq itself.
+`connection` is the connection, `batch` what travels over it, `in_flight` a batch on its way, `statement_cache` what the
+connection knows about statements that it has seen, `libpq` the library itself.
 """
 
 from steadypool.pipeline.batch import (

@@ -4,7 +4,7 @@ The rules, and where they bind:
 
 - Everything here runs on one event loop and nothing between two awaits can be interrupted. All changes of state
   happen in plain functions; each ends in `_serve`, the one place where callers and connections meet.
-- Opening, proving, cleaning and closing are done by tasks that the pool owns (`lifecycle`), never by a caller's
+- Opening, proving, cleaning and closing are done by tasks that the pool owns (`connector`), never by a caller's
   task. So a cancelled caller can leave at once, and what it began goes to whoever is next.
 - `release` never awaits: there is no moment at which giving back could be cancelled.
 """
@@ -105,7 +105,7 @@ class Pool(Operating[T]):
             workload: the class of work, for its ceiling and for statistics.
             timeout: seconds to wait while all connections are in use; `PoolOptions.pool_timeout` by default.
                 A `deadline()` that ends earlier wins.
-            places: where in the program this is asked for (`whereabouts`), for the report of a leak.
+            places: where in the program this is asked for (`_callsite`), for the report of a leak.
             for_others: whoever asks tells of each caller who goes without (`AcquireFailed`), so the pool does not.
 
         Raises:

@@ -211,7 +211,7 @@ def is_final(failure: BaseException) -> bool:
 
 
 def not_for_sharing(sql: str, why: str) -> errors.NotMultiplexable:
-    """The error for a statement that `sharable` refuses; it was not sent."""
+    """The error for a statement that `multiplex.eligibility` refuses; it was not sent."""
     return errors.NotMultiplexable(
         f"refused on the shared way: {why}. Use db.session() or db.connection() for: {fingerprint(sql)}",
         Report(phase=Phase.WAITING),

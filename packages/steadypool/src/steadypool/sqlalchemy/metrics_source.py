@@ -28,7 +28,7 @@ def source_of(
         engine: made by `steadypool.sqlalchemy.create_async_engine`.
         loop_lag: seconds by which the event loop is late.
         listener: what there is to know of the listener.
-        collateral: statements that failed on a shared connection because of somebody else's.
+        collateral: statements that failed on a shared connection because of another caller's.
         also_waiting: callers who wait, and the pool does not know of them.
 
     Raises:

@@ -153,7 +153,7 @@ COLLATERAL = Metric(
     "steadypool.multiplex.collateral",
     Kind.COUNTER,
     "{statement}",
-    "Statements that failed on a shared connection because of somebody else's.",
+    "Statements that failed on a shared connection because of another caller's.",
 )
 GAPS = Metric(
     "steadypool.listener.gaps", Kind.COUNTER, "{gap}", "Times that notifications may have been missed."

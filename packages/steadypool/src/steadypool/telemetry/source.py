@@ -44,4 +44,4 @@ class Source:
     """By how many seconds the event loop is late."""
     listener: Callable[[], ListenerInfo | None] | None = None
     collateral: Callable[[], int] | None = None
-    """Statements that failed on a shared connection because of somebody else's, so far."""
+    """Statements that failed on a shared connection because of another caller's, so far."""

@@ -1,4 +1,4 @@
-"""SQLAlchemy's own asyncpg and psycopg dialects with the bounds of `guarded`."""
+"""SQLAlchemy's own asyncpg and psycopg dialects with the bounds of `base`."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ with the first statement; ROLLBACK is not waited for where everything had succee
 
 | module | what it is |
 | --- | --- |
-| `postgresql` | the dialect |
+| `dialect` | the dialect |
 | `dbapi` | what SQLAlchemy takes for the driver's module |
 | `connection` | SQLAlchemy's view of one connection: transactions |
 | `cursor` | statements and their rows |
